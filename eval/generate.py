@@ -1,0 +1,268 @@
+"""Let policies answer the test prompts: one file of responses a policy, with lengths and KL to the reference.
+
+    python eval/generate.py --policy sft=output/tiny/sft gapo_p1=output/tiny/policies/gapo_p1 \
+        --reference_model output/tiny/sft --data output/tiny/data/prompts_test.jsonl \
+        --output_dir output/tiny/eval
+
+Several policies share one process: importing and loading take longer than generating with a small model.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from eval.runs import read_json_lines
+from step3_gapo.ppo import log_probs_of, response_mask
+from utils.arguments import Parser, add_data_arguments, named_value, positive_float, positive_int
+from utils.data import load_prompts
+from utils.data.batching import left_pad
+from utils.data.encoding import Encoded, fit_lengths
+from utils.distributed import device, seed_everything
+from utils.errors import UserError, run_main
+from utils.metrics import Progress
+from utils.models import (
+    DTYPES,
+    is_score_model,
+    load_causal_lm,
+    load_config,
+    load_tokenizer,
+    position_ids_from_mask,
+)
+from utils.output import check_writable, write_text
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Responses to a batch of prompts.
+
+    Attributes:
+        ids, attention_mask: [batch, prompt + response] int64, prompts left-padded.
+        mask: [batch, response] float32, 1 up to and including the first EOS.
+    """
+
+    ids: torch.Tensor
+    attention_mask: torch.Tensor
+    mask: torch.Tensor
+
+    @property
+    def responses(self) -> torch.Tensor:
+        """[batch, response] sampled tokens."""
+        return self.ids[:, -self.mask.shape[1] :]
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """[batch] tokens of each response, EOS included."""
+        return self.mask.sum(dim=-1).long()
+
+
+def parse_args() -> argparse.Namespace:
+    parser = Parser(description="Generate the responses of policies to test prompts")
+    parser.add_argument(
+        "--policy",
+        type=named_value,
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="NAME=PATH",
+        help="run name and model folder; several after one flag, or the flag several times",
+    )
+    parser.add_argument(
+        "--reference_model", required=True, metavar="PATH", help="policy that the KL is measured from"
+    )
+    add_data_arguments(parser, "test prompts")
+    parser.add_argument(
+        "--output_dir", required=True, help="responses go to <output_dir>/responses/<run>.jsonl"
+    )
+    parser.add_argument("--temperature", type=positive_float, default=1.0, help="sampling temperature")
+    parser.add_argument(
+        "--max_prompt_length", type=positive_int, help="tokens (default: what the model has room for)"
+    )
+    parser.add_argument("--max_new_tokens", type=positive_int, default=256, help="tokens of a response")
+    parser.add_argument("--batch_size", type=positive_int, default=64, help="prompts at once")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="precision of the models")
+    parser.add_argument("--seed", type=int, default=42, help="every policy starts from this seed")
+    parser.add_argument("--overwrite", action="store_true", help="generate again what is already there")
+    return parser.parse_args()
+
+
+def check_policies(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Everything about the policies that can be wrong, before a model is loaded.
+
+    Raises:
+        UserError: names the policy that is given twice, cannot be a file name, is no language model or has
+            another tokenizer than the reference.
+    """
+    names = [name for name, _ in args.policy]
+    for name, path in args.policy:
+        flag = f"--policy {name}={path}"
+        if names.count(name) > 1:
+            raise UserError(f"--policy {name}: given twice")
+        if "/" in name or name.startswith("."):
+            raise UserError(f"--policy {name}: a run name is also a file name")
+        if is_score_model(load_config(path, f"--policy {name}")):
+            raise UserError(f"{flag}: this is a score model, not a language model")
+        own = load_tokenizer(path, f"--policy {name}")
+        if own.get_vocab() != tokenizer.get_vocab() or own.chat_template != tokenizer.chat_template:
+            raise UserError(f"{flag}: its tokenizer is not that of --reference_model {args.reference_model}")
+
+
+def load_test_prompts(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+    """The prompts as every policy sees them, those that leave room for a response."""
+    room = getattr(load_config(args.reference_model, "--reference_model"), "max_position_embeddings", None)
+    max_prompt_length = args.max_prompt_length
+    if room is not None and max_prompt_length is None:
+        max_prompt_length = room - args.max_new_tokens
+    if room is not None and not 1 <= max_prompt_length <= room - args.max_new_tokens:
+        flags = f"--max_prompt_length {args.max_prompt_length} and " if args.max_prompt_length else ""
+        raise UserError(
+            f"{flags}--max_new_tokens {args.max_new_tokens}: the model has room for {room} tokens in all"
+        )
+    prompts, summary = load_prompts(args.data, args.seed)
+    encoded = fit_lengths(tokenizer, prompts, summary, args.overlong, max_prompt_length)
+    for line in summary.lines():
+        print(line, flush=True)
+    return encoded
+
+
+def is_current(path: Path, policy: str, prompts: list[Encoded]) -> bool:
+    """Whether `path` holds responses to exactly these prompts, written after the policy was."""
+    if not path.is_file():
+        return False
+    weights = [file.stat().st_mtime for file in Path(policy).glob("*.safetensors")]
+    if weights and path.stat().st_mtime < max(weights):
+        return False
+    answered = [row.get("messages") for row in read_json_lines(path)]
+    return answered == [prompt.record.messages for prompt in prompts]
+
+
+@torch.no_grad()
+def sample_responses(
+    model: PreTrainedModel,
+    prompts: list[Encoded],
+    tokenizer: PreTrainedTokenizerBase,
+    args: argparse.Namespace,
+) -> Sampled:
+    """Plain sampling at the temperature: no filter, so that the KL is of the distribution sampled from."""
+    ids, attention_mask = (
+        t.to(device()) for t in left_pad([p.prompt for p in prompts], tokenizer.pad_token_id)
+    )
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=args.temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=args.max_new_tokens,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    sequences = model.generate(input_ids=ids, attention_mask=attention_mask, use_cache=True)
+    mask = response_mask(sequences[:, ids.shape[1] :], tokenizer.eos_token_id)
+    return Sampled(sequences, torch.cat([attention_mask, mask.long()], dim=1), mask)
+
+
+@torch.no_grad()
+def response_log_probs(model: PreTrainedModel, sampled: Sampled, temperature: float) -> torch.Tensor:
+    """Log-probabilities of the sampled tokens at the sampling temperature; [batch, response] float32."""
+    length = sampled.mask.shape[1]
+    logits = model(
+        input_ids=sampled.ids,
+        attention_mask=sampled.attention_mask,
+        position_ids=position_ids_from_mask(sampled.attention_mask),
+        use_cache=False,
+        logits_to_keep=length + 1,
+    ).logits[:, -length - 1 : -1]
+    return log_probs_of(logits, sampled.responses, temperature)
+
+
+def describe(
+    prompts: list[Encoded], sampled: Sampled, kl: torch.Tensor, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[dict[str, Any]]:
+    """The lines of the responses file; `kl` is [batch]."""
+    for prompt, ids, length, row_kl in zip(
+        prompts, sampled.responses.tolist(), sampled.lengths.tolist(), kl.tolist(), strict=True
+    ):
+        yield {
+            "prompt": prompt.record.messages[-1]["content"],
+            "messages": prompt.record.messages,
+            "source": prompt.record.source,
+            "response": tokenizer.decode(ids[:length], skip_special_tokens=True),
+            "length": length,
+            "finished": ids[length - 1] == tokenizer.eos_token_id,
+            "kl": row_kl,
+        }
+
+
+def answer_prompts(
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    prompts: list[Encoded],
+    tokenizer: PreTrainedTokenizerBase,
+    args: argparse.Namespace,
+) -> Iterator[dict[int, dict[str, Any]]]:
+    """Batch after batch, {index of the prompt: its line}; prompts of like length go together."""
+    seed_everything(args.seed)
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].prompt))
+    for start in range(0, len(order), args.batch_size):
+        indices = order[start : start + args.batch_size]
+        batch = [prompts[index] for index in indices]
+        sampled = sample_responses(policy, batch, tokenizer, args)
+        ratio = response_log_probs(policy, sampled, args.temperature)
+        ratio -= response_log_probs(reference, sampled, args.temperature)
+        yield dict(
+            zip(indices, describe(batch, sampled, (ratio * sampled.mask).sum(dim=-1), tokenizer), strict=True)
+        )
+
+
+def generate_all(
+    todo: list[tuple[str, str, Path]],
+    prompts: list[Encoded],
+    tokenizer: PreTrainedTokenizerBase,
+    args: argparse.Namespace,
+) -> None:
+    """Write the responses of every (name, policy, file)."""
+    dtype = DTYPES[args.dtype]
+    reference = load_causal_lm(args.reference_model, "--reference_model", dtype).to(device()).eval()
+    batches = -(-len(prompts) // args.batch_size)
+    total = batches * len(todo)
+    progress = Progress(total, "generate", every=max(1, total // 20))
+    for number, (name, path, file) in enumerate(todo):
+        policy = load_causal_lm(path, f"--policy {name}", dtype).to(device()).eval()
+        rows: dict[int, dict[str, Any]] = {}
+        for batch, lines in enumerate(answer_prompts(policy, reference, prompts, tokenizer, args), start=1):
+            rows |= lines
+            progress.update(number * batches + batch)
+        ordered = [rows[index] for index in range(len(prompts))]
+        write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ordered))
+        kl, length = (sum(row[key] for row in ordered) / len(ordered) for key in ("kl", "length"))
+        print(f"{name}: {len(ordered)} responses · KL {kl:.2f} · length {length:.1f} · {file}", flush=True)
+
+
+def main() -> None:
+    args = parse_args()
+    folder = check_writable(args.output_dir) / "responses"
+    tokenizer = load_tokenizer(args.reference_model, "--reference_model")
+    check_policies(args, tokenizer)
+    prompts = load_test_prompts(args, tokenizer)
+    todo = []
+    for name, path in args.policy:
+        file = folder / f"{name}.jsonl"
+        if not args.overwrite and is_current(file, path, prompts):
+            print(f"{name}: {file} is complete, skipped (--overwrite generates it again)", flush=True)
+        else:
+            todo.append((name, path, file))
+    if todo:
+        generate_all(todo, prompts, tokenizer, args)
+
+
+if __name__ == "__main__":
+    run_main(main)

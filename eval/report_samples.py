@@ -1,0 +1,117 @@
+"""Which test prompts to show side by side: those where the policies differ most, of every labelled kind."""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.runs import Run, read_json_lines
+
+KINDS = {True: "risky", False: "benign", None: ""}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One policy's response to the prompt; `scores` has a line an objective."""
+
+    run: Run
+    row: dict[str, Any]
+    scores: list["Score"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """`best` marks the highest model score among the policies on this prompt."""
+
+    objective: str
+    value: float
+    gold: float | None
+    best: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt with every policy's answer. `kind` is 'risky', 'benign' or '' without labels."""
+
+    prompt: str
+    source: str
+    kind: str
+    earlier_turns: list[dict[str, str]]
+    answers: list[Answer]
+
+
+def read_labels(path: Path | None) -> dict[str, dict[str, Any]]:
+    """{prompt: its row} of a file of labelled prompts; 'risky' and 'category' are used where present."""
+    if path is None or not path.is_file():
+        return {}
+    return {row["prompt"]: row for row in read_json_lines(path) if "prompt" in row}
+
+
+def shared_rows(runs: list[Run]) -> list[list[dict[str, Any]]]:
+    """Prompts that every run answered: a list of rows (one a run) for each, in the order of the first run."""
+    by_source = [{row["source"]: row for row in run.evaluation["rows"]} for run in runs]
+    return [
+        [rows[source] for rows in by_source]
+        for source in by_source[0]
+        if all(source in rows for rows in by_source)
+    ]
+
+
+def spreads(rows: list[list[dict[str, Any]]]) -> np.ndarray:
+    """How much the policies differ on each prompt [n]: std over runs relative to the std over all, summed."""
+    names = [name for name in rows[0][0]["scores"] if all(name in row["scores"] for row in rows[0])]
+    scores = np.array(
+        [[[row["scores"][name] for name in names] for row in answers] for answers in rows]
+    )  # [n, r, m]
+    overall = scores.std(axis=(0, 1))
+    return (scores.std(axis=1) / np.where(overall > 0, overall, 1.0)).sum(axis=-1)
+
+
+def choose_prompts(
+    rows: list[list[dict[str, Any]]], labels: dict[str, dict[str, Any]], count: int
+) -> list[int]:
+    """Indices of `count` prompts: widest spread first, risky and benign in turn, every category before any twice.
+
+    Deterministic: ties go to the earlier prompt.
+    """
+    order = np.argsort(-spreads(rows).round(9), kind="stable").tolist()
+    by_kind: dict[bool | None, dict[Any, list[int]]] = {}
+    for index in order:
+        label = labels.get(rows[index][0]["prompt"], {})
+        categories = by_kind.setdefault(label.get("risky"), {})
+        categories.setdefault(label.get("category"), []).append(index)
+    queues = []
+    for kind in sorted(by_kind, key=lambda kind: (kind is None, not kind)):
+        rounds = itertools.zip_longest(*by_kind[kind].values())
+        queues.append([index for one_round in rounds for index in one_round if index is not None])
+    chosen = [index for turn in itertools.zip_longest(*queues) for index in turn if index is not None][:count]
+    return sorted(
+        chosen,
+        key=lambda index: (not labels.get(rows[index][0]["prompt"], {}).get("risky"), order.index(index)),
+    )
+
+
+def build_sample(runs: list[Run], rows: list[dict[str, Any]], kind: str) -> Sample:
+    best = {
+        name: max(row["scores"][name] for row in rows if name in row["scores"])
+        for name in dict.fromkeys(name for row in rows for name in row["scores"])
+    }
+    answers = []
+    for run, row in zip(runs, rows, strict=True):
+        gold = row.get("gold") or {}
+        scores = [
+            Score(name, value, gold.get(name), value == best[name]) for name, value in row["scores"].items()
+        ]
+        answers.append(Answer(run, row, scores))
+    return Sample(rows[0]["prompt"], rows[0]["source"], kind, rows[0].get("messages", [])[:-1], answers)
+
+
+def choose_samples(runs: list[Run], labels: dict[str, dict[str, Any]], count: int) -> list[Sample]:
+    """Up to `count` prompts with all policies' answers; empty when the runs share no prompt."""
+    rows = shared_rows(runs)
+    if not rows:
+        return []
+    kinds = [KINDS[labels.get(answers[0]["prompt"], {}).get("risky")] for answers in rows]
+    return [build_sample(runs, rows[index], kinds[index]) for index in choose_prompts(rows, labels, count)]

@@ -1,0 +1,223 @@
+"""What the report knows about a run: its name taken apart, its place among the others, its files.
+
+Run names carry the structure of an experiment: `p_gapo_0.2@imbalanced#3` is P-GAPO with weight 0.2 on the
+first objective, under the imbalanced condition, with seed 3. Tables, plots and pages all read it from here.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+
+FAMILY_LABELS = {
+    "sft": "SFT",
+    "ppo": "PPO",
+    "safe_rlhf": "Safe RLHF",
+    "fast_rl": "Fast RL",
+    "mgda": "MGDA",
+    "gapo": "GAPO",
+    "p_gapo": "P-GAPO",
+    "morlhf": "MORLHF",
+    "rewarded_soup": "Rewarded Soup",
+}
+FRONT_FAMILIES = ("p_gapo", "morlhf", "rewarded_soup")
+SINGLE_RUNS = ("safe_rlhf", "fast_rl", "morlhf_0.5", "mgda", "gapo_p1", "gapo_p2")
+
+_NAME = re.compile(r"(?P<base>[^@#]+)(@(?P<condition>[^#]+))?(#(?P<seed>.+))?")
+_WEIGHTED = re.compile(rf"(?P<family>{'|'.join(FRONT_FAMILIES)})_(?P<weight>\d*\.?\d+)")
+
+
+@dataclass(frozen=True)
+class RunName:
+    """`base[@condition][#seed]`; `weight`, of families that trace a front, is that of the first objective."""
+
+    text: str
+    base: str
+    family: str
+    weight: float | None
+    condition: str
+    seed: str
+
+    @property
+    def variant(self) -> str:
+        """The suffix that sets this run apart from others with the same base name, e.g. 'imbalanced #3'."""
+        return " ".join(filter(None, (self.condition, self.seed and f"#{self.seed}")))
+
+    @property
+    def label(self) -> str:
+        """What tables and plots call the run: 'GAPO p=1', 'PPO helpfulness', 'MORLHF 0.5 (imbalanced)'."""
+        rest = self.base[len(self.family) :].strip("_").replace("_", " ")
+        rest = re.sub(r"^p(?=[\d.]+$)", "p=", rest)
+        label = f"{FAMILY_LABELS.get(self.family, self.family)} {rest}".strip()
+        return f"{label} ({self.variant})" if self.variant else label
+
+
+def parse_run_name(text: str) -> RunName:
+    """Take a run name apart; a name of no known family is its own family."""
+    match = _NAME.fullmatch(text)
+    parts = match.groupdict(default="") if match else {"base": text, "condition": "", "seed": ""}
+    base = parts["base"]
+    weighted = _WEIGHTED.fullmatch(base)
+    if weighted:
+        return RunName(
+            text, base, weighted["family"], float(weighted["weight"]), parts["condition"], parts["seed"]
+        )
+    known = [family for family in FAMILY_LABELS if base == family or base.startswith(f"{family}_")]
+    return RunName(text, base, max(known, key=len, default=base), None, parts["condition"], parts["seed"])
+
+
+def sort_names(names: Iterable[str], objectives: list[str]) -> list[str]:
+    """The order of the paper's table 1, then fronts by weight, then the rest; suffixes follow their base."""
+    single = ["sft", *(f"ppo_{name}" for name in objectives), *SINGLE_RUNS]
+
+    def key(text: str) -> tuple:
+        name = parse_run_name(text)
+        if name.base in single:
+            place = single.index(name.base)
+        elif name.weight is not None:
+            place = len(single) + FRONT_FAMILIES.index(name.family)
+        else:
+            place = len(single) + len(FRONT_FAMILIES)
+        return place, name.weight or 0.0, name.base, name.condition, len(name.seed), name.seed
+
+    return sorted(names, key=key)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluated policy: `eval/<run>.json`, and `metrics.jsonl` where it was trained here."""
+
+    name: RunName
+    evaluation: dict[str, Any]
+    metrics: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+    @property
+    def args(self) -> dict[str, Any]:
+        return self.evaluation.get("args") or {}
+
+    @property
+    def objectives(self) -> dict[str, dict[str, float]]:
+        return self.evaluation["objectives"]
+
+    @property
+    def gold(self) -> dict[str, Any] | None:
+        return self.evaluation.get("gold")
+
+    @property
+    def algorithm(self) -> str:
+        return self.args.get("algorithm") or self.name.family
+
+    @property
+    def seed(self) -> int | None:
+        """The seed it was trained with, or the one its name carries."""
+        if self.args.get("seed") is not None:
+            return self.args["seed"]
+        return int(self.name.seed) if self.name.seed.isdigit() else None
+
+
+@dataclass(frozen=True)
+class Front:
+    """The points of one method across preferences: `points` are (weight of the first objective, run)."""
+
+    family: str
+    variant: str
+    points: list[tuple[float, Run]]
+
+
+def find_fronts(runs: list[Run]) -> list[Front]:
+    """Fronts with at least two points, by weight.
+
+    GAPO with p=1 on two objectives is P-GAPO at 0.5 (the paper plots it so), and stands in for it.
+    """
+    groups: dict[tuple[str, str], dict[float, Run]] = {}
+    for run in runs:
+        if run.name.weight is not None:
+            groups.setdefault((run.name.family, run.name.variant), {})[run.name.weight] = run
+    for run in runs:
+        if run.name.base == "gapo_p1" and len(run.objectives) == 2:
+            groups.setdefault(("p_gapo", run.name.variant), {}).setdefault(0.5, run)
+    order = sorted(groups, key=lambda key: (FRONT_FAMILIES.index(key[0]), key[1]))
+    return [Front(*key, sorted(groups[key].items())) for key in order if len(groups[key]) > 1]
+
+
+def read_json(path: Path) -> Any:
+    """Raises: UserError naming the file, and the line of the first mistake."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Raises: UserError naming the file and line."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number}: not valid JSON ({error.msg})") from None
+        if not isinstance(rows[-1], dict):
+            raise UserError(f"{path}:{number}: a JSON object is expected")
+    return rows
+
+
+def find_args(root: Path, run: str) -> dict[str, Any]:
+    """The settings a run was trained with: policies/<run>/args.json, or <run>/args.json for a stage's."""
+    for path in (root / "policies" / run / "args.json", root / run / "args.json"):
+        if path.is_file():
+            return read_json(path)
+    return {}
+
+
+def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """metrics.jsonl -> {tag: [(step, value)]} by step; a step logged again after a resume counts once."""
+    if not path.is_file():
+        return {}
+    by_step = {row["step"]: row for row in read_json_lines(path) if "step" in row}
+    series: dict[str, list[tuple[int, float]]] = {}
+    for step in sorted(by_step):
+        for tag, value in by_step[step].items():
+            if tag != "step" and isinstance(value, int | float):
+                series.setdefault(tag, []).append((step, float(value)))
+    return series
+
+
+def objective_names(evaluations: Iterable[dict[str, Any]], part: str = "objectives") -> list[str]:
+    """Names of all objectives in the order they are first met."""
+    return list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.get(part) or {}))
+
+
+def load_runs(root: Path) -> list[Run]:
+    """All runs with an evaluation under `root`, in the order of the report.
+
+    Raises:
+        UserError: no evaluation there, or a file that is not one.
+    """
+    evaluations = {}
+    for path in sorted((root / "eval").glob("*.json")):
+        evaluation = read_json(path)
+        missing = {"run", "objectives", "average", "rows"} - set(
+            evaluation if isinstance(evaluation, dict) else ()
+        )
+        if missing:
+            raise UserError(
+                f"{path}: not an evaluation (no '{sorted(missing)[0]}'); eval/score.py writes them"
+            )
+        evaluations[evaluation["run"]] = evaluation
+    if not evaluations:
+        raise UserError(f"--input_dir {root}: no eval/*.json there (eval/score.py writes them)")
+    names = sort_names(evaluations, objective_names(evaluations.values()))
+    return [
+        Run(
+            parse_run_name(name),
+            {**evaluations[name], "args": evaluations[name].get("args") or find_args(root, name)},
+            read_metrics(root / "policies" / name / "metrics.jsonl"),
+        )
+        for name in names
+    ]

@@ -1,0 +1,121 @@
+"""Step 1: supervised fine-tuning of a language model on the responses of a dialogue data set.
+
+    python step1_sft/main.py --help                              one rank
+    deepspeed --num_accelerators 2 step1_sft/main.py --help      several ranks
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import deepspeed
+import torch
+from torch.nn.functional import cross_entropy
+
+from utils.arguments import Parser, add_data_arguments, add_deepspeed_arguments, add_supervised_arguments
+from utils.data import load_dialogues
+from utils.data.batching import right_pad
+from utils.data.encoding import Encoded
+from utils.distributed import device, init_distributed, seed_everything, shutdown_distributed
+from utils.engines import make_training_engine
+from utils.errors import run_main
+from utils.models import DTYPES, load_causal_lm, load_tokenizer, position_ids_from_mask
+from utils.output import check_writable
+from utils.supervised import Task, export, per_example, print_summary, read_examples, steps_per_epoch, train
+
+IGNORED = -100  # label of a token that is not trained on
+
+
+def main() -> None:
+    # Arguments, data, and everything that can be checked before a model is built.
+    args = parse_args()
+    tokenizer = load_tokenizer(args.model_name_or_path, "--model_name_or_path")
+    training_examples, validation_examples = read_examples(args, tokenizer, load_dialogues)
+    check_writable(args.output_dir)
+
+    # Engine.
+    init_distributed()
+    seed_everything(args.seed)
+    model = load_causal_lm(args.model_name_or_path, "--model_name_or_path", DTYPES[args.dtype])
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    total_steps = steps_per_epoch(len(training_examples), args) * args.num_train_epochs
+    engine = make_training_engine(model, args, args.learning_rate, total_steps)
+
+    # Training, with perplexity on the validation data before, after every epoch and of what is exported.
+    def validate() -> dict[str, float]:
+        table = per_example(
+            engine, validation_examples, args.per_device_eval_batch_size,
+            lambda examples: response_nll(engine, examples, tokenizer.pad_token_id),
+        )  # fmt: skip
+        loss = (table[:, 0].sum() / sum(map(response_length, validation_examples))).item()
+        return {"loss": loss, "perplexity": math.exp(loss)}
+
+    task = Task(
+        train=training_examples,
+        units=response_length,
+        sums=lambda examples: {"loss": response_nll(engine, examples, tokenizer.pad_token_id).sum()},
+        validate=validate,
+        shown=("perplexity",),
+    )
+    outcome = train(engine, model, args, task)
+
+    # The fine-tuned policy.
+    evaluation = outcome.validation[outcome.exported_epoch] | {
+        "perplexity_before": outcome.validation[0]["perplexity"], "epoch": outcome.exported_epoch,
+        "examples": len(validation_examples), "response_tokens": sum(map(response_length, validation_examples)),
+    }  # fmt: skip
+    export(model, tokenizer, args, evaluation)
+    print_summary(args, outcome, len(training_examples), "perplexity")
+    shutdown_distributed()
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description="Step 1: supervised fine-tuning on responses.")
+    add_data_arguments(parser, "dialogues")
+    add_supervised_arguments(parser)
+    add_deepspeed_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def response_length(example: Encoded) -> int:
+    """Response tokens, EOS included."""
+    return len(example.responses[0])
+
+
+def collate(examples: list[Encoded], pad_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(input_ids, attention_mask, labels), each [b, t], right-padded; prompt and padding have the label IGNORED."""
+    ids, mask = right_pad([example.prompt + example.responses[0] for example in examples], pad_id)
+    labels, _ = right_pad([[IGNORED] * len(e.prompt) + e.responses[0] for e in examples], IGNORED)
+    return ids.to(device()), mask.to(device()), labels.to(device())
+
+
+def response_nll(engine: deepspeed.DeepSpeedEngine, examples: list[Encoded], pad_id: int) -> torch.Tensor:
+    """Negative log-likelihood of each response given its prompt, summed over its tokens; [b] float32."""
+    ids, mask, labels = collate(examples, pad_id)
+    logits = engine(
+        input_ids=ids, attention_mask=mask, position_ids=position_ids_from_mask(mask), use_cache=False
+    ).logits
+    return label_nll(logits, labels)
+
+
+def label_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sum of −log softmax(logits_t)[labels_{t+1}] over the labels that are not IGNORED, in float32.
+
+    Args:
+        logits: [b, t, vocabulary].
+        labels: [b, t].
+
+    Returns:
+        [b].
+    """
+    targets = labels[:, 1:]
+    losses = cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.view_as(targets).sum(dim=-1)
+
+
+if __name__ == "__main__":
+    run_main(main)

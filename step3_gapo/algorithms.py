@@ -1,0 +1,93 @@
+"""The algorithms of step 3, each one answer to the same question: how do m objectives make one update?
+
+Reward level (ppo, morlhf): fixed weights mix the advantages before the loss. Gradient level (mgda, gapo, p_gapo):
+coefficients of the losses are computed at every optimizer step from the Gram matrix of the objectives' gradients.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from step3_gapo.multi_objective import gapo_coefficients, min_norm_weights, p_gapo_coefficients
+from utils.errors import UserError
+
+ALGORITHMS = ("ppo", "morlhf", "mgda", "gapo", "p_gapo")
+WEIGHTED = ("morlhf", "p_gapo")  # the algorithms that read --preference
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """Either `weights` or `coefficients` is set.
+
+    Attributes:
+        weights: [m] float64, fixed weights of the advantages (reward level).
+        coefficients: [m, m] Gram matrix -> [m] float64 coefficients of the losses (gradient level).
+        power: the p that gradients are rescaled with before they are weighed (gradient level).
+    """
+
+    name: str
+    weights: torch.Tensor | None = None
+    coefficients: Callable[[torch.Tensor], torch.Tensor] | None = None
+    power: float = 0.0
+
+    def alpha(self, gram: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
+        """Weights α of the rescaled gradients behind the coefficients c_i = α_i / ‖g_i‖^p; [m] float64, sum 1."""
+        return _sum_to_one(coefficients * gram.diagonal().clamp(min=0).sqrt() ** self.power)
+
+
+def build_algorithm(
+    name: str, objectives: list[str], preference: dict[str, float], rescale_power: float, normalize: bool
+) -> Algorithm:
+    """The algorithm called `name` for these objectives.
+
+    Args:
+        preference: weight of every objective; empty means equal weights.
+        rescale_power: p of GAPO.
+        normalize: rescale gradient-level coefficients to sum to one, the scale of fixed weights.
+
+    Raises:
+        UserError: the preference does not fit the algorithm or the objectives.
+    """
+    weights = preference_weights(name, objectives, preference)
+    if name == "ppo":
+        if len(objectives) != 1:
+            raise UserError(f"--algorithm ppo optimizes one objective, not {len(objectives)} ({', '.join(objectives)}):"
+                            " name the others in --monitor, or use morlhf")  # fmt: skip
+        return Algorithm(name, weights=weights)
+    if name == "morlhf":
+        return Algorithm(name, weights=weights)
+    solvers = {
+        "mgda": (0.0, min_norm_weights),
+        "gapo": (rescale_power, lambda gram: gapo_coefficients(gram, rescale_power)),
+        "p_gapo": (1.0, lambda gram: p_gapo_coefficients(gram, weights)),
+    }
+    power, solver = solvers[name]
+    coefficients = (lambda gram: _sum_to_one(solver(gram))) if normalize else solver
+    return Algorithm(name, coefficients=coefficients, power=power)
+
+
+def preference_weights(name: str, objectives: list[str], preference: dict[str, float]) -> torch.Tensor:
+    """`--preference` as a vector in the order of the objectives, equal weights when it is not given; [m] float64."""
+    if not preference:
+        return torch.full((len(objectives),), 1.0 / len(objectives), dtype=torch.float64)
+    if name not in WEIGHTED:
+        raise UserError(f"--preference: --algorithm {name} has none (it serves {' and '.join(WEIGHTED)})")
+    for objective, weight in preference.items():
+        if objective not in objectives:
+            raise UserError(f"--preference {objective}: no such objective (there are {', '.join(objectives)})")
+        if not 0 <= weight <= 1 or (name == "p_gapo" and weight == 0):
+            raise UserError(f"--preference {objective}={weight:g}: must be {'positive' if name == 'p_gapo' else 'at least 0'}"
+                            " and at most 1")  # fmt: skip
+    missing = [objective for objective in objectives if objective not in preference]
+    if missing:
+        raise UserError(f"--preference: no weight for {', '.join(missing)}")
+    total = sum(preference.values())
+    if abs(total - 1) > 1e-6:
+        raise UserError(f"--preference: the weights sum to {total:g}, not 1")
+    return torch.tensor([preference[objective] for objective in objectives], dtype=torch.float64)
+
+
+def _sum_to_one(coefficients: torch.Tensor) -> torch.Tensor:
+    total = coefficients.sum()
+    return coefficients / total if total > 0 else coefficients

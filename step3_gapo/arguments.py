@@ -1,0 +1,135 @@
+"""The command line of step 3 and everything about it that can be checked before a model is built."""
+
+import argparse
+
+from step3_gapo.algorithms import ALGORITHMS, Algorithm, build_algorithm
+from step3_gapo.objectives import Objective
+from utils.arguments import (
+    Parser,
+    add_data_arguments,
+    add_deepspeed_arguments,
+    add_optimization_arguments,
+    fraction,
+    named_number,
+    named_value,
+    non_negative_float,
+    positive_float,
+    positive_int,
+)
+from utils.errors import UserError
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description="Step 3: align a policy to several objectives with PPO, GAPO and their relatives.")
+    add_objective_arguments(parser)
+    add_data_arguments(parser, "prompts")
+    add_rollout_arguments(parser)
+    add_ppo_arguments(parser)
+    add_optimization_arguments(parser)
+    add_deepspeed_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("models, objectives, algorithm")
+    group.add_argument("--actor_model", required=True, metavar="PATH", help="SFT policy: start, reference and tokenizer")
+    group.add_argument("--reward_model", type=named_value, action="append", default=[], metavar="NAME=PATH",
+                       help="an objective and its reward model; may be repeated")  # fmt: skip
+    group.add_argument("--cost_model", type=named_value, action="append", default=[], metavar="NAME=PATH",
+                       help="an objective and its cost model (value = -cost); may be repeated")  # fmt: skip
+    group.add_argument("--monitor", nargs="+", default=[], metavar="NAME",
+                       help="of these objectives only score and log, do not optimize")  # fmt: skip
+    group.add_argument("--algorithm", choices=ALGORITHMS, required=True,
+                       help="ppo: one objective; morlhf: fixed weights of the rewards; mgda: min-norm weights of the"
+                       " gradients; gapo: min-norm weights of rescaled gradients; p_gapo: preference over unit"
+                       " gradients")  # fmt: skip
+    group.add_argument("--rescale_power", type=non_negative_float, default=1.0, metavar="P",
+                       help="gapo: gradients are divided by the P-th power of their norm")  # fmt: skip
+    group.add_argument("--preference", type=named_number, nargs="+", default=[], metavar="NAME=W",
+                       help="morlhf, p_gapo: weight of every objective, sum 1 (default: equal)")  # fmt: skip
+    group.add_argument("--normalize_coefficients", action="store_true",
+                       help="gradient-level algorithms: scale the coefficients of the losses to sum 1")  # fmt: skip
+    group.add_argument("--gradient_scope", choices=("last_layer",), default="last_layer",
+                       help="gradients that gradient-level algorithms compare: those of the output head")  # fmt: skip
+    group.add_argument("--score_scale", type=named_number, nargs="+", default=[], metavar="NAME=S",
+                       help="multiply an objective's score during training; logs stay in original units")  # fmt: skip
+    group.add_argument("--critic", choices=("separate", "shared"), default="separate",
+                       help="a critic an objective, or one trunk with a head an objective")  # fmt: skip
+
+
+def add_rollout_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("rollout")
+    group.add_argument("--max_prompt_length", type=positive_int, default=256, help="tokens")
+    group.add_argument("--max_new_tokens", type=positive_int, default=256, help="tokens of a response")
+    group.add_argument("--temperature", type=positive_float, default=1.0, help="sampling temperature")
+    group.add_argument("--per_device_prompt_batch_size", type=positive_int, default=16, help="prompts generated at once")
+    group.add_argument("--generation_batches", type=positive_int, default=1, help="such batches before each update")
+    group.add_argument("--enable_hybrid_engine", action="store_true",
+                       help="generate with DeepSpeed's hybrid engine where it can; says why where it cannot")  # fmt: skip
+    group.add_argument("--clip_range_score", type=positive_float, default=50.0, help="scores are clipped to ± this")
+    group.add_argument("--missing_eos_penalty", type=non_negative_float, default=0.0,
+                       help="subtracted from every score of a response that did not end")  # fmt: skip
+
+
+def add_ppo_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("PPO")
+    group.add_argument("--num_train_epochs", type=positive_int, default=1, help="passes over the prompts")
+    group.add_argument("--max_steps", type=positive_int, default=None, help="stop after this many rollouts")
+    group.add_argument("--per_device_train_batch_size", type=positive_int, default=16, help="sequences in a micro-batch")
+    group.add_argument("--gradient_accumulation_steps", type=positive_int, default=1, help="micro-batches an optimizer step")
+    group.add_argument("--ppo_epochs", type=positive_int, default=1, help="passes over each rollout")
+    group.add_argument("--kl_coeff", type=non_negative_float, default=0.05, help="β of the KL penalty in every reward")
+    group.add_argument("--clip_range_ratio", type=positive_float, default=0.1, help="ε of the clipped surrogate")
+    group.add_argument("--clip_range_value", type=positive_float, default=5.0, help="clip of the value's move")
+    group.add_argument("--gamma", type=fraction, default=1.0, help="discount")
+    group.add_argument("--gae_lambda", type=fraction, default=0.95, help="λ of generalized advantage estimation")
+    group.add_argument("--whiten_advantages", action="store_true",
+                       help="whiten each objective's advantages, itself a rescaling of the objectives")  # fmt: skip
+    group.add_argument("--actor_learning_rate", type=positive_float, default=1e-6, help="peak learning rate, AdamW")
+    group.add_argument("--critic_learning_rate", type=positive_float, default=5e-7, help="peak learning rate, AdamW")
+    group.add_argument("--adam_betas", type=fraction, nargs=2, default=(0.9, 0.95), metavar=("B1", "B2"), help="AdamW")
+    group.add_argument("--adam_eps", type=positive_float, default=1e-5, help="AdamW")
+
+
+def objectives_of(args: argparse.Namespace) -> list[Objective]:
+    """The named objectives, rewards first, in the order given.
+
+    Raises:
+        UserError: none, a name given twice, or an unknown name in --monitor or --score_scale.
+    """
+    named = [(name, "reward", path) for name, path in args.reward_model]
+    named += [(name, "cost", path) for name, path in args.cost_model]
+    names = [name for name, _, _ in named]
+    if not named:
+        raise UserError("--reward_model/--cost_model: at least one objective is needed")
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--reward_model/--cost_model: the objective {name} is given twice")
+    for flag, given in (("--monitor", args.monitor), ("--score_scale", [name for name, _ in args.score_scale])):
+        for name in given:
+            if name not in names:
+                raise UserError(f"{flag} {name}: no such objective (there are {', '.join(names)})")
+    scales = dict(args.score_scale)
+    return [Objective(n, kind, path, scales.get(n, 1.0), n not in args.monitor) for n, kind, path in named]
+
+
+def algorithm_of(args: argparse.Namespace, objectives: list[Objective]) -> Algorithm:
+    """The algorithm for the optimized objectives; raises UserError when flags do not fit together."""
+    optimized = [objective.name for objective in objectives if objective.optimized]
+    if not optimized:
+        raise UserError("--monitor: no objective is left to optimize")
+    return build_algorithm(
+        args.algorithm, optimized, dict(args.preference), args.rescale_power, args.normalize_coefficients
+    )
+
+
+def check_batch_sizes(args: argparse.Namespace) -> int:
+    """Optimizer steps a pass over a rollout; raises UserError unless the batch sizes divide each other."""
+    rollout = args.per_device_prompt_batch_size * args.generation_batches
+    step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    if rollout % step:
+        raise UserError(
+            f"--per_device_prompt_batch_size × --generation_batches = {rollout} is not a multiple of"
+            f" --per_device_train_batch_size × --gradient_accumulation_steps = {step}"
+        )
+    return rollout // step

@@ -1,0 +1,138 @@
+"""Step 3: align an SFT policy to several reward and cost models at once.
+
+    python step3_gapo/main.py --help                              one rank
+    deepspeed --num_accelerators 2 step3_gapo/main.py --help      several ranks
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from step3_gapo.arguments import algorithm_of, check_batch_sizes, objectives_of, parse_args
+from step3_gapo.rlhf_engine import RLHFEngine
+from step3_gapo.rollout import Experience, Rollout, make_rollout
+from step3_gapo.tracking import Tracker, mean_scalars, rollout_scalars
+from step3_gapo.update import ActorUpdate, critic_step
+from utils.data import load_prompts
+from utils.data.encoding import Encoded, fit_lengths
+from utils.distributed import (
+    init_distributed,
+    is_main,
+    print_main,
+    rank,
+    seed_everything,
+    shutdown_distributed,
+    world_size,
+)
+from utils.errors import UserError, run_main
+from utils.models import check_score_model, load_tokenizer
+from utils.output import check_writable
+
+
+def main() -> None:
+    # Arguments, and everything that can be checked before a model is built.
+    args = parse_args()
+    objectives = objectives_of(args)
+    algorithm = algorithm_of(args, objectives)
+    minibatches = check_batch_sizes(args)
+    check_writable(args.output_dir)
+    for objective in objectives:
+        check_score_model(objective.path, objective.flag)
+    tokenizer = load_tokenizer(args.actor_model, "--actor_model")
+    prompts = read_prompts(args, tokenizer)
+    total_steps = count_rollouts(args, len(prompts))
+
+    # Engines.
+    init_distributed()
+    seed_everything(args.seed)
+    generation = sampling_config(args, tokenizer)
+    engine = RLHFEngine(args, objectives, tokenizer, generation, total_steps * args.ppo_epochs * minibatches)
+    names = [objective.name for objective in objectives if objective.optimized]
+    actor_update = ActorUpdate(engine.actor, algorithm, names, args)
+    tracker = Tracker(args, objectives, total_steps) if is_main() else None
+
+    # The loop: generate, score, update.
+    skipped_steps = 0
+    for step, batch in zip(range(1, total_steps + 1), prompt_batches(prompts, args), strict=False):
+        seed_everything(args.seed + 1000 * step + rank())
+        rollout = make_rollout(engine, batch, args)
+        start, updates = time.monotonic(), []
+        for micro_batches in optimizer_batches(rollout.experience, args):
+            update = actor_update.step(micro_batches) if rollout.finite else None
+            if update is None:
+                skipped_steps += 1
+                continue
+            for critic in engine.critics:
+                update |= critic_step(critic, micro_batches, args)
+            updates.append(update)
+        scalars = rollout_scalars(rollout) | mean_scalars(updates)
+        scalars |= {"time/update": time.monotonic() - start, "skipped_steps": skipped_steps}
+        if tracker:
+            tracker.log(step, scalars, rollout)
+
+    # The aligned policy.
+    engine.save_policy(args.output_dir)
+    if tracker:
+        tracker.close()
+    print_main(f"policy saved in {args.output_dir}")
+    shutdown_distributed()
+
+
+def read_prompts(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+    """The prompts that fit `--max_prompt_length`, with what was read and dropped on the screen."""
+    prompts, summary = load_prompts(args.data, args.seed)
+    encoded = fit_lengths(tokenizer, prompts, summary, args.overlong, max_prompt_length=args.max_prompt_length)
+    print_main("\n".join(summary.lines()))
+    return encoded
+
+
+def rollout_size(args: argparse.Namespace) -> int:
+    """Prompts a rollout uses, over all ranks."""
+    return args.per_device_prompt_batch_size * args.generation_batches * world_size()
+
+
+def count_rollouts(args: argparse.Namespace, prompts: int) -> int:
+    """Rollouts of the whole run; an epoch drops the prompts that do not fill one."""
+    per_epoch = prompts // rollout_size(args)
+    if not per_epoch:
+        raise UserError(f"--data: {prompts} prompts do not fill one rollout of {rollout_size(args)}")
+    total = per_epoch * args.num_train_epochs
+    return min(total, args.max_steps or total)
+
+
+def prompt_batches(prompts: list[Encoded], args: argparse.Namespace) -> Iterator[list[Encoded]]:
+    """This rank's prompts of one rollout after another, reshuffled every epoch."""
+    size, ranks = rollout_size(args), world_size()
+    for epoch in range(args.num_train_epochs):
+        order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(args.seed + epoch)).tolist()
+        for start in range(0, len(prompts) - size + 1, size):
+            yield [prompts[i] for i in order[start + rank() : start + size : ranks]]
+
+
+def optimizer_batches(experience: Experience, args: argparse.Namespace) -> Iterator[list[Experience]]:
+    """The micro-batches of one optimizer step after another, `--ppo_epochs` times through the experience."""
+    size, steps = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    for _ in range(args.ppo_epochs):
+        rows = torch.randperm(len(experience.mask)).to(experience.mask.device)
+        micro_batches = [experience.select(part) for part in rows.split(size)]
+        for start in range(0, len(micro_batches), steps):
+            yield micro_batches[start : start + steps]
+
+
+def sampling_config(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Plain sampling at a temperature: a filter such as top-k would make the sampled distribution another one."""
+    return GenerationConfig(
+        do_sample=True, use_cache=True, temperature=args.temperature, top_k=0, top_p=1.0, max_new_tokens=args.max_new_tokens,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_main(main)

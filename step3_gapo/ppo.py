@@ -1,0 +1,134 @@
+"""PPO as pure functions on tensors: masks, KL, advantages, losses. No engine, no collective, no state.
+
+Shapes: batch x time, where time runs over response positions only. `mask` is 1.0 where an action was taken (the
+response up to and including EOS) and 0.0 on padding. Losses are float32 sums over actions divided by a
+denominator: the caller passes the number of actions of the whole optimizer step, so that micro-batches and ranks
+add up to exactly one global mean.
+"""
+
+import torch
+
+
+def response_mask(response_ids: torch.Tensor, eos_token_id: int | list[int]) -> torch.Tensor:
+    """Action mask of sampled responses, from their lengths: everything up to and including the first EOS.
+
+    Comparing ids with the pad token would be wrong when a policy samples the pad token, or when pad is EOS.
+
+    Args:
+        response_ids: [batch, time] int64.
+
+    Returns:
+        [batch, time] float32 of zeros and ones.
+    """
+    ends = torch.tensor(eos_token_id, device=response_ids.device).reshape(-1)
+    is_eos = torch.isin(response_ids, ends).int()
+    eos_before = is_eos.cumsum(dim=-1) - is_eos  # [batch, time] EOS tokens strictly before each position
+    return (eos_before == 0).float()
+
+
+def log_probs_of(logits: torch.Tensor, actions: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Log-probabilities, under the sampled distribution, of the actions taken.
+
+    Args:
+        logits: [batch, time, vocabulary], any float dtype; position t predicts `actions[:, t]`.
+        actions: [batch, time] int64.
+
+    Returns:
+        [batch, time] float32.
+    """
+    log_probs = (logits.float() / temperature).log_softmax(dim=-1)
+    return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+
+def entropy_of(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Entropy in nats of the sampled distribution: [batch, time, vocabulary] -> [batch, time] float32."""
+    log_probs = (logits.float() / temperature).log_softmax(dim=-1)
+    return -(log_probs.exp() * log_probs).sum(dim=-1)
+
+
+def masked_mean(values: torch.Tensor, mask: torch.Tensor, denominator: torch.Tensor | float | None = None) -> torch.Tensor:
+    """Sum of `values` where `mask` is 1, over `denominator` (default: the number of ones). Scalar."""
+    return (values * mask).sum() / (mask.sum() if denominator is None else denominator)
+
+
+def kl_penalized_rewards(
+    scores: torch.Tensor, log_probs: torch.Tensor, ref_log_probs: torch.Tensor, mask: torch.Tensor, kl_coeff: float
+) -> torch.Tensor:
+    """Per-token rewards of one objective: r_t = score · [t = last] - β · (log π - log π_ref)_t  (paper, eq. 10-14).
+
+    Args:
+        scores: [batch] score of the whole response.
+        log_probs, ref_log_probs, mask: [batch, time].
+
+    Returns:
+        [batch, time] float32, zero on padding.
+    """
+    rewards = -kl_coeff * (log_probs - ref_log_probs) * mask
+    last = mask.long().sum(dim=-1, keepdim=True) - 1  # [batch, 1]
+    return rewards.scatter_add(-1, last, scores.unsqueeze(-1))
+
+
+def generalized_advantage_estimate(
+    rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Advantages and returns (Schulman et al. 2016, eq. 16): A_t = Σ_l (γλ)^l δ_{t+l}, δ_t = r_t + γ V_{t+1} - V_t.
+
+    Args:
+        rewards, values, mask: [batch, time]; the value after the last action is 0.
+
+    Returns:
+        (advantages, returns), both [batch, time] float32, zero on padding.
+    """
+    values, rewards = values * mask, rewards * mask
+    advantage = torch.zeros_like(values[:, 0])
+    next_value = torch.zeros_like(values[:, 0])
+    advantages = torch.zeros_like(values)
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        advantage = (delta + gamma * lam * advantage) * mask[:, t]
+        advantages[:, t] = advantage
+        next_value = values[:, t]
+    return advantages, (advantages + values) * mask
+
+
+def whiten(values: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Zero mean and unit variance over actions, given the global moments; [batch, time]."""
+    return (values - mean) * torch.rsqrt(variance + 1e-8) * mask
+
+
+def clipped_surrogate_loss(
+    log_probs: torch.Tensor,
+    old_log_probs: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    clip_range: float,
+    denominator: torch.Tensor | float | None = None,
+) -> torch.Tensor:
+    """PPO's clipped surrogate as a loss (Schulman et al. 2017, eq. 7; paper, eq. 15-16). Inputs [batch, time]; scalar."""
+    ratio = torch.exp(log_probs - old_log_probs)
+    clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
+    surrogate = torch.minimum(ratio * advantages, clipped * advantages)
+    return -masked_mean(surrogate, mask, denominator)
+
+
+def clip_fraction(
+    log_probs: torch.Tensor, old_log_probs: torch.Tensor, mask: torch.Tensor, clip_range: float,
+    denominator: torch.Tensor | float | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Share of actions whose ratio lies outside the clip range. Inputs [batch, time]; scalar."""
+    ratio = torch.exp(log_probs - old_log_probs)
+    return masked_mean(((ratio - 1.0).abs() > clip_range).float(), mask, denominator)
+
+
+def clipped_value_loss(
+    values: torch.Tensor,
+    old_values: torch.Tensor,
+    returns: torch.Tensor,
+    mask: torch.Tensor,
+    clip_range: float,
+    denominator: torch.Tensor | float | None = None,
+) -> torch.Tensor:
+    """Squared error of the critic, moves beyond `clip_range` from the old value unrewarded. Inputs [batch, time]; scalar."""
+    clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
+    errors = torch.maximum((values - returns).square(), (clipped - returns).square())
+    return 0.5 * masked_mean(errors, mask, denominator)

@@ -1,0 +1,98 @@
+"""What a run shows: progress lines, TensorBoard, metrics.jsonl, sample responses, the path in the objectives' plane."""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy
+import torch
+from matplotlib import pyplot
+
+from step3_gapo.objectives import Objective
+from step3_gapo.rollout import Rollout
+from utils.distributed import all_reduce_sum, world_size
+from utils.metrics import MetricsLogger, Progress, hyperparameter_table
+from utils.output import write_json
+
+Scalars = dict[str, float]
+
+
+class Tracker:
+    """The main rank's record of a run."""
+
+    def __init__(self, args: argparse.Namespace, objectives: list[Objective], total_steps: int):
+        self.names, self.interval = [objective.name for objective in objectives], args.print_interval
+        self.total_steps = total_steps
+        self.path: list[list[float]] = []  # mean objective values of every step
+        self.progress = Progress(total_steps, Path(args.output_dir).name, args.print_interval)
+        self.logger = MetricsLogger(args.output_dir)
+        settings = vars(args) | {"world_size": world_size()}
+        self.logger.text("hyperparameters", hyperparameter_table(settings), 0)
+        write_json(Path(args.output_dir) / "args.json", settings)
+
+    def log(self, step: int, scalars: Scalars, rollout: Rollout) -> None:
+        self.logger.log(step, scalars)
+        self.path.append([scalars[f"reward/{name}"] for name in self.names])
+        shown = {name: scalars[f"reward/{name}"] for name in self.names} | {"kl": scalars["kl"]}
+        self.progress.update(step, **shown)
+        if step == 1 or step % self.interval == 0 or step == self.total_steps:
+            self.logger.text("responses", sample_table(rollout), step)
+            if len(self.names) > 1:
+                self.logger.image("pareto", path_image(self.path, self.names), step)
+
+    def close(self) -> None:
+        self.logger.close()
+
+
+def rollout_scalars(rollout: Rollout) -> Scalars:
+    """Means over all ranks of what a rollout is worth; called on every rank."""
+    experience = rollout.experience
+    lengths = experience.mask.sum(dim=-1)
+    rows = {f"reward/{name}": score for name, score in experience.scores.items()} | {
+        # The sum over tokens that the rewards are penalized by (k1), in nats a response.
+        "kl": ((experience.log_probs - experience.ref_log_probs) * experience.mask).sum(dim=-1),
+        "response_length": lengths,
+        "eos_rate": experience.finished,
+    }  # each [batch]
+    totals = all_reduce_sum(torch.stack([row.sum() for row in rows.values()] + [torch.ones_like(lengths).sum()]))
+    means = dict(zip(rows, (totals[:-1] / totals[-1]).tolist(), strict=True))
+    return means | {"time/rollout": rollout.generation_seconds, "time/score": rollout.scoring_seconds}
+
+
+def mean_scalars(updates: list[Scalars]) -> Scalars:
+    """Mean over the optimizer steps of a rollout, tag by tag; the first step's distance from on-policy beside it."""
+    if not updates:
+        return {}
+    means = {tag: sum(update[tag] for update in updates) / len(updates) for tag in updates[0]}
+    return means | {"first_minibatch/approximate_kl": updates[0]["approximate_kl"],
+                    "first_minibatch/ratio_error": updates[0]["ratio_error"]}  # fmt: skip
+
+
+def sample_table(rollout: Rollout, rows: int = 4) -> str:
+    """Markdown table of the first responses of a rollout and their values."""
+    scores = rollout.experience.scores
+    lines = ["| prompt | response | " + " | ".join(scores) + " |", "|---" * (2 + len(scores)) + "|"]
+    for i, (prompt, response) in enumerate(zip(rollout.prompts[:rows], rollout.responses[:rows], strict=True)):
+        texts = [prompt.record.messages[-1]["content"], response]
+        cells = [text.replace("|", "\\|").replace("\n", " ") for text in texts]
+        cells += [f"{score[i].item():.2f}" for score in scores.values()]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def path_image(path: list[list[float]], names: list[str]) -> numpy.ndarray:
+    """The run's path in the plane of its first two objectives; [height, width, 3] uint8."""
+    figure, axes = pyplot.subplots(figsize=(5, 4), dpi=100)
+    first, second = [point[0] for point in path], [point[1] for point in path]
+    axes.plot(first, second, color="0.8", linewidth=1)
+    points = axes.scatter(first, second, c=range(1, len(path) + 1), cmap="viridis", s=14)
+    figure.colorbar(points, label="step")
+    axes.set_xlabel(names[0])
+    axes.set_ylabel(names[1])
+    figure.tight_layout()
+    figure.canvas.draw()
+    image = numpy.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    pyplot.close(figure)
+    return image

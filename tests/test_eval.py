@@ -1,0 +1,372 @@
+"""Generation and scoring against direct computation, one dialogue at a time and without padding."""
+
+import json
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from eval import generate, score
+from utils import make_base
+from utils.data.encoding import Encoded, encode_prompt
+from utils.data.records import Prompt
+from utils.errors import run_main
+from utils.models import export_model, load_causal_lm, load_tokenizer, new_score_model
+
+ROOT = Path(__file__).resolve().parents[1]
+WORDS = "how can i bake the bread fix my bike first then wait for a friend".split()
+PROMPTS = [" ".join(WORDS[i % 5 : i % 5 + 3 + i]) + "?" for i in range(9)]
+SCORE_MEAN = 0.25
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with policies sft and aligned, reward model useful, cost model harmful, and prompts.jsonl."""
+    root = tmp_path_factory.mktemp("models")
+    pieces = make_base.train_sentencepiece([" ".join(WORDS), *PROMPTS], 300, 1.0, seed=0)
+    tokenizer = make_base.make_tokenizer(pieces, 64)
+    sizes = Namespace(
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        intermediate_size=32,
+        max_position_embeddings=64,
+    )
+    for seed, name in enumerate(("sft", "aligned")):
+        model = make_base.make_model(Namespace(**vars(sizes), seed=seed), tokenizer)
+        with torch.no_grad():
+            model.lm_head.weight *= 4
+            model.lm_head.weight[tokenizer.eos_token_id] *= 3  # so that some responses end and some do not
+        export_model(model, tokenizer, root / name)
+    for seed, name in enumerate(("useful", "harmful")):
+        torch.manual_seed(seed)
+        model = new_score_model(str(root / "sft"), "--model")
+        model.config.score_mean = SCORE_MEAN
+        export_model(model, tokenizer, root / name)
+    rows = [{"prompt": prompt, "category": "x", "risky": False} for prompt in PROMPTS]
+    (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (root / "grading.py").write_text(
+        "def lengths(prompts, responses):\n"
+        "    return {'useful': [len(r) for r in responses], 'harmful': [len(p) - 20.0 for p in prompts]}\n"
+    )
+    return root
+
+
+def run_script(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "eval" / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        cwd=ROOT,
+        check=False,
+    )
+
+
+def generate_arguments(models: Path, output_dir: Path, *policies: str) -> list[str]:
+    named = [f"{name}={models / name}" for name in policies]
+    return [
+        "--policy",
+        *named,
+        "--reference_model",
+        str(models / "sft"),
+        "--data",
+        str(models / "prompts.jsonl"),
+        "--output_dir",
+        str(output_dir),
+        "--max_new_tokens",
+        "12",
+        "--batch_size",
+        "4",
+    ]
+
+
+def read_rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def call(module, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
+    module.main()
+
+
+@pytest.fixture(scope="module")
+def responses(models: Path) -> Path:
+    """Responses of both policies, made through the command line."""
+    output_dir = models / "preset" / "eval"
+    done = run_script("generate.py", *generate_arguments(models, output_dir, "sft", "aligned"))
+    assert done.returncode == 0, done.stderr
+    assert "ETA" in done.stdout and "aligned: 9 responses" in done.stdout
+    return output_dir / "responses"
+
+
+def test_responses_file(responses: Path, models: Path):
+    tokenizer = AutoTokenizer.from_pretrained(models / "sft")
+    for name in ("sft", "aligned"):
+        rows = read_rows(responses / f"{name}.jsonl")
+        assert [row["prompt"] for row in rows] == PROMPTS
+        assert [row["messages"] for row in rows] == [
+            [{"role": "user", "content": prompt}] for prompt in PROMPTS
+        ]
+        assert [row["source"] for row in rows] == [f"{models / 'prompts.jsonl'}:{n}" for n in range(1, 10)]
+        assert all(1 <= row["length"] <= 12 for row in rows)
+        assert all(row["finished"] for row in rows if row["length"] < 12)
+        assert not any(tokenizer.eos_token in row["response"] for row in rows)
+    assert {row["finished"] for row in rows} == {True, False}
+    assert all(row["kl"] == 0 for row in read_rows(responses / "sft.jsonl"))
+    assert sum(row["kl"] for row in rows) > 1
+
+
+def encoded_prompts(models: Path) -> list[Encoded]:
+    tokenizer = load_tokenizer(str(models / "sft"), "--model")
+    prompts = [Prompt([{"role": "user", "content": text}], f"p:{n}") for n, text in enumerate(PROMPTS)]
+    return [Encoded(prompt, encode_prompt(tokenizer, prompt.messages), ()) for prompt in prompts]
+
+
+def test_log_probs_equal_unpadded_forward(models: Path):
+    """Left padding, positions, mask and temperature: as if each row were alone."""
+    tokenizer = load_tokenizer(str(models / "sft"), "--model")
+    prompts = encoded_prompts(models)
+    model = load_causal_lm(str(models / "aligned"), "--policy").eval()
+    torch.manual_seed(3)
+    sampled = generate.sample_responses(
+        model, prompts, tokenizer, Namespace(temperature=0.7, max_new_tokens=12)
+    )
+    log_probs = generate.response_log_probs(model, sampled, 0.7)
+    plain = AutoModelForCausalLM.from_pretrained(models / "aligned").eval()
+    for prompt, ids, length, row in zip(prompts, sampled.responses, sampled.lengths, log_probs, strict=True):
+        response = ids[:length]
+        eos = (response == tokenizer.eos_token_id).nonzero().flatten().tolist()
+        assert eos in ([], [length - 1])
+        whole = torch.cat([torch.tensor(prompt.prompt), response])
+        with torch.no_grad():
+            logits = plain(whole[None]).logits[0, len(prompt.prompt) - 1 : -1] / 0.7
+        expected = logits.log_softmax(-1)[torch.arange(length), response]
+        torch.testing.assert_close(row[:length], expected, atol=1e-4, rtol=0)
+
+
+def test_kl_is_summed_over_the_response(models: Path):
+    tokenizer = load_tokenizer(str(models / "sft"), "--model")
+    prompts = encoded_prompts(models)
+    policy, reference = (load_causal_lm(str(models / name), "--policy").eval() for name in ("aligned", "sft"))
+    args = Namespace(temperature=1.0, max_new_tokens=12, batch_size=9, seed=5)
+    (lines,) = generate.answer_prompts(policy, reference, prompts, tokenizer, args)
+    generate.seed_everything(5)
+    order = list(lines)
+    sampled = generate.sample_responses(policy, [prompts[index] for index in order], tokenizer, args)
+    ratio = generate.response_log_probs(policy, sampled, 1.0) - generate.response_log_probs(
+        reference, sampled, 1.0
+    )
+    for row, length, index in zip(ratio, sampled.lengths, order, strict=True):
+        assert lines[index]["length"] == length
+        assert lines[index]["kl"] == pytest.approx(row[:length].sum().item(), abs=1e-4)
+
+
+def test_same_seed_same_file(models: Path, responses: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A policy's file depends on the seed, not on the policies generated before it."""
+    call(generate, monkeypatch, *generate_arguments(models, tmp_path / "a", "aligned"))
+    call(generate, monkeypatch, *generate_arguments(models, tmp_path / "b", "aligned"), "--seed", 1)
+    expected = (responses / "aligned.jsonl").read_bytes()
+    assert (tmp_path / "a" / "responses" / "aligned.jsonl").read_bytes() == expected
+    assert (tmp_path / "b" / "responses" / "aligned.jsonl").read_bytes() != expected
+
+
+def test_complete_files_are_kept(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    arguments = generate_arguments(models, tmp_path, "aligned")
+    file = tmp_path / "responses" / "aligned.jsonl"
+    call(generate, monkeypatch, *arguments)
+    complete = file.read_text()
+    edited = complete.replace('"finished": true', '"finished": false')
+    file.write_text(edited)
+    call(generate, monkeypatch, *arguments)
+    assert file.read_text() == edited and "skipped" in capsys.readouterr().out
+    call(generate, monkeypatch, *arguments, "--overwrite")
+    assert file.read_text() == complete
+    file.write_text("".join(complete.splitlines(keepends=True)[:-1]))
+    call(generate, monkeypatch, *arguments)
+    assert file.read_text() == complete, "an incomplete file is generated again"
+    file.write_text(edited)
+    os.utime(file, (0, 0))
+    call(generate, monkeypatch, *arguments)
+    assert file.read_text() == complete, "a file older than its policy is generated again"
+
+
+@pytest.fixture(scope="module")
+def evaluations(models: Path, responses: Path) -> dict[str, dict]:
+    """Both runs scored through the command line, with gold scores."""
+    settings = models / "preset" / "policies" / "aligned" / "args.json"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(json.dumps({"algorithm": "gapo", "seed": 7}))
+    done = run_script(
+        "score.py",
+        "--responses",
+        responses / "sft.jsonl",
+        responses / "aligned.jsonl",
+        "--reward_model",
+        f"useful={models / 'useful'}",
+        "--cost_model",
+        f"harmful={models / 'harmful'}",
+        "--gold",
+        "grading:lengths",
+        "--output_dir",
+        responses.parent,
+        "--batch_size",
+        4,
+        PYTHONPATH=str(models),
+    )
+    assert done.returncode == 0, done.stderr
+    return {name: json.loads((responses.parent / f"{name}.json").read_text()) for name in ("sft", "aligned")}
+
+
+def test_scores_equal_direct_computation(models: Path, evaluations: dict[str, dict]):
+    tokenizer = AutoTokenizer.from_pretrained(models / "useful")
+    useful, harmful = (
+        AutoModelForSequenceClassification.from_pretrained(models / n).eval() for n in ("useful", "harmful")
+    )
+    for row in evaluations["aligned"]["rows"]:
+        dialogue = [*row["messages"], {"role": "assistant", "content": row["response"]}]
+        text = tokenizer.apply_chat_template(dialogue, tokenize=False)
+        if not row["finished"]:
+            text = text.removesuffix(tokenizer.eos_token)
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            reward, cost = (model(ids).logits.item() for model in (useful, harmful))
+        assert row["scores"]["useful"] == pytest.approx(reward - SCORE_MEAN, abs=1e-5)
+        assert row["scores"]["harmful"] == pytest.approx(-cost, abs=1e-5)
+
+
+def test_statistics(evaluations: dict[str, dict]):
+    result = evaluations["aligned"]
+    assert set(result) == {
+        "run",
+        "args",
+        "objectives",
+        "harmless_ratio",
+        "average",
+        "kl",
+        "response_length",
+        "gold",
+        "rows",
+    }
+    assert result["run"] == "aligned" and result["args"] == {"algorithm": "gapo", "seed": 7}
+    assert evaluations["sft"]["args"] == {} and evaluations["sft"]["kl"] == 0
+    rows = result["rows"]
+    for part, figures in (("scores", result), ("gold", result["gold"])):
+        for name, entry in figures["objectives"].items():
+            values = torch.tensor([row[part][name] for row in rows], dtype=torch.float64)
+            assert entry["mean"] == pytest.approx(values.mean().item())
+            assert entry["ci95"] == pytest.approx(1.96 * values.std().item() / 3)
+        assert list(figures["objectives"]) == ["useful", "harmful"]
+        assert figures["average"] == pytest.approx(sum(e["mean"] for e in figures["objectives"].values()) / 2)
+        assert figures["harmless_ratio"] == pytest.approx(
+            100 * sum(row[part]["harmful"] > 0 for row in rows) / 9
+        )
+    assert result["kl"] == pytest.approx(sum(row["kl"] for row in rows) / 9)
+    assert result["response_length"] == pytest.approx(sum(row["length"] for row in rows) / 9)
+    assert [row["gold"]["useful"] for row in rows] == [len(row["response"]) for row in rows]
+
+
+def test_single_value_has_no_interval():
+    assert score.mean_and_interval([2.0]) == {"mean": 2.0, "ci95": 0.0}
+    assert score.mean_and_interval([1.0, 3.0]) == {"mean": 2.0, "ci95": pytest.approx(1.96)}
+
+
+def test_without_cost_model_or_gold():
+    objectives = [score.Objective("a", "reward", "")]
+    result = score.evaluation("x", [{"scores": {"a": 1.0}, "kl": 0.0, "length": 3}], objectives, {})
+    assert result["harmless_ratio"] is None and "gold" not in result
+
+
+def expect_one_line(module, monkeypatch, capsys, message: str, *arguments: object) -> None:
+    """The script ends with exit code 2 and one line on stderr that holds `message`."""
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run_main(module.main)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--policy": ["sft"]}, "'sft' is not NAME=VALUE"),
+        ({"--policy": ["a=nowhere/at/all"]}, "--policy a nowhere/at/all"),
+        ({"--policy": ["a={models}/sft", "a={models}/aligned"]}, "--policy a: given twice"),
+        ({"--policy": ["a/b={models}/sft"]}, "--policy a/b: a run name is also a file name"),
+        ({"--policy": ["a={models}/useful"]}, "/useful: this is a score model, not a language model"),
+        ({"--reference_model": ["{models}/missing"]}, "--reference_model {models}/missing"),
+        ({"--data": ["{models}/missing.jsonl"]}, "{models}/missing.jsonl"),
+        ({"--data": ["{models}/grading.py"]}, "{models}/grading.py"),
+        ({"--max_new_tokens": ["64"]}, "--max_new_tokens 64: the model has room for 64 tokens"),
+        ({"--max_prompt_length": ["5"]}, "prompts.jsonl:"),
+        ({"--temperature": ["0"]}, "--temperature"),
+    ],
+)
+def test_generate_bad_input(change, message, models: Path, tmp_path: Path, monkeypatch, capsys):
+    flags = {
+        "--policy": ["sft={models}/sft"],
+        "--reference_model": ["{models}/sft"],
+        "--data": ["{models}/prompts.jsonl"],
+        "--max_new_tokens": ["12"],
+        "--output_dir": [str(tmp_path)],
+    } | change
+    arguments = [text.format(models=models) for flag, values in flags.items() for text in (flag, *values)]
+    expect_one_line(generate, monkeypatch, capsys, message.format(models=models), *arguments)
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--responses": ["{models}/missing.jsonl"]}, "--responses {models}/missing.jsonl: no such file"),
+        ({"--responses": ["{models}/prompts.jsonl"]}, "prompts.jsonl:1: the field 'finished' is missing"),
+        ({"--responses": ["{models}/grading.py"]}, "grading.py:1: not valid JSON"),
+        ({"--cost_model": ["useful={models}/harmful"]}, "--cost_model useful: the objective is given twice"),
+        ({"--cost_model": ["harmful={models}/sft"]}, "--cost_model harmful {models}/sft"),
+        ({"--reward_model": None}, "--reward_model, --cost_model: at least one objective"),
+        ({"--gold": ["no_such_module:scores"]}, "--gold no_such_module:scores"),
+        ({"--gold": ["json:no_such_function"]}, "--gold json:no_such_function"),
+    ],
+)
+def test_score_bad_input(change, message, models: Path, tmp_path: Path, monkeypatch, capsys):
+    flags = {
+        "--responses": ["{models}/prompts.jsonl"],
+        "--reward_model": ["useful={models}/useful"],
+        "--output_dir": [str(tmp_path)],
+    } | change
+    arguments = [t.format(models=models) for flag, values in flags.items() if values for t in (flag, *values)]
+    expect_one_line(score, monkeypatch, capsys, message.format(models=models), *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_dialogue_too_long_for_the_score_model(models: Path, tmp_path: Path, monkeypatch, capsys):
+    row = {
+        "prompt": "a",
+        "messages": [{"role": "user", "content": "a"}],
+        "source": "here:1",
+        "response": "bread fix " * 40,
+        "length": 4,
+        "finished": True,
+        "kl": 0.0,
+    }
+    (tmp_path / "long.jsonl").write_text(json.dumps(row))
+    expect_one_line(
+        score,
+        monkeypatch,
+        capsys,
+        "--reward_model useful: has room for 64 tokens",
+        "--responses",
+        tmp_path / "long.jsonl",
+        "--reward_model",
+        f"useful={models / 'useful'}",
+        "--output_dir",
+        tmp_path / "eval",
+    )

@@ -1,0 +1,135 @@
+"""The command line: a parser with one-line errors and the groups of flags that several stages share."""
+
+import argparse
+import sys
+from typing import NoReturn
+
+from utils.errors import EXIT_BAD_INPUT
+
+LR_SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
+
+
+class Parser(argparse.ArgumentParser):
+    """`argparse.ArgumentParser` that shows defaults in `--help` and reports a bad flag in one line."""
+
+    def __init__(self, **kwargs):
+        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr, flush=True)
+        sys.exit(EXIT_BAD_INPUT)
+
+
+def named_value(text: str) -> tuple[str, str]:
+    """argparse type of `NAME=VALUE`."""
+    name, separator, value = text.partition("=")
+    if not (name and separator and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def named_number(text: str) -> tuple[str, float]:
+    """argparse type of `NAME=NUMBER`."""
+    name, value = named_value(text)
+    try:
+        return name, float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NUMBER") from None
+
+
+def positive_int(text: str) -> int:
+    """argparse type of an integer >= 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """argparse type of a finite number > 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def non_negative_float(text: str) -> float:
+    """argparse type of a finite number >= 0."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is negative or not finite")
+    return value
+
+
+def fraction(text: str) -> float:
+    """argparse type of a number in [0, 1]."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """`--data` and the treatment of what does not fit. `what` says what the stage reads from it."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data", required=True, metavar="PATH_OR_NAME[:fraction][,...]",
+        help=f"{what}: files (jsonl, jsonl.gz, json, parquet, csv), folders or hub names, each with an optional"
+        " fraction to subsample; formats are recognized by their fields (PKU-SafeRLHF, HH-RLHF, messages, Alpaca,"
+        " prompt/response)",
+    )  # fmt: skip
+    group.add_argument(
+        "--overlong", choices=("error", "drop"), default="error",
+        help="a prompt longer than allowed: stop and name it, or drop and count it",
+    )  # fmt: skip
+
+
+def add_supervised_arguments(parser: argparse.ArgumentParser) -> None:
+    """What stages 1 and 2 share: a pretrained model in, epochs over a data set, a trained model out."""
+    group = parser.add_argument_group("training")
+    group.add_argument("--model_name_or_path", required=True, help="model to start from: folder or hub name")
+    group.add_argument("--validation_data", metavar="PATH_OR_NAME[:fraction][,...]",
+                       help="held-out data; without it, --validation_fraction of --data is held out, by prompt")  # fmt: skip
+    group.add_argument("--validation_fraction", type=fraction, default=0.05, help="share of the prompts held out")
+    group.add_argument("--max_length", type=positive_int, default=512, help="tokens of prompt and response together")
+    group.add_argument("--num_train_epochs", type=positive_int, default=1, help="passes over the data")
+    group.add_argument("--per_device_train_batch_size", type=positive_int, default=16, help="sequences a rank and step")
+    group.add_argument("--per_device_eval_batch_size", type=positive_int, default=32, help="sequences a rank, evaluation")
+    group.add_argument("--gradient_accumulation_steps", type=positive_int, default=1, help="micro-batches an optimizer step")
+    group.add_argument("--learning_rate", type=positive_float, default=2e-5, help="peak learning rate of AdamW")
+    group.add_argument("--adam_betas", type=fraction, nargs=2, default=(0.9, 0.95), metavar=("B1", "B2"), help="AdamW")
+    group.add_argument("--adam_eps", type=positive_float, default=1e-8, help="AdamW")
+    group.add_argument("--export", choices=("best", "last"), default="best",
+                       help="model of the epoch with the lowest validation loss, or of the last epoch")  # fmt: skip
+    add_optimization_arguments(parser)
+
+
+def add_optimization_arguments(parser: argparse.ArgumentParser) -> None:
+    """Schedules, decay and bookkeeping common to the three stages."""
+    group = parser.add_argument_group("optimization and bookkeeping")
+    group.add_argument("--weight_decay", type=non_negative_float, default=0.0, help="AdamW weight decay")
+    group.add_argument("--lr_scheduler_type", choices=LR_SCHEDULERS, default="cosine", help="learning-rate schedule")
+    group.add_argument("--num_warmup_steps", type=int, default=None, help="warm-up steps; overrides --warmup_ratio")
+    group.add_argument("--warmup_ratio", type=fraction, default=0.03, help="warm-up steps as a share of all steps")
+    group.add_argument("--max_grad_norm", type=non_negative_float, default=1.0, help="gradient clipping; 0 switches it off")
+    group.add_argument("--gradient_checkpointing", action="store_true", help="recompute activations to save memory")
+    group.add_argument("--seed", type=int, default=42, help="seed of everything random")
+    group.add_argument("--output_dir", required=True, help="where the result goes")
+    group.add_argument("--print_interval", type=positive_int, default=10, help="steps between progress lines")
+
+
+def add_deepspeed_arguments(parser: argparse.ArgumentParser) -> None:
+    """How the models lie on the devices."""
+    group = parser.add_argument_group("DeepSpeed")
+    group.add_argument("--zero_stage", type=int, choices=(0, 1, 2, 3), default=0, help="ZeRO stage: what is partitioned")
+    group.add_argument("--offload", action="store_true", help="keep optimizer states (and ZeRO-3 parameters) on the CPU")
+    group.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="precision of the models")
+    group.add_argument("--local_rank", type=int, default=-1, help="set by the deepspeed launcher")
+
+
+def warmup_steps(args: argparse.Namespace, total_steps: int) -> int:
+    """`--num_warmup_steps`, or `--warmup_ratio` of all optimizer steps (rounded up)."""
+    if args.num_warmup_steps is not None:
+        return args.num_warmup_steps
+    return -int(-args.warmup_ratio * total_steps // 1)

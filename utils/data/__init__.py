@@ -1,0 +1,23 @@
+"""Data in: files, folders and hub data sets of several formats as prompts, dialogues and pairs."""
+
+from utils.data.loading import load_dialogues, load_pairs, load_prompts
+from utils.data.records import (
+    Dialogue,
+    Message,
+    Pair,
+    Prompt,
+    ReadingSummary,
+    SourceSummary,
+)
+
+__all__ = [
+    "Dialogue",
+    "Message",
+    "Pair",
+    "Prompt",
+    "ReadingSummary",
+    "SourceSummary",
+    "load_dialogues",
+    "load_pairs",
+    "load_prompts",
+]

@@ -1,0 +1,52 @@
+"""Batches: padding on either side, and grouping by length so that little padding is computed on."""
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+MEGABATCH = 50  # batches sorted together: enough to group well, few enough to stay random
+
+
+def right_pad(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """b id lists -> (ids, mask), both [b, t] int64 with t the longest; the mask comes from the lengths."""
+    return _pad(sequences, pad_id, "right")
+
+
+def left_pad(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Like `right_pad`, with the padding in front, as generation wants it."""
+    return _pad(sequences, pad_id, "left")
+
+
+def _pad(sequences: Sequence[Sequence[int]], pad_id: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = [torch.tensor(ids, dtype=torch.int64) for ids in sequences]
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad_id, padding_side=side)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
+    return ids, mask
+
+
+def length_grouped_batches(
+    lengths: Sequence[int], batch_size: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+) -> list[list[int]]:
+    """This rank's batches of an epoch, as lists of indices into `lengths`; all ranks get the same number of
+    them.
+
+    Each index is in one batch of one rank. Batches have `batch_size` indices, but for one: the rest of the
+    epoch, which is dealt out evenly. Only a rest of fewer than `world_size` indices repeats some, so that
+    no rank is left without work. Deterministic in (seed, epoch), the same on every rank.
+    """
+    generator = random.Random(f"{seed}:{epoch}")
+    order = list(range(len(lengths)))
+    generator.shuffle(order)
+    step = batch_size * world_size
+    grouped = [
+        index
+        for start in range(0, len(order), MEGABATCH * step)
+        for index in sorted(order[start : start + MEGABATCH * step], key=lambda index: lengths[index])
+    ]
+    steps = [grouped[start : start + step] for start in range(0, len(grouped), step)]
+    if steps and len(steps[-1]) < world_size:
+        steps[-1] = (steps[-1] * world_size)[:world_size]
+    generator.shuffle(steps)
+    return [indices[rank::world_size] for indices in steps]

@@ -1,0 +1,176 @@
+"""Records to token ids; a prompt has the same ids in supervised training, reward modeling and generation.
+
+Chat templates are applied to text, and prompt and reply are tokenized apart: a tokenizer that merges across
+their border would otherwise make the prompt that a policy is trained on differ from the prompt it later
+generates from.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from utils.data.records import Dialogue, Message, Pair, Prompt, ReadingSummary, Record
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A record and its ids.
+
+    `responses` is () for a `Prompt`, (reply,) for a `Dialogue` and (chosen, rejected) for a `Pair`; each
+    response ends in EOS unless it was cut.
+    """
+
+    record: Record
+    prompt: list[int]
+    responses: tuple[list[int], ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and the longest response."""
+        return len(self.prompt) + max(map(len, self.responses), default=0)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """Ids of the prompt up to where the reply begins; BOS is there if the chat template writes it.
+
+    Raises `UserError` if the tokenizer has no chat template or the template refuses the turns.
+    """
+    return _tokenize(tokenizer, _prompt_text(tokenizer, messages))
+
+
+def encode_response(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], response: str
+) -> list[int]:
+    """Ids of the reply to `messages`, ending in one EOS; `encode_prompt` + this is the whole sequence.
+
+    Raises `UserError` like `encode_prompt`, and if the template renders the prompt differently when a reply
+    follows.
+    """
+    prompt_text = _prompt_text(tokenizer, messages)
+    full_text = _render(tokenizer, [*messages, {"role": "assistant", "content": response}], False)
+    if not full_text.startswith(prompt_text):
+        raise UserError(
+            f"{_name(tokenizer)}: the chat template renders a prompt differently once a reply follows, "
+            "so the two cannot be told apart"
+        )
+    text = full_text.removeprefix(prompt_text)
+    if text.rstrip().endswith(tokenizer.eos_token):
+        text = text.rstrip()  # some templates end every turn with a line break, which no policy has to learn
+    ids = _tokenize(tokenizer, text)
+    return ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id]
+
+
+def fit_lengths(
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    summary: ReadingSummary,
+    overlong: str = "error",
+    max_prompt_length: int | None = None,
+    max_length: int | None = None,
+) -> list[Encoded]:
+    """Encodes records and enforces the lengths given; counts what it drops or cuts in `summary.encoding`.
+
+    A prompt of more than `max_prompt_length` tokens (without it: one that leaves no room for a reply in
+    `max_length`) raises `UserError` with its place, or is dropped, as `overlong` says. Replies are cut so
+    that prompt and reply have at most `max_length` tokens; pairs that the cut makes equal are dropped. Also
+    raises `UserError` if nothing is left.
+    """
+    if max_prompt_length is not None and max_length is not None and max_prompt_length >= max_length:
+        raise UserError(
+            f"--max_prompt_length {max_prompt_length} leaves no room for a reply in --max_length {max_length}"
+        )
+    encoded = _fitting_prompts(tokenizer, records, summary, overlong, max_prompt_length, max_length)
+    fitted, cut, equal = [], 0, 0
+    for record, prompt in encoded:
+        whole = [
+            _with_source(record, encode_response, tokenizer, record.messages, text) for text in _texts(record)
+        ]
+        room = None if max_length is None else max_length - len(prompt)
+        responses = tuple(ids[:room] for ids in whole)
+        if len(responses) == 2 and responses[0] == responses[1]:
+            equal += 1
+            continue
+        cut += sum(len(short) < len(ids) for short, ids in zip(responses, whole, strict=True))
+        fitted.append(Encoded(record, prompt, responses))
+    if equal:
+        summary.encoding["pairs dropped: equal once encoded and cut"] += equal
+    if cut:
+        summary.encoding[f"replies cut so that prompt and reply have {max_length} tokens"] += cut
+    if not fitted:
+        raise UserError(f"nothing is left of {len(records)} examples: {'; '.join(summary.lines())}")
+    return fitted
+
+
+def _fitting_prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    summary: ReadingSummary,
+    overlong: str,
+    max_prompt_length: int | None,
+    max_length: int | None,
+) -> list[tuple[Record, list[int]]]:
+    """The records whose prompts fit, with the ids of the prompts."""
+    encoded = [
+        (record, _with_source(record, encode_prompt, tokenizer, record.messages)) for record in records
+    ]
+    if max_prompt_length is not None:
+        limit, flag = max_prompt_length, f"longer than --max_prompt_length {max_prompt_length}"
+    elif max_length is not None:
+        limit, flag = max_length - 1, f"too long to leave room for a reply in --max_length {max_length}"
+    else:
+        return encoded
+    long = [(record, len(ids)) for record, ids in encoded if len(ids) > limit]
+    if long and overlong == "error":
+        record, length = max(long, key=lambda item: item[1])
+        raise UserError(
+            f"{record.source}: prompt of {length} tokens is {flag} "
+            f"({len(long)} such prompts; raise the flag or pass --overlong drop)"
+        )
+    if long:
+        summary.encoding[f"prompts dropped: {flag}"] += len(long)
+    return [(record, ids) for record, ids in encoded if len(ids) <= limit]
+
+
+def _texts(record: Record) -> tuple[str, ...]:
+    match record:
+        case Prompt():
+            return ()
+        case Dialogue():
+            return (record.response,)
+        case Pair():
+            return record.chosen, record.rejected
+
+
+def _with_source(record: Record, encode: Callable[..., list[int]], *arguments: Any) -> list[int]:
+    """Calls `encode(*arguments)`, adding the record's place to an error."""
+    try:
+        return encode(*arguments)
+    except UserError as error:
+        raise UserError(f"{record.source}: {error}") from error
+
+
+def _prompt_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+    return _render(tokenizer, list(messages), True)
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_generation_prompt: bool) -> str:
+    if tokenizer.chat_template is None:
+        raise UserError(f"{_name(tokenizer)}: the tokenizer has no chat template")
+    try:
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except TemplateError as error:
+        raise UserError(f"{_name(tokenizer)}: the chat template refuses the turns ({error})") from error
+
+
+def _name(tokenizer: PreTrainedTokenizerBase) -> str:
+    return tokenizer.name_or_path or "the tokenizer"
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]

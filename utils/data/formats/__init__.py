@@ -1,0 +1,12 @@
+"""One file a data format; importing this package registers them. Of equally fitting ones the first wins."""
+
+from utils.data.formats import (
+    alpaca,
+    hh_rlhf,
+    messages,
+    pairs,
+    pku_saferlhf,
+    safety_pairs,
+)
+
+__all__ = ["alpaca", "hh_rlhf", "messages", "pairs", "pku_saferlhf", "safety_pairs"]

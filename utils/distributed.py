@@ -1,0 +1,85 @@
+"""Ranks: starting DeepSpeed's process group on any device, and the few collectives the stages use."""
+
+import os
+import random
+import socket
+
+import numpy
+import torch
+import torch.distributed as dist
+
+
+def init_distributed() -> None:
+    """Join the process group the launcher describes, or form a group of one when there is no launcher.
+
+    On CPU, DeepSpeed would compile a shared-memory collective here (and fail where there is no C++
+    compiler); gloo gives the same results, so that extension is declared unavailable first.
+    """
+    import deepspeed
+
+    if not torch.cuda.is_available():
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if "RANK" not in os.environ:
+        # Port 0 would do for one rank, but DeepSpeed passes the number on as given.
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+
+
+def shutdown_distributed() -> None:
+    """Leave the process group, so that no rank warns about a group it never left."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def device() -> torch.device:
+    """This rank's device."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this rank prints and writes."""
+    return rank() == 0
+
+
+def print_main(*values: object) -> None:
+    if is_main():
+        print(*values, flush=True)
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum of `tensor` over ranks, in place; any shape."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def all_reduce_max(tensor: torch.Tensor) -> torch.Tensor:
+    """Maximum of `tensor` over ranks, in place; any shape."""
+    if world_size() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch. Ranks that must draw differently add their rank to `seed`."""
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

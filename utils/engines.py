@@ -1,0 +1,78 @@
+"""DeepSpeed engines that train, and their whole weights, for all three stages."""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+from utils.arguments import warmup_steps
+from utils.deepspeed_config import training_config
+from utils.distributed import device, is_main, world_size
+
+
+def make_training_engine(
+    model: nn.Module,
+    args: argparse.Namespace,
+    learning_rate: float,
+    total_steps: int,
+    further_config: dict[str, Any] | None = None,
+) -> deepspeed.DeepSpeedEngine:
+    """Engine with AdamW and a learning-rate schedule over `total_steps` optimizer steps.
+
+    Args:
+        args: batch sizes, `--adam_betas`, `--adam_eps`, and the optimization and DeepSpeed groups of flags.
+        further_config: sections of DeepSpeed's configuration beside `training_config`.
+    """
+    if args.zero_stage < 3:
+        model.to(device())
+    config = training_config(args, args.per_device_train_batch_size, world_size(), args.gradient_accumulation_steps)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, betas=tuple(args.adam_betas), eps=args.adam_eps,
+        weight_decay=args.weight_decay, fused=torch.cuda.is_available() and not args.offload,
+    )  # fmt: skip
+    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup_steps(args, total_steps), total_steps)
+    with uncast_buffers(model):
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config | (further_config or {})
+        )
+    return engine
+
+
+@contextmanager
+def uncast_buffers(model: nn.Module) -> Iterator[None]:
+    """Undo the cast of `model`'s buffers by DeepSpeed, which bf16 needs for its weights: rotary frequencies
+    must stay float32."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    yield
+    for name, buffer in buffers.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, buffer.to(device()))
+
+
+def gathered_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Whole parameters by name, copied to the CPU of the main rank; empty on other ranks. Call on every rank.
+
+    Gathered one parameter at a time, so that under ZeRO-3 no device ever holds the whole model.
+    """
+    weights = {}
+    for name, parameter in model.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            if is_main():
+                weights[name] = parameter.detach().cpu().clone()
+    return weights
+
+
+def restore_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Put the main rank's `gathered_weights` back on every rank, for forward passes: the optimizer's copies stay."""
+    for name, parameter in model.named_parameters():
+        partitioned = hasattr(parameter, "ds_id")
+        with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=partitioned):
+            if is_main():
+                parameter.copy_(weights[name])
+            if world_size() > 1 and not partitioned:
+                torch.distributed.broadcast(parameter.data, src=0)

@@ -1,0 +1,269 @@
+"""What stages 1 and 2 share: data held out by prompt, optimizer-step batches, the training loop, the export."""
+
+import argparse
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from utils.data.batching import length_grouped_batches
+from utils.data.encoding import Encoded, fit_lengths
+from utils.data.loading import conversation_key
+from utils.data.records import ReadingSummary, Record
+from utils.distributed import all_reduce_sum, device, is_main, print_main, rank, world_size
+from utils.engines import gathered_weights, restore_weights
+from utils.errors import UserError
+from utils.metrics import MetricsLogger, Progress, format_duration, hyperparameter_table
+from utils.models import export_model, load_config
+from utils.output import finished_files, write_json
+
+Load = Callable[[str, int], tuple[list[Record], ReadingSummary]]
+
+
+@dataclass
+class Task:
+    """What tells one supervised stage from another.
+
+    Attributes:
+        train: the training examples.
+        units: how much an example weighs: its response tokens for a language model, 1 for a preference pair.
+        sums: sums over the units of some examples on this rank; "loss" carries the graph, others are only logged.
+        validate: figures on the validation data, the same on every rank; "loss" chooses the best epoch.
+        shown: those of the figures that progress lines show.
+    """
+
+    train: list[Encoded]
+    units: Callable[[Encoded], int]
+    sums: Callable[[list[Encoded]], dict[str, torch.Tensor]]
+    validate: Callable[[], dict[str, float]]
+    shown: tuple[str, ...]
+
+
+@dataclass
+class Outcome:
+    """How a run went: validation figures before training (index 0) and after each epoch, and what was kept."""
+
+    validation: list[dict[str, float]]
+    exported_epoch: int
+    seconds: float
+
+
+# --- data
+
+
+def read_examples(
+    args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, load: Load
+) -> tuple[list[Encoded], list[Encoded]]:
+    """Training and validation examples that fit `--max_length` and the model, with what was read on the screen.
+
+    Raises:
+        UserError: unusable data, nothing to validate on, or examples longer than the model has positions for.
+    """
+    if not args.validation_data and args.validation_fraction == 0:
+        raise UserError("--validation_fraction 0: needs --validation_data")
+    records, summary = load(args.data, args.seed)
+    if args.validation_data:
+        held_out, held_out_summary = load(args.validation_data, args.seed)
+    else:
+        records, held_out = hold_out(records, args.validation_fraction, args.seed)
+        held_out_summary = ReadingSummary()
+    train = fit_lengths(tokenizer, records, summary, args.overlong, max_length=args.max_length)
+    validation = fit_lengths(tokenizer, held_out, held_out_summary, args.overlong, max_length=args.max_length)
+    print_main("\n".join(summary.lines() + held_out_summary.lines()))
+    print_main(f"{len(train)} examples to train on, {len(validation)} to validate on")
+    check_positions(args, max(example.length for example in train + validation))
+    return train, validation
+
+
+def hold_out(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
+    """(training, validation) records: all records of a prompt are on one side, at least one prompt on each.
+
+    Raises:
+        UserError: fewer than two distinct prompts.
+    """
+    prompts = list(dict.fromkeys(conversation_key(record.messages) for record in records))
+    if len(prompts) < 2:
+        raise UserError("--data: one prompt cannot be split into training and validation (use --validation_data)")
+    count = min(max(1, round(fraction * len(prompts))), len(prompts) - 1)
+    chosen = set(random.Random(seed).sample(prompts, count))
+    sides: tuple[list[Record], list[Record]] = ([], [])
+    for record in records:
+        sides[conversation_key(record.messages) in chosen].append(record)
+    return sides
+
+
+def check_positions(args: argparse.Namespace, longest: int) -> None:
+    """Raise UserError if the model has fewer positions than the longest example has tokens."""
+    config = load_config(args.model_name_or_path, "--model_name_or_path")
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise UserError(f"--max_length {args.max_length}: an example has {longest} tokens,"
+                        f" {args.model_name_or_path} has positions for {positions}")  # fmt: skip
+
+
+# --- batches
+
+
+def steps_per_epoch(examples: int, args: argparse.Namespace) -> int:
+    """Optimizer steps of a pass over the training data."""
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
+    return math.ceil(examples / per_step)
+
+
+def epoch_steps(examples: list[Encoded], args: argparse.Namespace, epoch: int) -> list[list[list[Encoded]]]:
+    """This rank's micro-batches of one optimizer step after another.
+
+    Batches are drawn for a whole step and then cut, so that accumulating micro-batches is the same as one batch.
+    """
+    micro_batches = args.gradient_accumulation_steps
+    steps = length_grouped_batches(
+        [example.length for example in examples], args.per_device_train_batch_size * micro_batches,
+        args.seed, epoch, rank(), world_size(),
+    )  # fmt: skip
+    return [split_evenly([examples[i] for i in indices], micro_batches) for indices in steps]
+
+
+def split_evenly(items: list[Any], parts: int) -> list[list[Any]]:
+    """`items` in `parts` runs of nearly equal size; too few items start over, so that no part is empty."""
+    if len(items) < parts:
+        items = (items * parts)[:parts]
+    return [items[i * len(items) // parts : (i + 1) * len(items) // parts] for i in range(parts)]
+
+
+@torch.no_grad()
+def per_example(
+    engine: deepspeed.DeepSpeedEngine, examples: list[Encoded], batch_size: int,
+    measure: Callable[[list[Encoded]], torch.Tensor],
+) -> torch.Tensor:  # fmt: skip
+    """`measure` (b examples -> [b] or [b, k]) of every example, without gradients, shared out over the ranks.
+
+    Returns:
+        [n, k + 1] float64 on the CPU of every rank; the last column is 1.
+    """
+    engine.eval()
+    batches = length_grouped_batches([example.length for example in examples], batch_size, 0, 0, rank(), world_size())
+    table = None
+    for indices in batches:
+        values = measure([examples[i] for i in indices]).double().reshape(len(indices), -1)
+        if table is None:
+            table = values.new_zeros(len(examples), values.shape[1] + 1)
+        table[torch.tensor(indices, device=table.device)] = torch.nn.functional.pad(values, (0, 1), value=1.0)
+    engine.train()
+    # A rest smaller than the number of ranks is measured by several of them: the last column counts.
+    table = all_reduce_sum(table).cpu()
+    return table / table[:, -1:]
+
+
+# --- training
+
+
+def train(
+    engine: deepspeed.DeepSpeedEngine, model: PreTrainedModel, args: argparse.Namespace, task: Task
+) -> Outcome:
+    """`--num_train_epochs` passes over the data; afterwards `model` holds the weights to export.
+
+    The loss of an optimizer step is the sum over its units divided by a constant, the mean number of units in a
+    step. A mean over the step's own tokens would weigh a token of a short response, which length grouping
+    puts among other short ones, more than that of a long one. DeepSpeed averages over ranks and micro-batches,
+    which the scale undoes.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    start, steps = time.monotonic(), steps_per_epoch(len(task.train), args)
+    units_per_step = sum(map(task.units, task.train)) / steps
+    scale = world_size() * args.gradient_accumulation_steps / units_per_step
+    record = RunRecord(args, steps * args.num_train_epochs, task.shown) if is_main() else None
+    outcome, best, step = Outcome([task.validate()], 0, 0.0), None, 0
+    if record:
+        record.validation(0, outcome.validation[0])
+    for epoch in range(1, args.num_train_epochs + 1):
+        for micro_batches in epoch_steps(task.train, args, epoch):
+            step += 1
+            figures = optimizer_step(engine, micro_batches, task, scale)
+            if not math.isfinite(figures["loss"]):
+                raise UserError(f"--learning_rate {args.learning_rate:g}: the loss is not finite at step {step}")
+            if record:
+                record.step(step, figures)
+        outcome.validation.append(task.validate())
+        if record:
+            record.validation(step, outcome.validation[epoch], epoch)
+        losses = [figures["loss"] for figures in outcome.validation[1:]]
+        if args.export == "last" or losses[-1] == min(losses):
+            outcome.exported_epoch = epoch
+            best = gathered_weights(model) if args.export == "best" and epoch < args.num_train_epochs else None
+    if outcome.exported_epoch < args.num_train_epochs:
+        restore_weights(model, best)
+    if record:
+        record.close()
+    outcome.seconds = time.monotonic() - start
+    return outcome
+
+
+def optimizer_step(
+    engine: deepspeed.DeepSpeedEngine, micro_batches: list[list[Encoded]], task: Task, scale: float
+) -> dict[str, float]:
+    """One optimizer step on this rank's micro-batches; means over the units of all ranks."""
+    totals: dict[str, torch.Tensor] = {}
+    for examples in micro_batches:
+        sums = task.sums(examples)
+        engine.backward(sums["loss"] * scale)
+        engine.step()
+        sums["units"] = torch.tensor(sum(map(task.units, examples)), device=device())
+        totals = {name: totals.get(name, 0.0) + value.detach() for name, value in sums.items()}
+    *sums, units = all_reduce_sum(torch.stack([value.float() for value in totals.values()])).tolist()
+    return dict(zip(totals, (value / units for value in sums), strict=False)) | {"learning_rate": engine.get_lr()[0]}
+
+
+class RunRecord:
+    """The main rank's record of a run: progress lines, TensorBoard, metrics.jsonl, args.json."""
+
+    def __init__(self, args: argparse.Namespace, total_steps: int, shown: tuple[str, ...]):
+        self.shown, self.name = shown, Path(args.output_dir).name
+        self.epochs = args.num_train_epochs
+        self.progress = Progress(total_steps, self.name, args.print_interval)
+        self.logger = MetricsLogger(args.output_dir)
+        settings = vars(args) | {"world_size": world_size()}
+        self.logger.text("hyperparameters", hyperparameter_table(settings), 0)
+        write_json(Path(args.output_dir) / "args.json", settings)
+
+    def step(self, step: int, figures: dict[str, float]) -> None:
+        self.logger.log(step, figures)
+        self.progress.update(step, **{name: figures[name] for name in ("loss", *self.shown) if name in figures})
+
+    def validation(self, step: int, figures: dict[str, float], epoch: int = 0) -> None:
+        self.logger.log(step, {f"validation/{name}": value for name, value in figures.items()})
+        parts = [f"{name} {figures[name]:.4g}" for name in self.shown if name in figures]
+        when = f"after epoch {epoch}/{self.epochs}" if epoch else "before training"
+        print(" · ".join([f"{self.name} {when}: validation", *parts]), flush=True)
+
+    def close(self) -> None:
+        self.logger.close()
+
+
+def export(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace, evaluation: dict[str, Any]
+) -> None:
+    """Write the model's Hugging Face files and `evaluation.json` into `--output_dir`, by rename; on every rank."""
+    weights = gathered_weights(model)
+    if is_main():
+        with finished_files(args.output_dir) as folder:
+            write_json(folder / "evaluation.json", evaluation)
+            export_model(model, tokenizer, folder, weights)
+
+
+def print_summary(args: argparse.Namespace, outcome: Outcome, examples: int, figure: str) -> None:
+    """The lines a run ends with; `figure` is the validation figure to follow."""
+    before, after = outcome.validation[0][figure], outcome.validation[outcome.exported_epoch][figure]
+    print_main(
+        f"{examples} examples × {args.num_train_epochs} epochs in {format_duration(outcome.seconds)}"
+        f" · validation {figure} {before:.4g} -> {after:.4g}\n"
+        f"model of epoch {outcome.exported_epoch} ({args.export}) saved in {args.output_dir}"
+    )
