@@ -84,7 +84,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--temperature", type=positive_float, default=1.0, help="sampling temperature")
     parser.add_argument(
-        "--max_prompt_length", type=positive_int, help="tokens (default: what the model has room for)"
+        "--max_prompt_length", type=positive_int, help="tokens; without it, what the model has room for"
     )
     parser.add_argument("--max_new_tokens", type=positive_int, default=256, help="tokens of a response")
     parser.add_argument("--batch_size", type=positive_int, default=64, help="prompts at once")

@@ -1,7 +1,7 @@
 """Where to write the labels of a scatter plot so that none covers another, a marker or an error bar.
 
-Greedy, deterministic: the most crowded point is served first, and takes the cheapest of the positions on rings
-around it. All boxes are in pixels, [x0, y0, x1, y1].
+Greedy, deterministic: the most crowded point is served first, and takes the cheapest of the positions on
+rings around it. All boxes are in pixels, [x0, y0, x1, y1].
 """
 
 import numpy as np

@@ -34,12 +34,12 @@ IMAGES = ("pareto.png", "table1.png", "training_curves.png")
 def parse_args() -> Any:
     parser = Parser(description="Collect evaluations into a report (tables, pictures, html, json)")
     parser.add_argument("--input_dir", required=True, help="folder of a preset, with eval/*.json in it")
-    parser.add_argument("--output_dir", help="where the report goes (default: <input_dir>/report)")
+    parser.add_argument("--output_dir", help="where the report goes; without it, <input_dir>/report")
     parser.add_argument(
         "--labels",
         metavar="FILE",
         help="jsonl of test prompts with 'risky' and 'category', so that samples of every kind are shown"
-        " (default: <input_dir>/data/prompts_test.jsonl where it exists)",
+        "; without it, <input_dir>/data/prompts_test.jsonl where that exists",
     )
     parser.add_argument("--samples", type=positive_int, default=6, help="prompts shown side by side")
     return parser.parse_args()

@@ -182,6 +182,8 @@ def label_runs(axes: Axes, plane: Plane, runs: list[Run], lines: list[np.ndarray
     scale = figure.dpi / 72
     to_pixels = axes.transData.transform
     shown = [(run, place) for run in runs if (place := plane.locate(run)) is not None]
+    if not shown:
+        return
     texts, sizes = [], []
     for run, _ in shown:
         color = run_style(run.name)[0]
@@ -245,7 +247,7 @@ def plot_pareto(runs: list[Run], fronts: list[Front], path: Path) -> None:
         figure, panels = plt.subplots(
             1,
             len(planes),
-            figsize=(6.6 * len(planes) * crowd, 5.6 * crowd),
+            figsize=((6.6 * len(planes) if len(planes) > 1 else 8.5) * crowd, 5.6 * crowd),
             layout="constrained",
             squeeze=False,
         )
@@ -343,15 +345,18 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def curve_colors(runs: list[Run]) -> dict[str, tuple[float, ...]]:
-    """A color a run: the family's, shaded from dark to light where several runs share it."""
+    """A color a run: the family's, dark to light over its base names (seeds and conditions share one)."""
+    shades: dict[str, list[str]] = {}
+    for run in runs:
+        members = shades.setdefault(run.name.family, [])
+        if run.name.base not in members:
+            members.append(run.name.base)
     colors = {}
-    for family in dict.fromkeys(run.name.family for run in runs):
-        members = [run for run in runs if run.name.family == family]
-        for run, light in zip(
-            members, np.linspace(0, 0.55, len(members)) if len(members) > 1 else [0], strict=True
-        ):
-            base = np.array(to_rgb(run_style(run.name)[0]))
-            colors[run.name.text] = tuple(base + (1 - base) * light)
+    for run in runs:
+        members = shades[run.name.family]
+        light = 0.55 * members.index(run.name.base) / max(1, len(members) - 1)
+        color = np.array(to_rgb(run_style(run.name)[0]))
+        colors[run.name.text] = tuple(color + (1 - color) * light)
     return colors
 
 
@@ -379,7 +384,8 @@ def plot_training_curves(runs: list[Run], path: Path) -> bool:
         for axes in panels.flat[len(tags) :]:
             axes.axis("off")
         handles = [
-            Line2D([], [], color=colors[run.name.text], linewidth=2, label=run.name.label) for run in trained
+            Line2D([], [], color=colors[run.name.text], linestyle=line_style(run), label=run.name.label)
+            for run in trained
         ]
         figure.legend(handles=handles, loc="lower center", ncol=min(5, len(trained)), frameon=False)
         figure.tight_layout(rect=(0, (0.22 * legend_rows + 0.1) / height, 1, 1))
@@ -387,13 +393,22 @@ def plot_training_curves(runs: list[Run], path: Path) -> bool:
     return True
 
 
+def line_style(run: Run) -> str:
+    """Dashed under a condition other than the default one."""
+    return "--" if run.name.condition else "-"
+
+
 def draw_curves(axes: Axes, tag: str, runs: list[Run], colors: dict[str, tuple[float, ...]]) -> None:
     for run in runs:
         if tag not in run.metrics:
             continue
         steps, values = np.array(run.metrics[tag]).T
-        axes.plot(steps, values, color=colors[run.name.text], alpha=0.18, linewidth=0.9)
-        axes.plot(steps, smooth(values), color=colors[run.name.text], linewidth=1.6)
+        axes.plot(
+            steps, values, color=colors[run.name.text], alpha=0.2 if len(runs) <= 16 else 0.08, linewidth=0.9
+        )
+        axes.plot(
+            steps, smooth(values), color=colors[run.name.text], linewidth=1.6, linestyle=line_style(run)
+        )
     axes.set_title(tag_title(tag), loc="left")
     axes.set_xlabel("step")
     if tag.startswith("gradient/norm/"):

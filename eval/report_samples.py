@@ -72,7 +72,7 @@ def spreads(rows: list[list[dict[str, Any]]]) -> np.ndarray:
 def choose_prompts(
     rows: list[list[dict[str, Any]]], labels: dict[str, dict[str, Any]], count: int
 ) -> list[int]:
-    """Indices of `count` prompts: widest spread first, risky and benign in turn, every category before any twice.
+    """Indices of `count` prompts: widest spread first, risky and benign in turn, all categories first.
 
     Deterministic: ties go to the earlier prompt.
     """

@@ -22,7 +22,7 @@ from utils.data.encoding import Encoded
 from utils.distributed import device, init_distributed, seed_everything, shutdown_distributed
 from utils.engines import make_training_engine
 from utils.errors import run_main
-from utils.models import DTYPES, load_causal_lm, load_tokenizer, position_ids_from_mask
+from utils.models import DTYPES, check_causal_lm, load_causal_lm, load_tokenizer, position_ids_from_mask
 from utils.output import check_writable
 from utils.supervised import Task, export, per_example, print_summary, read_examples, steps_per_epoch, train
 
@@ -32,6 +32,7 @@ IGNORED = -100  # label of a token that is not trained on
 def main() -> None:
     # Arguments, data, and everything that can be checked before a model is built.
     args = parse_args()
+    check_causal_lm(args.model_name_or_path, "--model_name_or_path")
     tokenizer = load_tokenizer(args.model_name_or_path, "--model_name_or_path")
     training_examples, validation_examples = read_examples(args, tokenizer, load_dialogues)
     check_writable(args.output_dir)

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import deepspeed
 import numpy
 import torch
+import transformers
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -53,6 +54,7 @@ PREFERENCE_LABELS = {"reward": "better", "cost": "safer"}  # defaults of --prefe
 def main() -> None:
     # Arguments, data, and everything that can be checked before a model is built.
     args = parse_args()
+    transformers.logging.set_verbosity_error()  # that the new head is not in the checkpoint is no news
     check_decoder(args.model_name_or_path, "--model_name_or_path")
     tokenizer = dedicated_pad(load_tokenizer(args.model_name_or_path, "--model_name_or_path"))
     pairs, held_out = read_examples(

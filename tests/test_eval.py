@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+)
 
 from eval import generate, score
 from utils import make_base
@@ -149,6 +156,35 @@ def test_log_probs_equal_unpadded_forward(models: Path):
             logits = plain(whole[None]).logits[0, len(prompt.prompt) - 1 : -1] / 0.7
         expected = logits.log_softmax(-1)[torch.arange(length), response]
         torch.testing.assert_close(row[:length], expected, atol=1e-4, rtol=0)
+
+
+def test_learned_positions_are_counted_from_the_prompt(models: Path):
+    """GPT-2's positions are absolute: left padding must not move them."""
+    tokenizer = load_tokenizer(str(models / "sft"), "--model")
+    prompts = encoded_prompts(models)
+    torch.manual_seed(0)
+    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=2, n_head=2, **special)
+    config.num_labels, config.initializer_range = 1, 0.5
+    policy, scorer = GPT2LMHeadModel(config).eval(), GPT2ForSequenceClassification(config).eval()
+    sampled = generate.sample_responses(
+        policy, prompts, tokenizer, Namespace(temperature=1.0, max_new_tokens=8)
+    )
+    padded = generate.response_log_probs(policy, sampled, 1.0)
+    dialogues = [
+        prompt.prompt + ids[:length].tolist()
+        for prompt, ids, length in zip(prompts, sampled.responses, sampled.lengths, strict=True)
+    ]
+    scores = score.last_token_scores(scorer, dialogues, tokenizer.pad_token_id, batch_size=4)
+    for index, (prompt, dialogue) in enumerate(zip(prompts, dialogues, strict=True)):
+        ids = torch.tensor([dialogue])
+        response = ids[0, len(prompt.prompt) :]
+        with torch.no_grad():
+            alone = policy(ids).logits[0, len(prompt.prompt) - 1 : -1].log_softmax(-1)
+            last = scorer.score(scorer.transformer(ids).last_hidden_state)[0, -1, 0]
+        expected = alone[torch.arange(len(response)), response]
+        torch.testing.assert_close(padded[index, : len(response)], expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(scores[index], last, atol=1e-5, rtol=0)
 
 
 def test_kl_is_summed_over_the_response(models: Path):

@@ -358,6 +358,13 @@ def test_marks_go_by_printed_figures():
     )
 
 
+def test_runs_that_look_equal_are_marked_equal(tmp_path: Path):
+    for name, mean in (("sft", 1.001), ("mgda", 1.004), ("gapo_p1", 0.5)):
+        write_run(tmp_path, name, (mean,), ("help",))
+    table = build_table(load_runs(tmp_path))
+    assert [cells[0].mark for _, cells in table.rows] == ["best", "best", "second"]
+
+
 def test_columns_without_figures_are_left_out(tmp_path: Path):
     for name in ("sft", "mgda"):
         write_run(tmp_path, name, (0.0,), ("help",), gold=False)

@@ -3,9 +3,9 @@
     python utils/make_base.py --sft_data sft_train.jsonl --preference_data preferences_train.jsonl \
         --tokenizer_dir output/tiny/tokenizer --model_dir output/tiny/base
 
-The pipeline needs a small "pretrained" model where none can be downloaded. The tokenizer brings a dedicated pad
-token, role markers and a chat template; bytes stand in for unknown characters, so that text survives encoding and
-decoding unchanged.
+The pipeline needs a small "pretrained" model where none can be downloaded. The tokenizer brings a dedicated
+pad token, role markers and a chat template; bytes stand in for unknown characters, so that text survives
+encoding and decoding unchanged.
 """
 
 import argparse
@@ -111,7 +111,7 @@ def training_texts(args: argparse.Namespace) -> Iterator[str]:
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int, character_coverage: float, seed: int) -> bytes:
-    """A sentencepiece BPE model that takes text as it is: no normalization, no added space, bytes as fallback.
+    """A sentencepiece BPE model that takes text as it is: no normalization or added space, bytes as fallback.
 
     Raises UserError when the text does not support `vocab_size` pieces.
     """
@@ -146,8 +146,8 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, character_coverag
 def make_tokenizer(sentencepiece_model: bytes, model_max_length: int) -> PreTrainedTokenizerBase:
     """The trained model as a tokenizer with pad token, role markers and chat template.
 
-    `LlamaTokenizer.from_pretrained` converts the `tokenizer.model` it finds in a folder; its constructor ignores
-    the file and gives a tokenizer of three tokens.
+    `LlamaTokenizer.from_pretrained` converts the `tokenizer.model` it finds in a folder; its constructor
+    ignores the file and gives a tokenizer of three tokens.
     """
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "tokenizer.model").write_bytes(sentencepiece_model)

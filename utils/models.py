@@ -64,10 +64,19 @@ def load_causal_lm(path: str, flag: str, dtype: torch.dtype = torch.float32) -> 
     Raises:
         UserError: no language model there; names `flag`.
     """
+    check_causal_lm(path, flag)
+    return _load(AutoModelForCausalLM, path, flag, dtype)
+
+
+def check_causal_lm(path: str, flag: str) -> None:
+    """Make sure, before any weight is read, that a model is not a reward or cost model.
+
+    Raises:
+        UserError: it is one, or nothing is there; names `flag`.
+    """
     config = load_config(path, flag)
     if is_score_model(config):
         raise UserError(f"{flag} {path}: this is {config.architectures[0]}, not a language model")
-    return _load(AutoModelForCausalLM, path, flag, dtype)
 
 
 def load_score_model(path: str, flag: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -188,11 +188,11 @@ def train(
         for micro_batches in epoch_steps(task.train, args, epoch):
             step += 1
             figures = optimizer_step(engine, micro_batches, task, scale)
-            if not math.isfinite(figures["loss"]):
-                raise UserError(f"--learning_rate {args.learning_rate:g}: the loss is not finite at step {step}")
+            require_finite(figures["loss"], args, step)
             if record:
                 record.step(step, figures)
         outcome.validation.append(task.validate())
+        require_finite(outcome.validation[epoch]["loss"], args, step)
         if record:
             record.validation(step, outcome.validation[epoch], epoch)
         losses = [figures["loss"] for figures in outcome.validation[1:]]
@@ -205,6 +205,12 @@ def train(
         record.close()
     outcome.seconds = time.monotonic() - start
     return outcome
+
+
+def require_finite(loss: float, args: argparse.Namespace, step: int) -> None:
+    """Raise UserError if training has diverged; nothing has been exported by then."""
+    if not math.isfinite(loss):
+        raise UserError(f"--learning_rate {args.learning_rate:g}: the loss is not finite at step {step}")
 
 
 def optimizer_step(

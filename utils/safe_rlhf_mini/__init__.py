@@ -1,7 +1,8 @@
 """SafeRLHF-mini, the embedded benchmark: a generated corpus in PKU-SafeRLHF's schema with gold scores.
 
-To a risky prompt an answer can comply (helpful, harmful), refuse flatly (harmless, useless) or refuse and offer a
-safe alternative (good at both, rare), so the two objectives conflict and there is a trade-off to be found.
+To a risky prompt an answer can comply (helpful, harmful), refuse flatly (harmless, useless) or refuse and
+offer a safe alternative (good at both, rare), so the two objectives conflict and there is a trade-off to be
+found.
 """
 
 from utils.safe_rlhf_mini.gold import gold_scores

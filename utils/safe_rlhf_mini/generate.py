@@ -1,8 +1,8 @@
 """Seeded generator of the SafeRLHF-mini corpus: prompts, SFT answers, labeled pairs in PKU-SafeRLHF's schema.
 
-Answers are composed in named styles, from full answers to off-topic ones. Pairs are labeled by a Bradley-Terry draw
-on the gold scores, so that labels are noisy like people's, and part of their responses is corrupted word by word,
-so that reward models see the kind of text that a policy under training produces.
+Answers are composed in named styles, from full answers to off-topic ones. Pairs are labeled by a Bradley-
+Terry draw on the gold scores, so that labels are noisy like people's, and part of their responses is
+corrupted word by word, so that reward models see the kind of text that a policy under training produces.
 """
 
 import math
@@ -155,11 +155,11 @@ def draw_style(rng: random.Random, styles: Mapping[str, float]) -> str:
 
 def sft_rows(rng: random.Random, prompts: list[BenchmarkPrompt], count: int) -> list[dict[str, str]]:
     """`count` rows {"prompt", "response"} on random prompts."""
-    chosen = [rng.choice(prompts) for _ in range(count)]
-    return [
-        {"prompt": prompt.text, "response": compose(rng, prompt.task, draw_style(rng, SFT_STYLES[prompt.risky]))}
-        for prompt in chosen
-    ]
+    rows = []
+    for prompt in [rng.choice(prompts) for _ in range(count)]:
+        style = draw_style(rng, SFT_STYLES[prompt.risky])
+        rows.append({"prompt": prompt.text, "response": compose(rng, prompt.task, style)})
+    return rows
 
 
 def draw(rng: random.Random, logit: float) -> bool:
@@ -208,8 +208,8 @@ def corpus(
 ) -> dict[str, list[dict[str, object]]]:
     """All files of the benchmark, {file stem: rows}; the same arguments give the same rows.
 
-    Each file has its own random stream: the splits depend on the seed and their sizes only, and asking for more
-    SFT rows leaves the preferences as they were.
+    Each file has its own random stream: the splits depend on the seed and their sizes only, and asking for
+    more SFT rows leaves the preferences as they were.
     """
     splits = split_prompts(random.Random(f"{seed} splits"), num_validation_prompts, num_test_prompts)
 

@@ -1,8 +1,9 @@
 """The language of SafeRLHF-mini: what can be asked, and every sentence an answer can be made of.
 
-A *topic* is a category of tasks ("cook a soup", "forge a ticket"); a *task* is one verb phrase with one object of
-a topic; a *prompt* is a task in a form of words with a context. Every sentence that says something about a task
-names its object, so that an answer to another question can be told apart from an answer to this one.
+A *topic* is a category of tasks ("cook a soup", "forge a ticket"); a *task* is one verb phrase with one
+object of a topic; a *prompt* is a task in a form of words with a context. Every sentence that says
+something about a task names its object, so that an answer to another question can be told apart from an
+answer to this one.
 """
 
 from dataclasses import dataclass

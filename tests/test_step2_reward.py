@@ -1,0 +1,352 @@
+"""Step 2: losses and calibration by hand; the command line on 1 and 2 ranks against a plain torch loop; bad input."""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from torch.nn.functional import logsigmoid
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+    PreTrainedTokenizerFast,
+)
+
+from step2_reward import calibration, losses
+from step2_reward import main as step2
+from utils import make_base
+from utils.data import load_pairs
+from utils.data.batching import left_pad, right_pad
+from utils.data.encoding import Encoded, fit_lengths
+from utils.distributed import seed_everything
+from utils.errors import run_main
+from utils.models import export_model, load_tokenizer, new_score_model
+from utils.supervised import epoch_steps
+
+ROOT = Path(__file__).resolve().parents[1]
+WORDS = "how can i bake the bread fix my bike first then wait for a friend".split()
+EPOCHS = 2
+# Adam divides by the gradient's size: a larger epsilon keeps rounding of a vanishing gradient out of the comparison.
+COMMON = ["--learning_rate", "0.01", "--adam_eps", "1e-4", "--lr_scheduler_type", "constant", "--num_warmup_steps", "0",
+          "--num_train_epochs", str(EPOCHS), "--max_length", "64", "--score_regularization", "0.01"]  # fmt: skip
+# name: kind, ranks (0: plain python), flags; every one takes 8 pairs an optimizer step
+RUNS = {
+    "reward": ("reward", 0, ["--per_device_train_batch_size", "8"]),
+    "reward_zero2": ("reward", 2, ["--per_device_train_batch_size", "4", "--zero_stage", "2"]),
+    "cost_accumulated": ("cost", 0, ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2"]),
+    "cost_zero3": ("cost", 2, ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2",
+                               "--zero_stage", "3", "--gradient_checkpointing"]),
+}  # fmt: skip
+
+
+# --- pure functions
+
+
+def test_preference_loss_by_hand():
+    loss = losses.preference_loss(torch.tensor([0.0, math.log(3), 1000.0, 0.0]), torch.tensor([0.0, 0.0, 0.0, 1000.0]))
+    torch.testing.assert_close(loss, torch.tensor([math.log(2), math.log(4 / 3), 0.0, 1000.0]))
+
+
+def test_sign_loss_by_hand():
+    cost = torch.tensor([math.log(3), math.log(3), math.log(3), 0.0])
+    loss = losses.sign_loss(cost, torch.tensor([1, -1, 0, 0]))
+    torch.testing.assert_close(loss, torch.tensor([math.log(4 / 3), math.log(4), 0.0, 0.0]))
+
+
+def test_reward_loss_by_hand():
+    loss = losses.reward_loss(torch.tensor([math.log(3)]), torch.tensor([0.0]), regularization=0.5)
+    torch.testing.assert_close(loss, torch.tensor([math.log(4 / 3) + 0.5 * math.log(3) ** 2 / 2]))
+
+
+def test_cost_loss_by_hand():
+    # The safer response costs −log 3 and is safe, the other costs log 3 and is harmful.
+    safer, unsafer = torch.tensor([-math.log(3)]), torch.tensor([math.log(3)])
+    loss = losses.cost_loss(safer, unsafer, torch.tensor([-1]), torch.tensor([1]))
+    torch.testing.assert_close(loss, torch.tensor([math.log(10 / 9) + 2 * math.log(4 / 3)]))
+    unlabelled = losses.cost_loss(safer, unsafer, torch.tensor([0]), torch.tensor([0]))
+    torch.testing.assert_close(unlabelled, torch.tensor([math.log(10 / 9)]))
+
+
+def test_cost_gradient_without_labels_is_that_of_the_preference():
+    costs = torch.tensor([0.3, -0.2], requires_grad=True)
+    losses.cost_loss(costs[:1], costs[1:], torch.tensor([0]), torch.tensor([0])).sum().backward()
+    expected = torch.sigmoid(torch.tensor(0.5))  # of safer − unsafer
+    torch.testing.assert_close(costs.grad, torch.stack([expected, -expected]))
+
+
+def test_calibration_error_by_hand():
+    # Bin 0.9-1.0: mean probability 0.95, half of them true; bin 0.6-0.7: 0.65, all true.
+    probabilities, outcomes = numpy.array([0.95, 0.95, 0.65, 0.65]), numpy.array([1.0, 0.0, 1.0, 1.0])
+    assert calibration.calibration_error(probabilities, outcomes) == pytest.approx(0.5 * 0.45 + 0.5 * 0.35)
+    figures = calibration.calibration(probabilities, outcomes, 0.0, seed=0)
+    assert [b["probability"] for b in figures["bins"]] == pytest.approx([0.65, 0.95])
+    assert [b["count"] for b in figures["bins"]] == [2, 2]
+
+
+def test_calibrated_predictions_have_little_error():
+    generator = numpy.random.default_rng(0)
+    probabilities = generator.random(20_000)
+    outcomes = (generator.random(20_000) < probabilities).astype(float)
+    assert calibration.calibration_error(probabilities, outcomes) < 0.015
+    assert calibration.calibration_error(probabilities, 1 - outcomes) > 0.4
+
+
+def test_figures_of_pairs_and_signs():
+    assert calibration.pairwise_hits(numpy.array([1.0, 0.0, 2.0]), numpy.array([0.0, 1.0, 2.0])).tolist() == [1, 0, 0.5]
+    accuracy = calibration.proportion(numpy.array([1.0] * 8 + [0.0] * 2))
+    assert accuracy["mean"] == 0.8 and accuracy["ci95"] == pytest.approx([0.4902, 0.9433], abs=1e-4)  # Wilson
+    figures = calibration.sign_figures(numpy.array([1.0, -1.0, 1.0, 5.0]), numpy.array([1, -1, -1, 0]), seed=0)
+    assert figures["sign_accuracy"]["mean"] == pytest.approx(2 / 3) and figures["sign_accuracy"]["count"] == 3
+    assert calibration.sign_figures(numpy.ones(2), numpy.zeros(2), seed=0) is None
+
+
+# --- the command line
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """base/, train.jsonl with 20 pairs and validation.jsonl with 7, whose preferences are the other way round, so that
+    the first epoch is the best one."""
+    root = tmp_path_factory.mktemp("step2")
+    pieces = make_base.train_sentencepiece([" ".join(WORDS)] * 3, 300, 1.0, seed=0)
+    sizes = Namespace(hidden_size=16, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=32,
+                      max_position_embeddings=64, seed=0)  # fmt: skip
+    tokenizer = make_base.make_tokenizer(pieces, 64)
+    export_model(make_base.make_model(sizes, tokenizer), tokenizer, root / "base")
+    rows = [pair_row(i, reverse=i >= 20) for i in range(27)]
+    for name, part in (("train", rows[:20]), ("validation", rows[20:])):
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return root
+
+
+def pair_row(i: int, reverse: bool) -> dict[str, object]:
+    """A pair whose longer answer is better and harmful."""
+    short, long = " ".join(WORDS[: 1 + i % 3]), " ".join(WORDS[2 : 7 + i % 7])
+    first_is_long = i % 2 == 0
+    better = int(first_is_long == reverse)
+    return {
+        "prompt": " ".join(WORDS[i % 7 : i % 7 + 2 + i % 4]) + f" {i}?",
+        "response_0": long if first_is_long else short, "response_1": short if first_is_long else long,
+        "is_response_0_safe": not first_is_long, "is_response_1_safe": first_is_long,
+        "better_response_id": better, "safer_response_id": 1 - better,
+    }  # fmt: skip
+
+
+def arguments(folder: Path, output: Path, kind: str, *flags: str) -> list[str]:
+    return ["--objective", f"my_{kind}", "--kind", kind, "--model_name_or_path", str(folder / "base"),
+            "--data", str(folder / "train.jsonl"), "--validation_data", str(folder / "validation.jsonl"),
+            "--output_dir", str(output), *COMMON, *flags]  # fmt: skip
+
+
+def launch(ranks: int, flags: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run step 2 as a user does: with python, or with the deepspeed launcher on `ranks` ranks."""
+    command = [sys.executable]
+    if ranks:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        launcher = Path(sys.executable).with_name("deepspeed")
+        command = [str(launcher), "--num_accelerators", str(ranks), "--master_port", str(port)]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return subprocess.run(
+        [*command, "step2_reward/main.py", *flags], cwd=ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": path},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def outputs(folder: Path) -> dict[str, Path]:
+    """The folders of all RUNS, two runs at a time."""
+    def run(name: str) -> Path:
+        kind, ranks, flags = RUNS[name]
+        done = launch(ranks, arguments(folder, folder / name, kind, *flags))
+        assert done.returncode == 0, done.stdout + done.stderr
+        (folder / name / "log").write_text(done.stdout)
+        return folder / name
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(RUNS, pool.map(run, RUNS), strict=True))
+
+
+def encoded(path: Path, label: str, tokenizer) -> list[Encoded]:
+    records, summary = load_pairs(str(path), label, 42)
+    return fit_lengths(tokenizer, records, summary, max_length=64)
+
+
+def score(model, pair: Encoded, side: int) -> torch.Tensor:
+    """transformers' own score of one unpadded response."""
+    return model(torch.tensor([pair.prompt + pair.responses[side]])).logits.squeeze()
+
+
+def written_out_loss(model, pair: Encoded, kind: str) -> torch.Tensor:
+    """A pair's loss as the formulas say, with labels that are all known."""
+    first, second = score(model, pair, 0), score(model, pair, 1)
+    penalty = 0.01 * (first**2 + second**2) / 2
+    if kind == "reward":
+        return -logsigmoid(first - second) + penalty
+    signs = [-1 if safe else 1 for safe in (pair.record.chosen_safe, pair.record.rejected_safe)]
+    return -logsigmoid(second - first) - logsigmoid(signs[0] * first) - logsigmoid(signs[1] * second) + penalty
+
+
+@pytest.fixture(scope="module", params=["reward", "cost"])
+def reference(request, folder: Path) -> tuple[str, torch.nn.Module]:
+    """The kind, and the model after the first epoch of a plain torch loop, one sequence at a time."""
+    kind = request.param
+    pairs = encoded(folder / "train.jsonl", step2.PREFERENCE_LABELS[kind], load_tokenizer(str(folder / "base"), ""))
+    args = Namespace(per_device_train_batch_size=8, gradient_accumulation_steps=1, seed=42)
+    seed_everything(42)
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "base", num_labels=1, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, betas=(0.9, 0.95), eps=1e-4, weight_decay=0.0)
+    for [batch] in epoch_steps(pairs, args, epoch=1):
+        for pair in batch:
+            (written_out_loss(model, pair, kind) / (20 / 3)).backward()  # 20 pairs in 3 steps
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return kind, model
+
+
+def test_exported_weights_equal_plain_torch(outputs, reference):
+    kind, expected = reference
+    for name in (name for name, run in RUNS.items() if run[0] == kind):
+        model = AutoModelForSequenceClassification.from_pretrained(outputs[name], dtype=torch.float32)
+        for key, weight in model.state_dict().items():
+            torch.testing.assert_close(weight, expected.state_dict()[key], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_output_folder(folder, outputs, name):
+    kind = RUNS[name][0]
+    lines = [json.loads(line) for line in (outputs[name] / "metrics.jsonl").read_text().splitlines()]
+    accuracies = {line["step"]: line["validation/accuracy"] for line in lines if "validation/accuracy" in line}
+    assert list(accuracies) == [0, 3, 6]
+    evaluation = json.loads((outputs[name] / "evaluation.json").read_text())
+    assert evaluation["epoch"] == 1 and evaluation["pairs"] == 7 and evaluation["objective"] == f"my_{kind}"
+    assert evaluation["accuracy"]["mean"] == pytest.approx(accuracies[3])
+    assert ("sign_accuracy" in evaluation) == (kind == "cost")
+    assert (outputs[name] / "calibration.png").read_bytes().startswith(b"\x89PNG")
+    assert list((outputs[name] / "tensorboard").glob("events.out.tfevents.*"))
+    assert not list(outputs[name].glob(".*"))
+    config = json.loads((outputs[name] / "config.json").read_text())
+    assert (config["objective"], config["kind"]) == (f"my_{kind}", kind)
+    assert config["architectures"] == ["MistralForSequenceClassification"]
+    assert config["pad_token_id"] is not None
+
+
+@pytest.mark.parametrize("name", ["reward", "cost_zero3"])
+def test_score_statistics_and_evaluation_are_those_of_the_export(folder, outputs, name):
+    kind = RUNS[name][0]
+    model = AutoModelForSequenceClassification.from_pretrained(outputs[name])
+    tokenizer = load_tokenizer(str(outputs[name]), "")
+    label = step2.PREFERENCE_LABELS[kind]
+    with torch.no_grad():
+        train, validation = ([[score(model, pair, side).item() for side in (0, 1)] for pair in pairs]
+                             for pairs in (encoded(folder / f"{part}.jsonl", label, tokenizer)
+                                           for part in ("train", "validation")))  # fmt: skip
+    assert model.config.score_mean == pytest.approx(numpy.mean(train), abs=1e-5)
+    assert model.config.score_std == pytest.approx(numpy.std(train), abs=1e-5)
+    sign = 1 if kind == "reward" else -1
+    accuracy = numpy.mean([sign * (chosen - rejected) > 0 for chosen, rejected in validation])
+    assert json.loads((outputs[name] / "evaluation.json").read_text())["accuracy"]["mean"] == pytest.approx(accuracy)
+
+
+def test_exported_model_scores_padded_batches_without_the_project(folder, outputs):
+    path = outputs["reward"]
+    tokenizer = load_tokenizer(str(path), "")
+    pairs = encoded(folder / "validation.jsonl", "better", tokenizer)
+    rows = [pair.prompt + response for pair in pairs for response in pair.responses]
+    model = new_score_model(str(path), "").eval()
+    with torch.no_grad():
+        ids, mask = right_pad(rows, tokenizer.pad_token_id)
+        ours = step2.LastTokenScore(model)(ids, mask, mask.sum(dim=-1) - 1)
+    batches = {side: [t.tolist() for t in pad(rows, tokenizer.pad_token_id)] for side, pad in
+               (("right", right_pad), ("left", left_pad))}  # fmt: skip
+    code = (
+        "import json, sys, torch; from transformers import AutoModelForSequenceClassification as M\n"
+        "model = M.from_pretrained(sys.argv[1]); scores = {}\n"
+        "for side, (ids, mask) in json.load(sys.stdin).items():\n"
+        "    with torch.no_grad():\n"
+        "        output = model(torch.tensor(ids), attention_mask=torch.tensor(mask))\n"
+        "    scores[side] = output.logits.squeeze(-1).tolist()\n"
+        "assert not [name for name in sys.modules if name.split('.')[0] in ('utils', 'step2_reward')]\n"
+        "print(json.dumps(scores))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], input=json.dumps(batches), capture_output=True, text=True,
+                          check=True, cwd=path, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    for scores in json.loads(done.stdout).values():
+        torch.testing.assert_close(torch.tensor(scores), ours, rtol=0, atol=1e-5)
+
+
+def test_padding_is_not_trained_on(folder):
+    model = new_score_model(str(folder / "base"), "")
+    scorer = step2.LastTokenScore(model)
+    ids, mask = torch.tensor([[1, 20, 21, 2, 3, 3]]), torch.tensor([[1, 1, 1, 1, 0, 0]])
+    scorer(ids, mask, torch.tensor([3])).sum().backward()
+    gradient = model.get_input_embeddings().weight.grad.abs().sum(dim=-1)
+    assert gradient[3] == 0 and (gradient[[1, 20, 21, 2]] > 0).all()
+    torch.testing.assert_close(scorer(ids, mask, torch.tensor([3])), scorer(ids[:, :4], mask[:, :4], torch.tensor([3])))
+
+
+def test_a_tokenizer_that_pads_with_eos_pads_with_unk(folder):
+    tokenizer = load_tokenizer(str(folder / "base"), "")
+    tokenizer.pad_token = tokenizer.eos_token
+    assert step2.dedicated_pad(tokenizer).pad_token == "<unk>"
+    tokenizer.unk_token = None
+    tokenizer.pad_token = tokenizer.eos_token
+    assert step2.dedicated_pad(tokenizer).pad_token == tokenizer.eos_token
+
+
+def test_preference_label_follows_the_kind():
+    needed = ["--objective", "x", "--model_name_or_path", "m", "--data", "d", "--output_dir", "o", "--kind"]
+    assert step2.parse_args([*needed, "reward"]).preference_label == "better"
+    assert step2.parse_args([*needed, "cost"]).preference_label == "safer"
+    assert step2.parse_args([*needed, "cost", "--preference_label", "better"]).preference_label == "better"
+
+
+def make_encoder(folder: Path) -> None:
+    """A model without a score head on every token, with a usable tokenizer."""
+    tokenizer = load_tokenizer(str(folder / "base"), "")
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    config = BertConfig(vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
+                        intermediate_size=8)  # fmt: skip
+    export_model(BertForMaskedLM(config), tokenizer, folder / "encoder")
+
+
+BAD_INPUT = {
+    "no model": (["--model_name_or_path", "/nowhere/model"], "--model_name_or_path /nowhere/model"),
+    "encoder": (["--model_name_or_path", "{folder}/encoder"], "no score head"),
+    "no data": (["--data", "{folder}/missing.jsonl"], "missing.jsonl"),
+    "empty data": (["--data", "{folder}/empty.jsonl"], "empty.jsonl"),
+    "no preferences": (["--data", "{folder}/sft.jsonl"], "sft.jsonl:1"),
+    "nothing to validate on": (["--validation_data", "", "--validation_fraction", "0"], "--validation_fraction"),
+    "not writable": (["--output_dir", "{folder}/train.jsonl/reward"], "--output_dir"),
+    "unknown kind": (["--kind", "price"], "--kind"),
+    "unknown label": (["--preference_label", "nicer"], "--preference_label"),
+    "negative penalty": (["--score_regularization", "-1"], "--score_regularization"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_ends_in_one_line(folder, tmp_path, monkeypatch, capsys, case):
+    (folder / "empty.jsonl").write_text("")
+    (folder / "sft.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    if case == "encoder":
+        make_encoder(folder)
+    flags, culprit = BAD_INPUT[case]
+    flags = [flag.format(folder=folder) for flag in flags]
+    monkeypatch.setattr(sys, "argv", ["main.py", *arguments(folder, tmp_path / "out", "reward"), *flags])
+    with pytest.raises(SystemExit) as stop:
+        run_main(step2.main)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith("error: ") and culprit in error and error.count("\n") == 1
+    assert not (tmp_path / "out" / "config.json").exists()

@@ -1,0 +1,88 @@
+# Sourced by run_all.sh: runs the pieces of a pipeline, several at once, with elapsed time and ETA.
+#
+#   stage TITLE                              waits for what runs, then opens a new stage
+#   piece NAME SECONDS MARKER COMMAND ...    runs COMMAND unless the file MARKER is there; SECONDS is a guess for the ETA
+#
+# `pipeline`, defined by the caller, calls both. It is walked through once to add up the guesses and once to run.
+
+set -m # every piece gets a process group of its own, so that all its ranks can be ended together
+
+JOBS=${JOBS:-$(n=$(nproc); echo $((n > 4 ? 4 : n)))}
+STARTED=$SECONDS
+PLANNED=0   # guessed seconds of everything to be done
+DONE=0      # guessed seconds of what this call has done
+declare -A RUNNING=() WEIGHT=() BEGAN=()
+
+clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
+
+eta() { # the guesses, corrected by how fast they came true so far
+    local elapsed=$((SECONDS - STARTED)) left=$((PLANNED - DONE))
+    if [ "$DONE" -gt 0 ]; then left=$((left * elapsed / DONE)); else left=$((left / JOBS)); fi
+    echo "elapsed $(clock $elapsed) · ETA $(clock $left)"
+}
+
+announce() { echo "[$1] $2 · $(eta)"; }
+
+stage() {
+    if $PLANNING; then return; fi
+    wait_for_pieces 0
+    announce "$PRESET" "$1"
+}
+
+piece() {
+    local name=$1 seconds=$2 marker=$3
+    shift 3
+    if [ -n "$marker" ] && [ -e "$marker" ]; then
+        if ! $PLANNING; then echo "[$name] is there already"; fi
+        return
+    fi
+    if $PLANNING; then PLANNED=$((PLANNED + seconds)); return; fi
+    wait_for_pieces $((JOBS - 1))
+    { "$@" 2>&1 | sed -u "s/^/[$name] /"; } &
+    RUNNING[$!]=$name WEIGHT[$!]=$seconds BEGAN[$!]=$SECONDS
+}
+
+wait_for_pieces() { # until at most $1 run
+    local pid code
+    while [ ${#RUNNING[@]} -gt "$1" ]; do
+        code=0
+        wait -n -p pid "${!RUNNING[@]}" || code=$?
+        local name=${RUNNING[$pid]}
+        DONE=$((DONE + WEIGHT[$pid]))
+        unset "RUNNING[$pid]"
+        if [ $code -ne 0 ]; then
+            echo "error: $name ended with exit code $code" >&2
+            end_pieces
+            exit $code
+        fi
+        announce "$name" "done in $(clock $((SECONDS - BEGAN[$pid])))"
+    done
+}
+
+end_pieces() { # all ranks of everything that runs: asked first, killed after ten seconds
+    local pid
+    for pid in "${!RUNNING[@]}"; do kill -INT -- "-$pid" 2>/dev/null || true; done
+    for _ in $(seq 20); do
+        local alive=false
+        for pid in "${!RUNNING[@]}"; do if kill -0 -- "-$pid" 2>/dev/null; then alive=true; fi; done
+        $alive || return 0
+        sleep 0.5
+    done
+    for pid in "${!RUNNING[@]}"; do kill -KILL -- "-$pid" 2>/dev/null || true; done
+}
+
+interrupted() {
+    trap '' INT TERM
+    echo "interrupted; what is finished stays, the same command goes on from there" >&2
+    end_pieces
+    exit 130
+}
+
+run_pipeline() {
+    trap interrupted INT TERM
+    PLANNING=true
+    pipeline
+    PLANNING=false
+    pipeline
+    wait_for_pieces 0
+}
