@@ -45,12 +45,12 @@ pipeline() {
         bash "step2_reward/training_scripts/${PRESET}_helpfulness.sh"
     piece cost_harmlessness "$COST_SECONDS" "$OUTPUT/cost/harmlessness/config.json" \
         bash "step2_reward/training_scripts/${PRESET}_harmlessness.sh"
-    stage "step 3: policies"
+    stage "step 3: policies" "${POLICY_JOBS:-$JOBS}"
     for run in $RUNS; do
         piece "$run" "$POLICY_SECONDS" "$OUTPUT/policies/$run/config.json" \
             bash "step3_gapo/training_scripts/${PRESET}_policy.sh" "$run"
     done
-    stage "evaluation and report"
+    stage "evaluation and report" "$JOBS"
     piece evaluation "$EVALUATION_SECONDS" "" evaluate
 }
 

@@ -14,9 +14,8 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from step3_gapo.objectives import Objective
-from utils.deepspeed_config import frozen_config
 from utils.distributed import device, is_main, print_main
-from utils.engines import make_training_engine
+from utils.engines import gathered_weights, make_frozen_engine, make_training_engine
 from utils.models import (
     DTYPES,
     export_model,
@@ -101,12 +100,8 @@ class Actor:
             print_main(f"--enable_hybrid_engine: {obstacle}; generating natively, parameters gathered once a rollout")
             self.hybrid = False
         self.engine = training_engine(model, args, args.actor_learning_rate, total_steps, hybrid=self.hybrid)
-        # DeepSpeed casts buffers along with the weights; rotary frequencies must stay float32.
-        for name, buffer in self.twin.named_buffers():
-            owner, _, leaf = name.rpartition(".")
-            buffer = buffer.to(device())
-            setattr(self.twin.get_submodule(owner), leaf, buffer)
-            setattr(self.engine.module.get_submodule(owner), leaf, buffer)
+        for buffer in self.twin.buffers():
+            buffer.data = buffer.data.to(device())
         self._head_input: torch.Tensor | None = None
         self.engine.module.get_output_embeddings().register_forward_pre_hook(self._keep_head_input)
 
@@ -166,18 +161,14 @@ class RLHFEngine:
         dtype = DTYPES[args.dtype]
         self.tokenizer = tokenizer
         self.score_models = [frozen_score_model(objective, args, tokenizer) for objective in objectives]
-        self.reference = frozen_engine(load_causal_lm(args.actor_model, "--actor_model", dtype), args)
+        self.reference = make_frozen_engine(load_causal_lm(args.actor_model, "--actor_model", dtype), args)
         self.critics = build_critics(args, [o for o in objectives if o.optimized], self.score_models, total_steps)
         self.actor = Actor(load_causal_lm(args.actor_model, "--actor_model", dtype), generation, args, total_steps)
 
     def save_policy(self, directory: str | Path) -> None:
         """Export the actor into a Hugging Face directory, gathered one parameter at a time; complete or not at all."""
         model = self.actor.engine.module
-        weights = {}
-        for name, parameter in model.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-                if is_main():
-                    weights[name] = parameter.detach().cpu().clone()
+        weights = gathered_weights(model)
         if is_main():
             with finished_files(directory) as folder:
                 export_model(model, self.tokenizer, folder, weights)
@@ -188,17 +179,7 @@ def training_engine(
 ) -> deepspeed.DeepSpeedEngine:
     """`make_training_engine`, as DeepSpeed's hybrid engine if asked for."""
     section = {"hybrid_engine": {"enabled": True, "max_out_tokens": args.max_prompt_length + args.max_new_tokens}}
-    return make_training_engine(model, args, learning_rate, total_steps, section if hybrid else None)
-
-
-def frozen_engine(model: nn.Module, args: argparse.Namespace) -> deepspeed.DeepSpeedEngine:
-    """Engine that only runs forward."""
-    model.requires_grad_(False)
-    if args.zero_stage < 3:
-        model.to(device())
-    engine, *_ = deepspeed.initialize(model=model.eval(), config=frozen_config(args))
-    engine.eval()
-    return engine
+    return make_training_engine(model.train(), args, learning_rate, total_steps, section if hybrid else None)
 
 
 def frozen_score_model(
@@ -208,7 +189,7 @@ def frozen_score_model(
     model = load_score_model(objective.path, objective.flag, DTYPES[args.dtype])
     tokenizer = load_tokenizer(objective.path, objective.flag)
     same = same_tokenizer(tokenizer, policy_tokenizer)
-    engine = frozen_engine(TokenHead(model.base_model, model.score), args)
+    engine = make_frozen_engine(TokenHead(model.base_model, model.score), args)
     return ScoreModel(objective, engine, getattr(model.config, "score_mean", 0.0), None if same else tokenizer)
 
 

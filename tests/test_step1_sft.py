@@ -1,13 +1,9 @@
-"""Step 1 through its command line, on 1 and 2 ranks and every ZeRO stage, against a plain torch loop; its masks; bad input."""
+"""Step 1: its command line, on 1 and 2 ranks and every ZeRO stage, against plain torch; its masks; bad input."""
 
 import json
 import math
-import os
-import socket
-import subprocess
 import sys
 from argparse import Namespace
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,86 +11,70 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from step1_sft import main as step1
+from tests.helpers import flags, launch, read_metrics, read_weights, run_command, run_script
 from utils import make_base
 from utils.data import load_dialogues
 from utils.data.encoding import Encoded, fit_lengths
 from utils.data.records import Dialogue
-from utils.distributed import seed_everything
 from utils.errors import UserError, run_main
 from utils.models import export_model, load_tokenizer, new_score_model
 from utils.supervised import epoch_steps, hold_out, split_evenly
 
-ROOT = Path(__file__).resolve().parents[1]
 WORDS = "how can i bake the bread fix my bike first then wait for a friend".split()
 EPOCHS = 2
-# Adam divides by the gradient's size: a larger epsilon keeps rounding of a vanishing gradient out of the comparison.
-COMMON = ["--learning_rate", "0.01", "--adam_eps", "1e-4", "--lr_scheduler_type", "constant", "--num_warmup_steps", "0",
-          "--num_train_epochs", str(EPOCHS), "--max_length", "64", "--export", "last"]  # fmt: skip
-# name: ranks (0: plain python), flags; every one takes 8 examples an optimizer step
+# name: ranks and flags; every one takes 8 examples an optimizer step
 RUNS = {
-    "one_rank": (0, ["--per_device_train_batch_size", "8"]),
-    "accumulated": (0, ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2", "--zero_stage", "1"]),
-    "zero2": (2, ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2", "--zero_stage", "2"]),
-    "zero3": (2, ["--per_device_train_batch_size", "4", "--zero_stage", "3", "--gradient_checkpointing"]),
-    "bf16": (0, ["--per_device_train_batch_size", "8", "--dtype", "bf16", "--zero_stage", "2"]),
+    "one_rank": (1, {"per_device_train_batch_size": 8}),
+    "accumulated": (1, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "zero_stage": 1}),
+    "zero2": (2, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "zero_stage": 2}),
+    "zero3": (2, {"per_device_train_batch_size": 4, "zero_stage": 3, "gradient_checkpointing": True}),
+    "bf16": (1, {"per_device_train_batch_size": 8, "dtype": "bf16", "zero_stage": 2}),
 }
 EXACT = [name for name in RUNS if name != "bf16"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """base/ with a tiny model, train.jsonl with 20 and validation.jsonl with 7 dialogues of varied lengths."""
+    """base/ with a tiny model, train.jsonl with 20 and validation.jsonl with 7 dialogues of many lengths."""
     root = tmp_path_factory.mktemp("step1")
     pieces = make_base.train_sentencepiece([" ".join(WORDS)] * 3, 300, 1.0, seed=0)
     sizes = Namespace(hidden_size=16, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=32,
                       max_position_embeddings=64, seed=0)  # fmt: skip
     tokenizer = make_base.make_tokenizer(pieces, 64)
     export_model(make_base.make_model(sizes, tokenizer), tokenizer, root / "base")
-    rows = [{"prompt": " ".join(WORDS[i % 7 : i % 7 + 2 + i % 4]) + f" {i}?", "response": " ".join(WORDS[: 1 + i % 9])}
-            for i in range(27)]  # fmt: skip
+    rows = [
+        {"prompt": " ".join(WORDS[i % 7 : i % 7 + 2 + i % 4]) + f" {i}?", "response": " ".join(WORDS[: 1 + i % 9])}
+        for i in range(27)
+    ]
     for name, part in (("train", rows[:20]), ("validation", rows[20:])):
         (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     return root
 
 
-def arguments(folder: Path, output: Path, *flags: str) -> list[str]:
-    return ["--model_name_or_path", str(folder / "base"), "--data", str(folder / "train.jsonl"),
-            "--validation_data", str(folder / "validation.jsonl"), "--output_dir", str(output), *COMMON, *flags]  # fmt: skip
-
-
-def launch(script: str, ranks: int, flags: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a stage as a user does: with python, or with the deepspeed launcher on `ranks` ranks."""
-    command = [sys.executable]
-    if ranks:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        launcher = Path(sys.executable).with_name("deepspeed")
-        command = [str(launcher), "--num_accelerators", str(ranks), "--master_port", str(port)]
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return subprocess.run(
-        [*command, script, *flags], cwd=ROOT, capture_output=True, text=True, check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": path},
-    )  # fmt: skip
+def arguments(folder: Path, output: Path, **changes: object) -> list[str]:
+    return flags(**{
+        "model_name_or_path": folder / "base", "data": folder / "train.jsonl",
+        "validation_data": folder / "validation.jsonl", "output_dir": output, "num_train_epochs": EPOCHS,
+        "max_length": 64, "export": "last", "learning_rate": 0.01, "lr_scheduler_type": "constant",
+        # Adam divides by the gradient's size: this keeps rounding of a vanishing one out of the comparison.
+        "num_warmup_steps": 0, "adam_eps": 1e-4,
+    } | changes)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def outputs(folder: Path) -> dict[str, Path]:
-    """The folders of all RUNS, two runs at a time."""
-    def run(name: str) -> Path:
-        ranks, flags = RUNS[name]
-        done = launch("step1_sft/main.py", ranks, arguments(folder, folder / name, *flags))
-        assert done.returncode == 0, done.stdout + done.stderr
-        (folder / name / "log").write_text(done.stdout)
-        return folder / name
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(RUNS, pool.map(run, RUNS), strict=True))
+    """The folders of all RUNS, one of them under the real launcher."""
+    for name, (ranks, changes) in RUNS.items():
+        start = launch if name == "zero3" else run_script
+        result = start("step1_sft/main.py", arguments(folder, folder / name, **changes), ranks)
+        assert result.code == 0, result.stdout + result.stderr
+        (folder / name / "log").write_text(result.stdout)
+    return {name: folder / name for name in RUNS}
 
 
 @pytest.fixture(scope="module")
 def reference(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights a plain torch loop ends with, one example at a time: Σ NLL / (mean response tokens of a step)."""
+    """The weights of a plain torch loop, one example at a time: Σ NLL / (mean response tokens of a step)."""
     tokenizer = load_tokenizer(str(folder / "base"), "")
     examples = encoded(folder / "train.jsonl", tokenizer)
     args = Namespace(per_device_train_batch_size=8, gradient_accumulation_steps=1, seed=42)
@@ -125,27 +105,26 @@ def sequence_nll(model, example: Encoded) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", EXACT)
 def test_weights_equal_plain_torch(outputs, reference, name):
-    model = AutoModelForCausalLM.from_pretrained(outputs[name], dtype=torch.float32)
-    for key, weight in model.state_dict().items():
-        torch.testing.assert_close(weight, reference[key], rtol=0, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+    for key, weight in read_weights(outputs[name]).items():
+        torch.testing.assert_close(weight, reference[key], rtol=0, atol=1e-5, msg=key)
 
 
 def test_accumulating_two_by_four_equals_eight(outputs):
-    weights = [AutoModelForCausalLM.from_pretrained(outputs[name]).state_dict() for name in ("one_rank", "accumulated")]
-    assert max((weights[0][key] - weights[1][key]).abs().max() for key in weights[0]) < 1e-5
+    whole, accumulated = read_weights(outputs["one_rank"]), read_weights(outputs["accumulated"])
+    assert max((whole[key] - accumulated[key]).abs().max() for key in whole) < 1e-5
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_output_folder(folder, outputs, name):
-    lines = [json.loads(line) for line in (outputs[name] / "metrics.jsonl").read_text().splitlines()]
-    perplexities = {line["step"]: line["validation/perplexity"] for line in lines if "validation/perplexity" in line}
-    assert list(perplexities) == [0, 3, 6]  # before, and after each epoch of 3 steps
-    assert perplexities[6] < perplexities[0]
+    lines = read_metrics(outputs[name])
+    perplexity = {line["step"]: line["validation/perplexity"] for line in lines if "validation/loss" in line}
+    assert list(perplexity) == [0, 3, 6]  # before, and after each epoch of 3 steps
+    assert perplexity[6] < perplexity[0]
     assert [line["step"] for line in lines if "learning_rate" in line and "loss" in line] == list(range(1, 7))
     evaluation = json.loads((outputs[name] / "evaluation.json").read_text())
-    assert evaluation["perplexity"] == perplexities[6] and evaluation["examples"] == 7
+    assert evaluation["perplexity"] == perplexity[6] and evaluation["examples"] == 7
     args = json.loads((outputs[name] / "args.json").read_text())
-    assert args["world_size"] == max(1, RUNS[name][0])
+    assert args["world_size"] == RUNS[name][0]
     assert list((outputs[name] / "tensorboard").glob("events.out.tfevents.*"))
     assert "7 to validate on" in (outputs[name] / "log").read_text()
     assert not list(outputs[name].glob(".*"))
@@ -164,8 +143,8 @@ def test_perplexity_is_that_of_the_exported_model(folder, outputs):
 
 
 def test_bf16_stays_near_fp32(outputs):
-    figures = [json.loads((outputs[name] / "evaluation.json").read_text())["loss"] for name in ("bf16", "one_rank")]
-    assert figures[0] == pytest.approx(figures[1], rel=0.05)
+    bf16, fp32 = (json.loads((outputs[name] / "evaluation.json").read_text()) for name in ("bf16", "one_rank"))
+    assert bf16["loss"] == pytest.approx(fp32["loss"], rel=0.05)
     assert AutoModelForCausalLM.from_pretrained(outputs["bf16"], dtype="auto").dtype == torch.bfloat16
 
 
@@ -176,12 +155,12 @@ def test_exported_policy_loads_without_the_project(outputs):
         "x = m(torch.arange(4, 12).view(1, -1)).logits; print(repr(x.double().sum().item()));"
         "assert not [name for name in sys.modules if name.split('.')[0] in ('utils', 'step1_sft')]"
     )
-    done = subprocess.run([sys.executable, "-c", code, outputs["zero2"]], capture_output=True, text=True, check=True,
-                          cwd=outputs["zero2"], env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    result = run_command([sys.executable, "-c", code, str(outputs["zero2"])], cwd=outputs["zero2"])
+    assert result.code == 0, result.stderr
     model = AutoModelForCausalLM.from_pretrained(outputs["zero2"])
     with torch.no_grad():
         logits = model(torch.arange(4, 12).view(1, -1)).logits
-    assert float(done.stdout) == pytest.approx(logits.double().sum().item(), rel=1e-6)
+    assert float(result.stdout) == pytest.approx(logits.double().sum().item(), rel=1e-6)
 
 
 def test_label_nll_by_hand():
@@ -205,7 +184,7 @@ def test_prompt_and_padding_get_no_gradient():
 
 
 def test_hold_out_is_by_prompt():
-    records = [Dialogue([{"role": "user", "content": str(i % 10)}], f"answer {i}", f"file:{i}") for i in range(40)]
+    records = [Dialogue([{"role": "user", "content": str(i % 10)}], "answer", f"file:{i}") for i in range(40)]
     train, validation = hold_out(records, 0.2, seed=1)
     prompts = [{record.messages[0]["content"] for record in side} for side in (train, validation)]
     assert (len(train), len(validation)) == (32, 8) and not prompts[0] & prompts[1]
@@ -220,17 +199,17 @@ def test_split_evenly():
 
 
 BAD_INPUT = {
-    "no model": (["--model_name_or_path", "/nowhere/model"], "--model_name_or_path /nowhere/model"),
-    "score model": (["--model_name_or_path", "{folder}/score"], "not a language model"),
-    "no data": (["--data", "{folder}/missing.jsonl"], "missing.jsonl"),
-    "empty data": (["--data", "{folder}/empty.jsonl"], "empty.jsonl"),
-    "malformed line": (["--data", "{folder}/malformed.jsonl"], "malformed.jsonl:2"),
-    "nothing to validate on": (["--validation_data", "", "--validation_fraction", "0"], "--validation_fraction"),
-    "not writable": (["--output_dir", "{folder}/train.jsonl/sft"], "--output_dir"),
-    "long prompt": (["--max_length", "6"], "--max_length 6"),
-    "more than the model's positions": (["--data", "{folder}/long.jsonl", "--max_length", "200"], "positions for 64"),
-    "learning rate": (["--learning_rate", "-1"], "--learning_rate"),
-    "unknown flag": (["--learning_speed", "1"], "--learning_speed"),
+    "no model": ({"model_name_or_path": "/nowhere/model"}, "--model_name_or_path /nowhere/model"),
+    "score model": ({"model_name_or_path": "{folder}/score"}, "not a language model"),
+    "no data": ({"data": "{folder}/missing.jsonl"}, "missing.jsonl"),
+    "empty data": ({"data": "{folder}/empty.jsonl"}, "empty.jsonl"),
+    "malformed line": ({"data": "{folder}/malformed.jsonl"}, "malformed.jsonl:2"),
+    "nothing to validate on": ({"validation_data": None, "validation_fraction": 0}, "--validation_fraction"),
+    "not writable": ({"output_dir": "{folder}/train.jsonl/sft"}, "--output_dir"),
+    "long prompt": ({"max_length": 6}, "--max_length 6"),
+    "more than the model's positions": ({"data": "{folder}/long.jsonl", "max_length": 200}, "positions for 64"),
+    "learning rate": ({"learning_rate": -1}, "--learning_rate"),
+    "unknown flag": ({"learning_speed": 1}, "--learning_speed"),
 }
 
 
@@ -239,12 +218,13 @@ def test_bad_input_ends_in_one_line(folder, tmp_path, monkeypatch, capsys, case)
     (folder / "empty.jsonl").write_text("")
     (folder / "malformed.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a"\n')
     (folder / "long.jsonl").write_text(json.dumps({"prompt": "a", "response": " ".join(WORDS * 8)}) + "\n")
+    base = str(folder / "base")
     if case == "score model":
-        seed_everything(0)
-        export_model(new_score_model(str(folder / "base"), ""), load_tokenizer(str(folder / "base"), ""), folder / "score")
-    flags, culprit = BAD_INPUT[case]
-    flags = [flag.format(folder=folder) for flag in flags]
-    monkeypatch.setattr(sys, "argv", ["main.py", *arguments(folder, tmp_path / "out"), *flags])
+        export_model(new_score_model(base, ""), load_tokenizer(base, ""), folder / "score")
+    changes, culprit = BAD_INPUT[case]
+    changes = {k: v.format(folder=folder) if isinstance(v, str) else v for k, v in changes.items()}
+    words = arguments(folder, tmp_path / "out", **changes)
+    monkeypatch.setattr(sys, "argv", ["main.py", *words])
     with pytest.raises(SystemExit) as stop:
         run_main(step1.main)
     error = capsys.readouterr().err

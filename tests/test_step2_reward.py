@@ -1,13 +1,9 @@
-"""Step 2: losses and calibration by hand; the command line on 1 and 2 ranks against a plain torch loop; bad input."""
+"""Step 2: losses and calibration by hand; its command line on 1 and 2 ranks against plain torch; bad input."""
 
 import json
 import math
-import os
-import socket
-import subprocess
 import sys
 from argparse import Namespace
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
@@ -23,6 +19,7 @@ from transformers import (
 
 from step2_reward import calibration, losses
 from step2_reward import main as step2
+from tests.helpers import flags, launch, read_metrics, read_weights, run_command, run_script
 from utils import make_base
 from utils.data import load_pairs
 from utils.data.batching import left_pad, right_pad
@@ -32,19 +29,16 @@ from utils.errors import run_main
 from utils.models import export_model, load_tokenizer, new_score_model
 from utils.supervised import epoch_steps
 
-ROOT = Path(__file__).resolve().parents[1]
 WORDS = "how can i bake the bread fix my bike first then wait for a friend".split()
 EPOCHS = 2
-# Adam divides by the gradient's size: a larger epsilon keeps rounding of a vanishing gradient out of the comparison.
-COMMON = ["--learning_rate", "0.01", "--adam_eps", "1e-4", "--lr_scheduler_type", "constant", "--num_warmup_steps", "0",
-          "--num_train_epochs", str(EPOCHS), "--max_length", "64", "--score_regularization", "0.01"]  # fmt: skip
-# name: kind, ranks (0: plain python), flags; every one takes 8 pairs an optimizer step
+REGULARIZATION = 0.01
+# name: kind, ranks and flags; every one takes 8 pairs an optimizer step
 RUNS = {
-    "reward": ("reward", 0, ["--per_device_train_batch_size", "8"]),
-    "reward_zero2": ("reward", 2, ["--per_device_train_batch_size", "4", "--zero_stage", "2"]),
-    "cost_accumulated": ("cost", 0, ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2"]),
-    "cost_zero3": ("cost", 2, ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2",
-                               "--zero_stage", "3", "--gradient_checkpointing"]),
+    "reward": ("reward", 1, {"per_device_train_batch_size": 8}),
+    "reward_zero2": ("reward", 2, {"per_device_train_batch_size": 4, "zero_stage": 2}),
+    "cost_accumulated": ("cost", 1, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}),
+    "cost_zero3": ("cost", 2, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
+                               "zero_stage": 3, "gradient_checkpointing": True}),
 }  # fmt: skip
 
 
@@ -141,40 +135,25 @@ def pair_row(i: int, reverse: bool) -> dict[str, object]:
     }  # fmt: skip
 
 
-def arguments(folder: Path, output: Path, kind: str, *flags: str) -> list[str]:
-    return ["--objective", f"my_{kind}", "--kind", kind, "--model_name_or_path", str(folder / "base"),
-            "--data", str(folder / "train.jsonl"), "--validation_data", str(folder / "validation.jsonl"),
-            "--output_dir", str(output), *COMMON, *flags]  # fmt: skip
-
-
-def launch(ranks: int, flags: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run step 2 as a user does: with python, or with the deepspeed launcher on `ranks` ranks."""
-    command = [sys.executable]
-    if ranks:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        launcher = Path(sys.executable).with_name("deepspeed")
-        command = [str(launcher), "--num_accelerators", str(ranks), "--master_port", str(port)]
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return subprocess.run(
-        [*command, "step2_reward/main.py", *flags], cwd=ROOT, capture_output=True, text=True, check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": path},
-    )  # fmt: skip
+def arguments(folder: Path, output: Path, kind: str, **changes: object) -> list[str]:
+    return flags(**{
+        "objective": f"my_{kind}", "kind": kind, "model_name_or_path": folder / "base",
+        "data": folder / "train.jsonl", "validation_data": folder / "validation.jsonl", "output_dir": output,
+        "num_train_epochs": EPOCHS, "max_length": 64, "score_regularization": REGULARIZATION,
+        "learning_rate": 0.01, "lr_scheduler_type": "constant", "num_warmup_steps": 0,
+        # Adam divides by the gradient's size: this keeps rounding of a vanishing one out of the comparison.
+        "adam_eps": 1e-4,
+    } | changes)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def outputs(folder: Path) -> dict[str, Path]:
-    """The folders of all RUNS, two runs at a time."""
-    def run(name: str) -> Path:
-        kind, ranks, flags = RUNS[name]
-        done = launch(ranks, arguments(folder, folder / name, kind, *flags))
-        assert done.returncode == 0, done.stdout + done.stderr
-        (folder / name / "log").write_text(done.stdout)
-        return folder / name
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(RUNS, pool.map(run, RUNS), strict=True))
+    """The folders of all RUNS, one of them under the real launcher."""
+    for name, (kind, ranks, changes) in RUNS.items():
+        start = launch if name == "reward_zero2" else run_script
+        result = start("step2_reward/main.py", arguments(folder, folder / name, kind, **changes), ranks)
+        assert result.code == 0, result.stdout + result.stderr
+    return {name: folder / name for name in RUNS}
 
 
 def encoded(path: Path, label: str, tokenizer) -> list[Encoded]:
@@ -190,7 +169,7 @@ def score(model, pair: Encoded, side: int) -> torch.Tensor:
 def written_out_loss(model, pair: Encoded, kind: str) -> torch.Tensor:
     """A pair's loss as the formulas say, with labels that are all known."""
     first, second = score(model, pair, 0), score(model, pair, 1)
-    penalty = 0.01 * (first**2 + second**2) / 2
+    penalty = REGULARIZATION * (first**2 + second**2) / 2
     if kind == "reward":
         return -logsigmoid(first - second) + penalty
     signs = [-1 if safe else 1 for safe in (pair.record.chosen_safe, pair.record.rejected_safe)]
@@ -218,16 +197,15 @@ def reference(request, folder: Path) -> tuple[str, torch.nn.Module]:
 def test_exported_weights_equal_plain_torch(outputs, reference):
     kind, expected = reference
     for name in (name for name, run in RUNS.items() if run[0] == kind):
-        model = AutoModelForSequenceClassification.from_pretrained(outputs[name], dtype=torch.float32)
-        for key, weight in model.state_dict().items():
-            torch.testing.assert_close(weight, expected.state_dict()[key], rtol=0, atol=1e-5)
+        for key, weight in read_weights(outputs[name]).items():
+            torch.testing.assert_close(weight, expected.state_dict()[key], rtol=0, atol=1e-5, msg=f"{name} {key}")
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_output_folder(folder, outputs, name):
     kind = RUNS[name][0]
-    lines = [json.loads(line) for line in (outputs[name] / "metrics.jsonl").read_text().splitlines()]
-    accuracies = {line["step"]: line["validation/accuracy"] for line in lines if "validation/accuracy" in line}
+    lines = read_metrics(outputs[name])
+    accuracies = {line["step"]: line["validation/accuracy"] for line in lines if "validation/loss" in line}
     assert list(accuracies) == [0, 3, 6]
     evaluation = json.loads((outputs[name] / "evaluation.json").read_text())
     assert evaluation["epoch"] == 1 and evaluation["pairs"] == 7 and evaluation["objective"] == f"my_{kind}"
@@ -273,16 +251,16 @@ def test_exported_model_scores_padded_batches_without_the_project(folder, output
     code = (
         "import json, sys, torch; from transformers import AutoModelForSequenceClassification as M\n"
         "model = M.from_pretrained(sys.argv[1]); scores = {}\n"
-        "for side, (ids, mask) in json.load(sys.stdin).items():\n"
+        "for side, (ids, mask) in json.loads(sys.argv[2]).items():\n"
         "    with torch.no_grad():\n"
         "        output = model(torch.tensor(ids), attention_mask=torch.tensor(mask))\n"
         "    scores[side] = output.logits.squeeze(-1).tolist()\n"
         "assert not [name for name in sys.modules if name.split('.')[0] in ('utils', 'step2_reward')]\n"
         "print(json.dumps(scores))"
     )
-    done = subprocess.run([sys.executable, "-c", code, path], input=json.dumps(batches), capture_output=True, text=True,
-                          check=True, cwd=path, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
-    for scores in json.loads(done.stdout).values():
+    result = run_command([sys.executable, "-c", code, str(path), json.dumps(batches)], cwd=path)
+    assert result.code == 0, result.stderr
+    for scores in json.loads(result.stdout).values():
         torch.testing.assert_close(torch.tensor(scores), ours, rtol=0, atol=1e-5)
 
 
@@ -322,16 +300,16 @@ def make_encoder(folder: Path) -> None:
 
 
 BAD_INPUT = {
-    "no model": (["--model_name_or_path", "/nowhere/model"], "--model_name_or_path /nowhere/model"),
-    "encoder": (["--model_name_or_path", "{folder}/encoder"], "no score head"),
-    "no data": (["--data", "{folder}/missing.jsonl"], "missing.jsonl"),
-    "empty data": (["--data", "{folder}/empty.jsonl"], "empty.jsonl"),
-    "no preferences": (["--data", "{folder}/sft.jsonl"], "sft.jsonl:1"),
-    "nothing to validate on": (["--validation_data", "", "--validation_fraction", "0"], "--validation_fraction"),
-    "not writable": (["--output_dir", "{folder}/train.jsonl/reward"], "--output_dir"),
-    "unknown kind": (["--kind", "price"], "--kind"),
-    "unknown label": (["--preference_label", "nicer"], "--preference_label"),
-    "negative penalty": (["--score_regularization", "-1"], "--score_regularization"),
+    "no model": ({"model_name_or_path": "/nowhere/model"}, "--model_name_or_path /nowhere/model"),
+    "encoder": ({"model_name_or_path": "{folder}/encoder"}, "no score head"),
+    "no data": ({"data": "{folder}/missing.jsonl"}, "missing.jsonl"),
+    "empty data": ({"data": "{folder}/empty.jsonl"}, "empty.jsonl"),
+    "no preferences": ({"data": "{folder}/sft.jsonl"}, "sft.jsonl:1"),
+    "nothing to validate on": ({"validation_data": None, "validation_fraction": 0}, "--validation_fraction"),
+    "not writable": ({"output_dir": "{folder}/train.jsonl/reward"}, "--output_dir"),
+    "unknown kind": ({"kind": "price"}, "--kind"),
+    "unknown label": ({"preference_label": "nicer"}, "--preference_label"),
+    "negative penalty": ({"score_regularization": -1}, "--score_regularization"),
 }
 
 
@@ -341,9 +319,10 @@ def test_bad_input_ends_in_one_line(folder, tmp_path, monkeypatch, capsys, case)
     (folder / "sft.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
     if case == "encoder":
         make_encoder(folder)
-    flags, culprit = BAD_INPUT[case]
-    flags = [flag.format(folder=folder) for flag in flags]
-    monkeypatch.setattr(sys, "argv", ["main.py", *arguments(folder, tmp_path / "out", "reward"), *flags])
+    changes, culprit = BAD_INPUT[case]
+    changes = {k: v.format(folder=folder) if isinstance(v, str) else v for k, v in changes.items()}
+    words = arguments(folder, tmp_path / "out", **({"kind": "reward"} | changes))
+    monkeypatch.setattr(sys, "argv", ["main.py", *words])
     with pytest.raises(SystemExit) as stop:
         run_main(step2.main)
     error = capsys.readouterr().err

@@ -1,8 +1,8 @@
 """DeepSpeed engines that train, and their whole weights, for all three stages."""
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
+import io
+from contextlib import redirect_stdout
 from typing import Any
 
 import deepspeed
@@ -11,7 +11,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from utils.arguments import warmup_steps
-from utils.deepspeed_config import training_config
+from utils.deepspeed_config import frozen_config, training_config
 from utils.distributed import device, is_main, world_size
 
 
@@ -36,22 +36,25 @@ def make_training_engine(
         weight_decay=args.weight_decay, fused=torch.cuda.is_available() and not args.offload,
     )  # fmt: skip
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup_steps(args, total_steps), total_steps)
-    with uncast_buffers(model):
-        engine, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config | (further_config or {})
-        )
+    config |= further_config or {}
+    return initialize_quietly(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config)
+
+
+def make_frozen_engine(model: nn.Module, args: argparse.Namespace) -> deepspeed.DeepSpeedEngine:
+    """Engine that only runs forward: partitioned under ZeRO-3, whole otherwise."""
+    model.requires_grad_(False)
+    if args.zero_stage < 3:
+        model.to(device())
+    engine = initialize_quietly(model=model.eval(), config=frozen_config(args))
+    engine.eval()
     return engine
 
 
-@contextmanager
-def uncast_buffers(model: nn.Module) -> Iterator[None]:
-    """Undo the cast of `model`'s buffers by DeepSpeed, which bf16 needs for its weights: rotary frequencies
-    must stay float32."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    yield
-    for name, buffer in buffers.items():
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, buffer.to(device()))
+def initialize_quietly(**arguments: Any) -> deepspeed.DeepSpeedEngine:
+    """`deepspeed.initialize` without the memory figures that its bf16 optimizer prints; errors go to stderr as ever."""
+    with redirect_stdout(io.StringIO()):
+        engine, *_ = deepspeed.initialize(**arguments)
+    return engine
 
 
 def gathered_weights(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,6 +1,6 @@
 # Sourced by run_all.sh: runs the pieces of a pipeline, several at once, with elapsed time and ETA.
 #
-#   stage TITLE                              waits for what runs, then opens a new stage
+#   stage TITLE [SLOTS]                      waits for what runs, then opens a stage that runs SLOTS pieces at once
 #   piece NAME SECONDS MARKER COMMAND ...    runs COMMAND unless the file MARKER is there; SECONDS is a guess for the ETA
 #
 # `pipeline`, defined by the caller, calls both. It is walked through once to add up the guesses and once to run.
@@ -11,6 +11,7 @@ JOBS=${JOBS:-$(n=$(nproc); echo $((n > 4 ? 4 : n)))}
 STARTED=$SECONDS
 PLANNED=0   # guessed seconds of everything to be done
 DONE=0      # guessed seconds of what this call has done
+SLOTS=$JOBS # pieces at once in this stage
 declare -A RUNNING=() WEIGHT=() BEGAN=()
 
 clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
@@ -26,6 +27,7 @@ announce() { echo "[$1] $2 · $(eta)"; }
 stage() {
     if $PLANNING; then return; fi
     wait_for_pieces 0
+    SLOTS=${2:-$JOBS}
     announce "$PRESET" "$1"
 }
 
@@ -37,7 +39,7 @@ piece() {
         return
     fi
     if $PLANNING; then PLANNED=$((PLANNED + seconds)); return; fi
-    wait_for_pieces $((JOBS - 1))
+    wait_for_pieces $((SLOTS - 1))
     { "$@" 2>&1 | sed -u "s/^/[$name] /"; } &
     RUNNING[$!]=$name WEIGHT[$!]=$seconds BEGAN[$!]=$SECONDS
 }

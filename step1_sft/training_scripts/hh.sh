@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Stage 1, preset hh: a randomly initialized decoder learns from human dialogues and instructions.
+source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch.sh"
+
+OUTPUT=${OUTPUT:-output/hh}
+RANKS=1
+EPOCHS=3
+BATCH_SIZE=64
+LEARNING_RATE=3e-3
+MAX_LENGTH=${MAX_LENGTH:-192}
+SEED=42
+
+DATA=$OUTPUT/data/train/helpful.jsonl,$OUTPUT/data/train/safety.jsonl
+VALIDATION_DATA=$OUTPUT/data/validation/helpful.jsonl,$OUTPUT/data/validation/safety.jsonl
+if [ -f "$OUTPUT/data/train/instructions.jsonl" ]; then
+    DATA+=,$OUTPUT/data/train/instructions.jsonl
+    VALIDATION_DATA+=,$OUTPUT/data/validation/instructions.jsonl
+fi
+
+launch step1_sft/main.py "$OUTPUT/logs/sft.log" \
+    --model_name_or_path "$OUTPUT/base" \
+    --data "$DATA" --overlong drop \
+    --validation_data "$VALIDATION_DATA" \
+    --max_length $MAX_LENGTH \
+    --num_train_epochs $EPOCHS \
+    --per_device_train_batch_size $BATCH_SIZE \
+    --learning_rate $LEARNING_RATE \
+    --seed $SEED \
+    --output_dir "$OUTPUT/sft"
