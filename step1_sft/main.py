@@ -2,6 +2,8 @@
 
     python step1_sft/main.py --help                              one rank
     deepspeed --num_accelerators 2 step1_sft/main.py --help      several ranks
+
+The result is a Hugging Face folder, chat template included: the policy that step 3 starts from.
 """
 
 import argparse
@@ -66,9 +68,11 @@ def main() -> None:
 
     # The fine-tuned policy.
     evaluation = outcome.validation[outcome.exported_epoch] | {
-        "perplexity_before": outcome.validation[0]["perplexity"], "epoch": outcome.exported_epoch,
-        "examples": len(validation_examples), "response_tokens": sum(map(response_length, validation_examples)),
-    }  # fmt: skip
+        "perplexity_before": outcome.validation[0]["perplexity"],
+        "epoch": outcome.exported_epoch,
+        "examples": len(validation_examples),
+        "response_tokens": sum(map(response_length, validation_examples)),
+    }
     export(model, tokenizer, args, evaluation)
     print_summary(args, outcome, len(training_examples), "perplexity")
     shutdown_distributed()
@@ -88,7 +92,7 @@ def response_length(example: Encoded) -> int:
 
 
 def collate(examples: list[Encoded], pad_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(input_ids, attention_mask, labels), each [b, t], right-padded; prompt and padding have the label IGNORED."""
+    """Right-padded (input_ids, attention_mask, labels), each [b, t]; IGNORED labels prompt and padding."""
     ids, mask = right_pad([example.prompt + example.responses[0] for example in examples], pad_id)
     labels, _ = right_pad([[IGNORED] * len(e.prompt) + e.responses[0] for e in examples], IGNORED)
     return ids.to(device()), mask.to(device()), labels.to(device())
@@ -114,7 +118,9 @@ def label_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         [b].
     """
     targets = labels[:, 1:]
-    losses = cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    losses = cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )
     return losses.view_as(targets).sum(dim=-1)
 
 

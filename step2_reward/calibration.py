@@ -1,4 +1,4 @@
-"""How good a score model is on held-out pairs: accuracies and calibration, with 95% intervals, and their picture."""
+"""How good a score model is on held-out pairs: accuracy, calibration, their 95% intervals and a picture."""
 
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,14 @@ def bin_of(probabilities: numpy.ndarray, low: float) -> numpy.ndarray:
 
 
 def calibration_error(probabilities: numpy.ndarray, outcomes: numpy.ndarray, low: float = 0.0) -> float:
-    """Expected calibration error: mean over examples of |mean outcome − mean probability| of their bin; [n] each."""
+    """Expected calibration error: |mean outcome − mean probability| of bins, weighted by size; [n] each."""
     gaps = numpy.bincount(bin_of(probabilities, low), outcomes - probabilities, minlength=BINS)
     return float(numpy.abs(gaps).sum() / len(probabilities))
 
 
-def calibration(probabilities: numpy.ndarray, outcomes: numpy.ndarray, low: float, seed: int) -> dict[str, Any]:
+def calibration(
+    probabilities: numpy.ndarray, outcomes: numpy.ndarray, low: float, seed: int
+) -> dict[str, Any]:
     """Calibration error with its 95% interval, and the bins behind it.
 
     The interval is the basic bootstrap's: resampling adds noise to every bin, which an absolute value never
@@ -62,7 +64,7 @@ def calibration(probabilities: numpy.ndarray, outcomes: numpy.ndarray, low: floa
 
 
 def pair_calibration(chosen: numpy.ndarray, rejected: numpy.ndarray, seed: int) -> dict[str, Any]:
-    """Of σ(|difference|), the probability that a pair's higher objective value is the chosen response's; [n] each."""
+    """Of σ(|difference|), the probability that the response of higher value is the chosen one; [n] each."""
     return calibration(expit(numpy.abs(chosen - rejected)), pairwise_hits(chosen, rejected), 0.5, seed)
 
 
@@ -83,7 +85,7 @@ def sign_figures(costs: numpy.ndarray, signs: numpy.ndarray, seed: int) -> dict[
 
 
 def plot(panels: dict[str, dict[str, Any]], path: Path) -> None:
-    """Reliability diagram: outcome against predicted probability, one panel a calibration, with Wilson intervals."""
+    """Reliability diagram: outcome against predicted probability, a panel each, with Wilson intervals."""
     figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 4), dpi=120, squeeze=False)
     for axis, (title, figures) in zip(axes[0], panels.items(), strict=True):
         bins = figures["bins"]
@@ -92,7 +94,9 @@ def plot(panels: dict[str, dict[str, Any]], path: Path) -> None:
         above = [max(0.0, b["ci95"][1] - b["mean"]) for b in bins]
         axis.plot([0, 1], [0, 1], color="0.7", linewidth=1)
         axis.errorbar(x, y, yerr=[below, above], marker="o", markersize=4, linewidth=1, capsize=2)
-        axis.set_title(f"{title}\ncalibration error {figures['error']:.3f}, n = {figures['count']}", fontsize=9)
+        axis.set_title(
+            f"{title}\ncalibration error {figures['error']:.3f}, n = {figures['count']}", fontsize=9
+        )
         axis.set_xlabel("predicted probability")
         axis.set_ylabel("observed frequency")
         axis.set_xlim(min(x) - 0.05, 1.02)

@@ -19,7 +19,7 @@ def sign_loss(cost: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
 
 
 def score_penalty(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Mean square of a pair's scores, which keeps their scale and, for rewards, their origin in place; any shape."""
+    """Mean square of a pair's scores; it holds their scale and, for rewards, their origin; any shape."""
     return (first.square() + second.square()) / 2
 
 
@@ -35,7 +35,7 @@ def cost_loss(
     unsafer_sign: torch.Tensor,
     regularization: float = 0.0,
 ) -> torch.Tensor:
-    """Loss of a cost model on pairs (Safe RLHF, eq. 6): order and, where known, sign; [b] costs and signs -> [b]."""
+    """Loss of a cost model on pairs (Safe RLHF, eq. 6): order and, where known, signs; [b] each -> [b]."""
     order = preference_loss(unsafer, safer)
     signs = sign_loss(safer, safer_sign) + sign_loss(unsafer, unsafer_sign)
     return order + signs + regularization * score_penalty(safer, unsafer)

@@ -3,8 +3,8 @@
     python step2_reward/main.py --help                              one rank
     deepspeed --num_accelerators 2 step2_reward/main.py --help      several ranks
 
-The result scores the last token of a response. Both kinds are exported in the same form; that a reward is better when
-high and a cost when low is said in the configuration.
+The result scores the last token of a response. Both kinds are exported in the same form; that a reward is
+better when high and a cost when low is said in the configuration.
 """
 
 import argparse
@@ -34,7 +34,13 @@ from utils.arguments import (
 from utils.data import load_pairs
 from utils.data.batching import right_pad
 from utils.data.encoding import Encoded
-from utils.distributed import device, init_distributed, is_main, print_main, seed_everything, shutdown_distributed
+from utils.distributed import (
+    device,
+    init_distributed,
+    print_main,
+    seed_everything,
+    shutdown_distributed,
+)
 from utils.engines import make_training_engine
 from utils.errors import run_main
 from utils.models import (
@@ -87,9 +93,10 @@ def main() -> None:
     # The score model, with the mean and spread of its scores on what it was trained on.
     describe_scores(model, scorer, pairs, args)
     evaluation = evaluate(scorer, held_out, args) | {"epoch": outcome.exported_epoch}
-    export(model, tokenizer, args, evaluation)
-    if is_main():
-        calibration.plot(panels(evaluation), Path(args.output_dir) / "calibration.png")
+    export(
+        model, tokenizer, args, evaluation,
+        lambda folder: calibration.plot(panels(evaluation), folder / "calibration.png"),
+    )  # fmt: skip
     print_main("\n".join(evaluation_lines(evaluation)))
     print_summary(args, outcome, len(pairs), "accuracy")
     shutdown_distributed()
@@ -98,17 +105,20 @@ def main() -> None:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Step 2: train one reward or cost model on preference pairs.")
     group = parser.add_argument_group("objective")
-    group.add_argument("--objective", required=True, metavar="NAME", help="name of the objective, kept with the model")
+    group.add_argument(
+        "--objective", required=True, metavar="NAME", help="name of the objective, kept with the model"
+    )
     group.add_argument("--kind", choices=tuple(PREFERENCE_LABELS), required=True,
-                       help="reward: higher is better, Bradley-Terry; cost: lower is better, with the sign of the"
-                       " safety labels (Safe RLHF)")  # fmt: skip
+                       help="reward: higher is better, Bradley-Terry; cost: lower is better, with the sign of"
+                       " the safety labels (Safe RLHF)")  # fmt: skip
     group.add_argument("--preference_label", choices=tuple(PREFERENCE_LABELS.values()),
-                       help="which of the data's preferences orders a pair (default: better for a reward, safer for a"
-                       " cost)")  # fmt: skip
+                       help="which of the data's preferences orders a pair (default: better for a reward,"
+                       " safer for a cost)")  # fmt: skip
     group.add_argument("--score_regularization", type=non_negative_float, default=0.001,
                        help="weight of the mean square of the scores in the loss")  # fmt: skip
     group.add_argument("--statistics_pairs", type=positive_int, default=2000,
-                       help="training pairs, evenly spread, on which the scores' mean and spread are taken")  # fmt: skip
+                       help="training pairs, evenly spread, that the scores' mean and spread are"
+                       " taken on")  # fmt: skip
     add_data_arguments(parser, "preference pairs")
     add_supervised_arguments(parser)
     add_deepspeed_arguments(parser)
@@ -120,14 +130,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def dedicated_pad(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Pad with <unk> where the tokenizer would pad with EOS.
 
-    transformers pools a score at the last token that is not padding. If EOS were padding, that would not be the
-    final EOS, at which the score is trained.
+    transformers pools a score at the last token that is not padding. If EOS were padding, that would not be
+    the final EOS, at which the score is trained.
     """
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         if tokenizer.unk_token_id in (None, tokenizer.eos_token_id):
             print_main(
-                "note: the tokenizer has no token to pad with but EOS; transformers' own forward will pool the score one"
-                " token before the final EOS, this project scores the EOS"
+                "note: the tokenizer has no token to pad with but EOS; transformers' own forward will pool"
+                " the score one token before the final EOS, this project scores the EOS"
             )
         else:
             tokenizer.pad_token = tokenizer.unk_token
@@ -141,7 +151,9 @@ class LastTokenScore(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, last: torch.Tensor
+    ) -> torch.Tensor:
         """[b, t] ids and mask, [b] positions -> [b] float32 scores."""
         scores = score_tokens(self.model, input_ids, attention_mask, position_ids_from_mask(attention_mask))
         return scores.gather(1, last.unsqueeze(1)).squeeze(1)
@@ -163,12 +175,12 @@ class PairScorer:
 
     def scores(self, pairs: list[Encoded]) -> torch.Tensor:
         """Raw scores of (chosen, rejected), from one forward pass over both; [b, 2] float32."""
-        rows = [pair.prompt + response for side in (0, 1) for pair in pairs for response in (pair.responses[side],)]
+        rows = [pair.prompt + pair.responses[side] for side in (0, 1) for pair in pairs]
         ids, mask = (tensor.to(device()) for tensor in right_pad(rows, self.pad_id))
         return self.engine(ids, mask, mask.sum(dim=-1) - 1).view(2, len(pairs)).T
 
     def measures(self, pairs: list[Encoded]) -> dict[str, torch.Tensor]:
-        """Loss and whether the order is right (and, for costs, the signs, where known), pair by pair; [b] each."""
+        """Loss and whether the order is right, pair by pair; [b] each."""
         chosen, rejected = self.scores(pairs).unbind(dim=1)
         if self.kind == "reward":
             loss = reward_loss(chosen, rejected, self.regularization)
@@ -178,20 +190,25 @@ class PairScorer:
         return {"loss": loss, "accuracy": (chosen < rejected).float()}
 
     def score_table(self, pairs: list[Encoded]) -> numpy.ndarray:
-        """Raw scores of (chosen, rejected) of any number of pairs, shared out over the ranks; [n, 2] float64."""
+        """Raw scores of (chosen, rejected) of any number of pairs, the same on every rank; [n, 2] float64."""
         return per_example(self.engine, pairs, self.batch_size, self.scores)[:, :2].numpy()
 
 
 def mean_figures(scorer: PairScorer, pairs: list[Encoded]) -> dict[str, float]:
     """Means of the measures over `pairs`, the same on every rank."""
-    table = per_example(
-        scorer.engine, pairs, scorer.batch_size, lambda batch: torch.stack([*scorer.measures(batch).values()], dim=1)
-    )
-    return dict(zip(("loss", "accuracy"), table.mean(dim=0).tolist(), strict=False))
+
+    def measures(batch: list[Encoded]) -> torch.Tensor:
+        values = scorer.measures(batch)
+        return torch.stack([values["loss"], values["accuracy"]], dim=1)
+
+    loss, accuracy, _ = per_example(scorer.engine, pairs, scorer.batch_size, measures).mean(dim=0).tolist()
+    return {"loss": loss, "accuracy": accuracy}
 
 
-def describe_scores(model: PreTrainedModel, scorer: PairScorer, pairs: list[Encoded], args: argparse.Namespace) -> None:
-    """Put into the model's configuration what its users must know: objective, kind, mean and spread of the scores."""
+def describe_scores(
+    model: PreTrainedModel, scorer: PairScorer, pairs: list[Encoded], args: argparse.Namespace
+) -> None:
+    """Put what a user of the scores must know into the configuration: objective, kind, mean and spread."""
     count = min(len(pairs), args.statistics_pairs)
     scores = scorer.score_table([pairs[i * len(pairs) // count] for i in range(count)])
     model.config.objective, model.config.kind = args.objective, args.kind
@@ -203,7 +220,8 @@ def evaluate(scorer: PairScorer, pairs: list[Encoded], args: argparse.Namespace)
     scores = scorer.score_table(pairs)
     chosen, rejected = (scores if args.kind == "reward" else -scores).T
     result = {
-        "objective": args.objective, "kind": args.kind, "preference_label": args.preference_label, "pairs": len(pairs),
+        "objective": args.objective, "kind": args.kind, "preference_label": args.preference_label,
+        "pairs": len(pairs),
         "accuracy": calibration.proportion(calibration.pairwise_hits(chosen, rejected)),
         "calibration": calibration.pair_calibration(chosen, rejected, args.seed),
     }  # fmt: skip
@@ -216,13 +234,18 @@ def evaluate(scorer: PairScorer, pairs: list[Encoded], args: argparse.Namespace)
 def panels(evaluation: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The calibrations of an evaluation, by title."""
     titles = {"calibration": "order of a pair", "sign_calibration": "harmful or safe"}
-    return {f"{evaluation['objective']}: {title}": evaluation[key] for key, title in titles.items() if key in evaluation}
+    name = evaluation["objective"]
+    return {f"{name}: {title}": evaluation[key] for key, title in titles.items() if key in evaluation}
 
 
 def evaluation_lines(evaluation: dict[str, Any]) -> list[str]:
     """Lines for people: each figure with its 95% interval and number of cases."""
-    names = {"accuracy": "pairwise accuracy", "calibration": "calibration error",
-             "sign_accuracy": "sign accuracy", "sign_calibration": "calibration error of the sign"}  # fmt: skip
+    names = {
+        "accuracy": "pairwise accuracy",
+        "calibration": "calibration error",
+        "sign_accuracy": "sign accuracy",
+        "sign_calibration": "calibration error of the sign",
+    }
     lines = []
     for key, name in names.items():
         if key in evaluation:

@@ -1,4 +1,4 @@
-"""Step 1: its command line, on 1 and 2 ranks and every ZeRO stage, against plain torch; its masks; bad input."""
+"""Step 1: its command line on 1 and 2 ranks, every ZeRO stage, against plain torch; its masks; bad input."""
 
 import json
 import math
@@ -43,7 +43,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = make_base.make_tokenizer(pieces, 64)
     export_model(make_base.make_model(sizes, tokenizer), tokenizer, root / "base")
     rows = [
-        {"prompt": " ".join(WORDS[i % 7 : i % 7 + 2 + i % 4]) + f" {i}?", "response": " ".join(WORDS[: 1 + i % 9])}
+        {
+            "prompt": " ".join(WORDS[i % 7 : i % 7 + 2 + i % 4]) + f" {i}?",
+            "response": " ".join(WORDS[: 1 + i % 9]),
+        }
         for i in range(27)
     ]
     for name, part in (("train", rows[:20]), ("validation", rows[20:])):
@@ -143,7 +146,9 @@ def test_perplexity_is_that_of_the_exported_model(folder, outputs):
 
 
 def test_bf16_stays_near_fp32(outputs):
-    bf16, fp32 = (json.loads((outputs[name] / "evaluation.json").read_text()) for name in ("bf16", "one_rank"))
+    bf16, fp32 = (
+        json.loads((outputs[name] / "evaluation.json").read_text()) for name in ("bf16", "one_rank")
+    )
     assert bf16["loss"] == pytest.approx(fp32["loss"], rel=0.05)
     assert AutoModelForCausalLM.from_pretrained(outputs["bf16"], dtype="auto").dtype == torch.bfloat16
 
@@ -207,7 +212,10 @@ BAD_INPUT = {
     "nothing to validate on": ({"validation_data": None, "validation_fraction": 0}, "--validation_fraction"),
     "not writable": ({"output_dir": "{folder}/train.jsonl/sft"}, "--output_dir"),
     "long prompt": ({"max_length": 6}, "--max_length 6"),
-    "more than the model's positions": ({"data": "{folder}/long.jsonl", "max_length": 200}, "positions for 64"),
+    "more than the model's positions": (
+        {"data": "{folder}/long.jsonl", "max_length": 200},
+        "positions for 64",
+    ),
     "learning rate": ({"learning_rate": -1}, "--learning_rate"),
     "unknown flag": ({"learning_speed": 1}, "--learning_speed"),
 }

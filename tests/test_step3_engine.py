@@ -6,6 +6,7 @@ sampled ids, and works in the simplest way there is.
 
 import argparse
 import copy
+import itertools
 import sys
 from pathlib import Path
 
@@ -29,10 +30,11 @@ from step3_gapo.update import ActorUpdate, critic_step
 from tests.helpers import Workshop, read_weights, run_command, run_function
 from utils.data.batching import left_pad
 from utils.data.encoding import encode_prompt, encode_response
-from utils.distributed import init_distributed, seed_everything, shutdown_distributed
+from utils.distributed import init_distributed, is_main, rank, seed_everything, shutdown_distributed, world_size
 from utils.engines import gathered_weights
 from utils.models import load_tokenizer, position_ids_from_mask
 
+EOS = 2
 ROWS, TEMPERATURE, KL, GAMMA, LAMBDA, CLIP, PENALTY, LEARNING_RATE = 8, 0.7, 0.3, 0.98, 0.9, 0.1, 0.25, 1e-3
 SCALE = {"helpfulness": 1.0, "harmlessness": 3.0, "foreign": 1.0}
 SIGN = {"helpfulness": 1.0, "harmlessness": -1.0, "foreign": 1.0}
@@ -89,7 +91,7 @@ class Plain:
         experience = rollout.experience
         for i in range(ROWS):
             ids, n = self.row(experience, i)
-            assert experience.finished[i] == (ids[0, -1] == 2)
+            assert experience.finished[i] == (ids[0, -1] == EOS)
             assert experience.mask[i].tolist() == [1.0] * n + [0.0] * (experience.mask.shape[1] - n)
             with torch.no_grad():
                 new, ref = self.log_probs(self.policy, ids, n), self.log_probs(self.reference, ids, n)
@@ -110,11 +112,11 @@ class Plain:
             for tensor in [experience.log_probs, *experience.values.values(), *experience.advantages.values()]:
                 assert tensor[i, n:].eq(0).all()
 
-    def update(self, experience: Experience, power: float) -> torch.Tensor:
-        """One step of the policy and of every critic on the whole rollout; the coefficients."""
-        total = experience.mask.sum()
+    def update(self, experiences: list[Experience], power: float) -> torch.Tensor:
+        """One step of the policy and of every critic on the rollouts of all ranks; the coefficients."""
+        total = sum(experience.mask.sum() for experience in experiences)
         losses = {name: torch.zeros(()) for name in self.critics}
-        for i in range(ROWS):
+        for experience, i in itertools.product(experiences, range(ROWS)):
             ids, n = self.row(experience, i)
             ratio = (self.log_probs(self.policy, ids, n) - experience.log_probs[i, :n]).exp()
             for name in losses:
@@ -127,7 +129,7 @@ class Plain:
         self.descend("policy", sum(c * x for c, x in zip(coefficients.tolist(), losses.values(), strict=True)))
         for name in self.critics:
             parts = []
-            for i in range(ROWS):
+            for experience, i in itertools.product(experiences, range(ROWS)):
                 ids, n = self.row(experience, i)
                 parts.append((self.values(name, ids, n) - experience.returns[name][i, :n]).square().sum())
             self.descend(name, 0.5 * sum(parts) / total)
@@ -170,36 +172,46 @@ def check_against_plain_torch(arguments: list[str], output: Path) -> None:
     args, engine, actor_update, prompts = build(arguments)
     plain = Plain(args)
     for step in (1, 2):
-        seed_everything(step)
-        rollout = make_rollout(engine, prompts[ROWS * step : ROWS * (step + 1)], args)
+        seed_everything(10 * step + rank())
+        rollout = make_rollout(engine, prompts[rank() :: world_size()][ROWS * (step - 1) :][:ROWS], args)
         lengths = rollout.experience.mask.sum(dim=-1)
         assert lengths.min() < lengths.max(), "the test needs responses of several lengths"
         plain.check(rollout)
         if step == 2:
             assert (rollout.experience.log_probs - rollout.experience.ref_log_probs).abs().max() > 1e-3
-        scalars = actor_update.step([rollout.experience])
+        rows = torch.arange(ROWS).split(args.per_device_train_batch_size)
+        micro_batches = [rollout.experience.select(part) for part in rows]
+        scalars = actor_update.step(micro_batches)
         for critic in engine.critics:
-            critic_step(critic, [rollout.experience], args)
-        coefficients = plain.update(rollout.experience, args.rescale_power)
+            critic_step(critic, micro_batches, args)
+        coefficients = plain.update(of_all_ranks(rollout.experience), args.rescale_power)
         for name, coefficient in zip(plain.critics, coefficients.tolist(), strict=True):
             assert scalars[f"coefficient/{name}"] == pytest.approx(coefficient, rel=1e-4)
         check_weights(engine, plain, output)
     shutdown_distributed()
 
 
+def of_all_ranks(experience: Experience) -> list[Experience]:
+    gathered = [experience] * world_size()
+    torch.distributed.all_gather_object(gathered, experience)
+    return gathered
+
+
 def check_weights(engine: RLHFEngine, plain: Plain, output: Path) -> None:
     """Steps have lengths of the order of the learning rate; they agree to a hundredth of it."""
     engine.save_policy(output)
+    weights = [gathered_weights(critic.engine.module) for critic in engine.critics]
+    if not is_main():
+        return
     exported = read_weights(output)
     for name, parameter in plain.policy.named_parameters():
         near(exported[name], parameter.detach(), LEARNING_RATE / 100)
-    for critic, (name, expected) in zip(engine.critics, plain.critics.items(), strict=True):
-        weights = gathered_weights(critic.engine.module)
-        near(weights.pop("head.bias"), plain.biases[name].detach()[None], LEARNING_RATE / 100)
-        near(weights.pop("head.weight"), expected.score.weight.detach(), LEARNING_RATE / 100)
+    for critic, (name, expected) in zip(weights, plain.critics.items(), strict=True):
+        near(critic.pop("head.bias"), plain.biases[name].detach()[None], LEARNING_RATE / 100)
+        near(critic.pop("head.weight"), expected.score.weight.detach(), LEARNING_RATE / 100)
         for parameter, value in expected.model.named_parameters():
-            near(weights.pop(f"trunk.{parameter}"), value.detach(), LEARNING_RATE / 100)
-        assert not weights
+            near(critic.pop(f"trunk.{parameter}"), value.detach(), LEARNING_RATE / 100)
+        assert not critic
 
 
 def engine_flags(workshop: Workshop, output: Path, **changes: object) -> list[str]:

@@ -71,10 +71,11 @@ def gathered_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def restore_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Put the main rank's `gathered_weights` back on every rank, for forward passes: the optimizer's copies stay."""
+    """Put the main rank's `gathered_weights` back on every rank; the optimizer's own copies stay."""
     for name, parameter in model.named_parameters():
         partitioned = hasattr(parameter, "ds_id")
-        with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=partitioned):
+        whole = deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=partitioned)
+        with torch.no_grad(), whole:
             if is_main():
                 parameter.copy_(weights[name])
             if world_size() > 1 and not partitioned:

@@ -55,6 +55,8 @@ def load_tokenizer(path: str, flag: str) -> PreTrainedTokenizerBase:
         raise UserError(f"{flag} {path}: the tokenizer has no EOS token")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    # Long texts are measured against the stages' own limits; the library's warning about its limit only confuses.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
 
 

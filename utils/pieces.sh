@@ -76,6 +76,7 @@ end_pieces() { # all ranks of everything that runs: asked first, killed after te
 interrupted() {
     trap '' INT TERM
     echo "interrupted; what is finished stays, the same command goes on from there" >&2
+    exec 2>/dev/null # bash would report every job it ends
     end_pieces
     exit 130
 }

@@ -1,4 +1,4 @@
-"""What stages 1 and 2 share: data held out by prompt, optimizer-step batches, the training loop, the export."""
+"""What stages 1 and 2 share: data held out by prompt, batches of optimizer steps, training loop, export."""
 
 import argparse
 import math
@@ -34,7 +34,7 @@ class Task:
     Attributes:
         train: the training examples.
         units: how much an example weighs: its response tokens for a language model, 1 for a preference pair.
-        sums: sums over the units of some examples on this rank; "loss" carries the graph, others are only logged.
+        sums: sums over the units of some examples on this rank; "loss" carries the graph, others are logged.
         validate: figures on the validation data, the same on every rank; "loss" chooses the best epoch.
         shown: those of the figures that progress lines show.
     """
@@ -48,7 +48,7 @@ class Task:
 
 @dataclass
 class Outcome:
-    """How a run went: validation figures before training (index 0) and after each epoch, and what was kept."""
+    """How a run went: validation figures before training (index 0) and after each epoch; what was kept."""
 
     validation: list[dict[str, float]]
     exported_epoch: int
@@ -61,7 +61,7 @@ class Outcome:
 def read_examples(
     args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, load: Load
 ) -> tuple[list[Encoded], list[Encoded]]:
-    """Training and validation examples that fit `--max_length` and the model, with what was read on the screen.
+    """Training and validation examples that fit `--max_length` and the model; prints what was read.
 
     Raises:
         UserError: unusable data, nothing to validate on, or examples longer than the model has positions for.
@@ -90,7 +90,9 @@ def hold_out(records: Sequence[Record], fraction: float, seed: int) -> tuple[lis
     """
     prompts = list(dict.fromkeys(conversation_key(record.messages) for record in records))
     if len(prompts) < 2:
-        raise UserError("--data: one prompt cannot be split into training and validation (use --validation_data)")
+        raise UserError(
+            "--data: one prompt cannot be split in training and validation (use --validation_data)"
+        )
     count = min(max(1, round(fraction * len(prompts))), len(prompts) - 1)
     chosen = set(random.Random(seed).sample(prompts, count))
     sides: tuple[list[Record], list[Record]] = ([], [])
@@ -120,7 +122,7 @@ def steps_per_epoch(examples: int, args: argparse.Namespace) -> int:
 def epoch_steps(examples: list[Encoded], args: argparse.Namespace, epoch: int) -> list[list[list[Encoded]]]:
     """This rank's micro-batches of one optimizer step after another.
 
-    Batches are drawn for a whole step and then cut, so that accumulating micro-batches is the same as one batch.
+    Batches are drawn for a whole step and then cut, so that accumulating micro-batches equals one batch.
     """
     micro_batches = args.gradient_accumulation_steps
     steps = length_grouped_batches(
@@ -148,7 +150,8 @@ def per_example(
         [n, k + 1] float64 on the CPU of every rank; the last column is 1.
     """
     engine.eval()
-    batches = length_grouped_batches([example.length for example in examples], batch_size, 0, 0, rank(), world_size())
+    lengths = [example.length for example in examples]
+    batches = length_grouped_batches(lengths, batch_size, 0, 0, rank(), world_size())
     table = None
     for indices in batches:
         values = measure([examples[i] for i in indices]).double().reshape(len(indices), -1)
@@ -169,10 +172,10 @@ def train(
 ) -> Outcome:
     """`--num_train_epochs` passes over the data; afterwards `model` holds the weights to export.
 
-    The loss of an optimizer step is the sum over its units divided by a constant, the mean number of units in a
-    step. A mean over the step's own tokens would weigh a token of a short response, which length grouping
-    puts among other short ones, more than that of a long one. DeepSpeed averages over ranks and micro-batches,
-    which the scale undoes.
+    The loss of an optimizer step is the sum over its units divided by a constant, the mean number of units in
+    a step. A mean over the step's own tokens would weigh a token of a short response, which length grouping
+    puts among other short ones, more than that of a long one. DeepSpeed averages over ranks and
+    micro-batches, which the scale undoes.
 
     Raises:
         UserError: the loss is not finite.
@@ -198,7 +201,8 @@ def train(
         losses = [figures["loss"] for figures in outcome.validation[1:]]
         if args.export == "last" or losses[-1] == min(losses):
             outcome.exported_epoch = epoch
-            best = gathered_weights(model) if args.export == "best" and epoch < args.num_train_epochs else None
+            if args.export == "best" and epoch < args.num_train_epochs:
+                best = gathered_weights(model)
     if outcome.exported_epoch < args.num_train_epochs:
         restore_weights(model, best)
     if record:
@@ -225,7 +229,8 @@ def optimizer_step(
         sums["units"] = torch.tensor(sum(map(task.units, examples)), device=device())
         totals = {name: totals.get(name, 0.0) + value.detach() for name, value in sums.items()}
     *sums, units = all_reduce_sum(torch.stack([value.float() for value in totals.values()])).tolist()
-    return dict(zip(totals, (value / units for value in sums), strict=False)) | {"learning_rate": engine.get_lr()[0]}
+    means = dict(zip(totals, (value / units for value in sums), strict=False))
+    return means | {"learning_rate": engine.get_lr()[0]}
 
 
 class RunRecord:
@@ -242,7 +247,8 @@ class RunRecord:
 
     def step(self, step: int, figures: dict[str, float]) -> None:
         self.logger.log(step, figures)
-        self.progress.update(step, **{name: figures[name] for name in ("loss", *self.shown) if name in figures})
+        shown = {name: figures[name] for name in ("loss", *self.shown) if name in figures}
+        self.progress.update(step, **shown)
 
     def validation(self, step: int, figures: dict[str, float], epoch: int = 0) -> None:
         self.logger.log(step, {f"validation/{name}": value for name, value in figures.items()})
@@ -255,13 +261,23 @@ class RunRecord:
 
 
 def export(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace, evaluation: dict[str, Any]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    args: argparse.Namespace,
+    evaluation: dict[str, Any],
+    write_more: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write the model's Hugging Face files and `evaluation.json` into `--output_dir`, by rename; on every rank."""
+    """Write the model's Hugging Face files and `evaluation.json` into `--output_dir`; call on every rank.
+
+    Args:
+        write_more: adds files to the folder it is given.
+    """
     weights = gathered_weights(model)
     if is_main():
         with finished_files(args.output_dir) as folder:
             write_json(folder / "evaluation.json", evaluation)
+            if write_more:
+                write_more(folder)
             export_model(model, tokenizer, folder, weights)
 
 

@@ -4,7 +4,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch.sh"
 
 OUTPUT=${OUTPUT:-output/tiny}
 RANKS=1
-EPOCHS=3
+EPOCHS=2
 BATCH_SIZE=64
 LEARNING_RATE=1e-3
 MAX_LENGTH=256

@@ -16,7 +16,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output_dir", required=True, help="folder of the corpus; files there are replaced")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same files")
     parser.add_argument("--num_sft", type=positive_int, default=6000, help="rows of sft_train.jsonl")
-    parser.add_argument("--num_preferences", type=positive_int, default=8000,
+    parser.add_argument("--num_preferences", type=positive_int, default=16000,
                         help="rows of preferences_train.jsonl")  # fmt: skip
     parser.add_argument("--num_validation", type=positive_int, default=512,
                         help="rows of sft_validation.jsonl and of preferences_validation.jsonl")  # fmt: skip

@@ -1,0 +1,119 @@
+"""Step 3 on several ranks: every ZeRO stage takes the same steps, and they are those of the whole batch.
+
+The DeepSpeed launcher starts the processes where a test says so; elsewhere they are forked, which is cheaper.
+"""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers import STEP3, Workshop, distance, launch, read_metrics, read_weights, run_function, untimed
+from tests.test_step3_engine import check_against_plain_torch, engine_flags
+
+EVERYTHING = {
+    "gradient_checkpointing": True, "ppo_epochs": 2, "gradient_accumulation_steps": 2, "generation_batches": 2,
+    "per_device_prompt_batch_size": 4, "per_device_train_batch_size": 2, "critic": "shared", "whiten_advantages": True,
+    "max_steps": 1, "kl_coeff": 0.2,
+}  # fmt: skip
+
+
+def launched(workshop: Workshop, name: str, ranks: int, **changes: object) -> Path:
+    """A run by the real launcher; what one rank should say and write is said and written once."""
+    result = launch(STEP3, workshop.step3_flags(name, **changes), ranks)
+    assert result.code == 0, result.stderr
+    output, steps = workshop.folder / name, changes.get("max_steps", 2)
+    for line in (f"{name} {steps}/{steps} · ", f"policy saved in {output}", "read 64, kept 64"):
+        assert result.stdout.count(line) == 1
+    assert "Traceback" not in result.stderr
+    return output
+
+
+def check_same_run(first: Path, second: Path) -> None:
+    assert distance(first, second) <= 1e-5
+    for step, expected in zip(untimed(read_metrics(second)), untimed(read_metrics(first)), strict=True):
+        assert step == pytest.approx(expected, rel=1e-4, abs=2e-6)
+
+
+def check_finished(output: Path, steps: int = 2) -> None:
+    metrics = read_metrics(output)
+    assert [step["step"] for step in metrics] == list(range(1, steps + 1))
+    assert all(math.isfinite(value) for step in metrics for value in step.values())
+    assert len(list((output / "tensorboard").iterdir())) == 1
+    assert all(weight.isfinite().all() for weight in read_weights(output).values())
+
+
+# --- the launcher ------------------------------------------------------------------------------------------------
+
+
+def test_all_zero_stages_end_in_the_same_weights_and_metrics_on_two_ranks(workshop: Workshop) -> None:
+    reference = workshop.step3("zero0", ranks=2, zero_stage=0)
+    check_finished(reference)
+    assert distance(reference, workshop.base) > 1e-3
+    outputs = [workshop.step3(f"zero{stage}", ranks=2, zero_stage=stage) for stage in (1, 3)]
+    for output in [*outputs, launched(workshop, "zero2", ranks=2, zero_stage=2)]:
+        check_finished(output)
+        check_same_run(reference, output)
+
+
+def test_everything_at_once_on_three_ranks(workshop: Workshop) -> None:
+    """Checkpointing, accumulation, two PPO epochs, a shared critic: ZeRO-3 with uneven partitions, and ZeRO-0."""
+    reference = workshop.step3("all_zero0", ranks=3, zero_stage=0, **EVERYTHING)
+    output = launched(workshop, "all_zero3", ranks=3, zero_stage=3, **EVERYTHING)
+    check_finished(output, steps=1)
+    check_same_run(reference, output)
+    # Two epochs of two optimizer steps: the first is on-policy, the last are not.
+    (metrics,) = read_metrics(output)
+    assert metrics["first_minibatch/ratio_error"] <= 1e-5 < metrics["ratio_error"]
+
+
+def test_the_launcher_passes_on_the_refusal_and_its_exit_code(workshop: Workshop) -> None:
+    result = launch(STEP3, workshop.step3_flags("refused", monitor="truth"), 2)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert errors == ["error: --monitor truth: no such objective (there are helpfulness, harmlessness)"]
+    assert result.code == 2
+
+
+# --- the same steps ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ranks", "changes"), [
+    (2, {"zero_stage": 0, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}),
+    (2, {"zero_stage": 2}),
+    (2, {"zero_stage": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}),
+    (3, {"zero_stage": 3}),
+], ids=str)  # fmt: skip
+def test_steps_are_those_of_plain_torch_on_all_ranks_responses(
+    workshop: Workshop, tmp_path: Path, ranks: int, changes: dict
+) -> None:
+    arguments = engine_flags(workshop, tmp_path, **changes)
+    result = run_function(check_against_plain_torch, arguments, tmp_path, ranks=ranks)
+    assert result.code == 0, result.stderr
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_bf16(workshop: Workshop, stage: int) -> None:
+    output = workshop.step3("bf16", ranks=2, zero_stage=stage, dtype="bf16", gradient_checkpointing=True)
+    check_finished(output)
+    weights, start = read_weights(output), read_weights(workshop.base)
+    moved = 0
+    for name, weight in weights.items():
+        assert weight.dtype == torch.bfloat16
+        move = (weight.float() - start[name]).abs().max().item()
+        # Four steps of at most the learning rate, and half a unit in the last of bf16's 8 bits.
+        assert move <= 4e-3 + 2**-8 * start[name].abs().max().item()
+        moved += move > 0
+    assert moved == len(weights)
+    for step in read_metrics(output):
+        assert step["first_minibatch/ratio_error"] <= 0.05
+
+
+def test_bf16_scores_as_fp32_does(workshop: Workshop) -> None:
+    """At next to no temperature both policies give the same responses, and the models the same scores but for rounding."""
+    changes = {"ranks": 2, "zero_stage": 3, "max_steps": 1, "temperature": 0.01, "max_new_tokens": 4}
+    (exact,) = read_metrics(workshop.step3("exact", **changes))
+    (rounded,) = read_metrics(workshop.step3("rounded", dtype="bf16", **changes))
+    assert rounded["response_length"] == exact["response_length"]
+    for name in ("helpfulness", "harmlessness"):
+        assert rounded[f"reward/{name}"] == pytest.approx(exact[f"reward/{name}"], abs=0.05)
