@@ -9,7 +9,7 @@
 #
 #   --fresh     start over; otherwise what is finished stays and the rest is done
 #   JOBS=N      pieces side by side (default: one a core, at most 4)
-#   RUNS="..."  other policies than the preset's (see step3_gapo/training_scripts/method_flags.sh)
+#   RUNS="..."  other policies than the preset's (see step3_gapo/training_scripts/train_policy.sh)
 #   OUTPUT=DIR  instead of output/PRESET
 #   PYTHON=...  an interpreter that has the packages of requirements.txt, instead of .venv
 

@@ -1,6 +1,7 @@
 """The command line of step 3 and everything about it that can be checked before a model is built."""
 
 import argparse
+import math
 
 from step3_gapo.algorithms import ALGORITHMS, Algorithm, build_algorithm
 from step3_gapo.objectives import Objective
@@ -95,7 +96,7 @@ def objectives_of(args: argparse.Namespace) -> list[Objective]:
     """The named objectives, rewards first, in the order given.
 
     Raises:
-        UserError: none, a name given twice, or an unknown name in --monitor or --score_scale.
+        UserError: none, a name given twice, an unknown name in --monitor or --score_scale, a scale that is not positive.
     """
     named = [(name, "reward", path) for name, path in args.reward_model]
     named += [(name, "cost", path) for name, path in args.cost_model]
@@ -109,7 +110,10 @@ def objectives_of(args: argparse.Namespace) -> list[Objective]:
         for name in given:
             if name not in names:
                 raise UserError(f"{flag} {name}: no such objective (there are {', '.join(names)})")
-    scales = dict(args.score_scale)
+    scales = by_name("--score_scale", args.score_scale)
+    for name, scale in scales.items():
+        if not 0 < scale < math.inf:
+            raise UserError(f"--score_scale {name}={scale:g}: must be positive")
     return [Objective(n, kind, path, scales.get(n, 1.0), n not in args.monitor) for n, kind, path in named]
 
 
@@ -119,8 +123,16 @@ def algorithm_of(args: argparse.Namespace, objectives: list[Objective]) -> Algor
     if not optimized:
         raise UserError("--monitor: no objective is left to optimize")
     return build_algorithm(
-        args.algorithm, optimized, dict(args.preference), args.rescale_power, args.normalize_coefficients
+        args.algorithm, optimized, by_name("--preference", args.preference), args.rescale_power, args.normalize_coefficients
     )
+
+
+def by_name(flag: str, pairs: list[tuple[str, float]]) -> dict[str, float]:
+    """NAME=NUMBER arguments as a dictionary; raises UserError for a name given twice."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise UserError(f"{flag}: a name is given twice ({', '.join(name for name, _ in pairs)})")
+    return values
 
 
 def check_batch_sizes(args: argparse.Namespace) -> int:

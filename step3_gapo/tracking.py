@@ -76,7 +76,7 @@ def sample_table(rollout: Rollout, rows: int = 4) -> str:
     lines = ["| prompt | response | " + " | ".join(scores) + " |", "|---" * (2 + len(scores)) + "|"]
     for i, (prompt, response) in enumerate(zip(rollout.prompts[:rows], rollout.responses[:rows], strict=True)):
         texts = [prompt.record.messages[-1]["content"], response]
-        cells = [text.replace("|", "\\|").replace("\n", " ") for text in texts]
+        cells = [" ".join(text.replace("|", "\\|").splitlines()) for text in texts]
         cells += [f"{score[i].item():.2f}" for score in scores.values()]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

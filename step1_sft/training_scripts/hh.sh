@@ -3,12 +3,12 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch.sh"
 
 OUTPUT=${OUTPUT:-output/hh}
-RANKS=1
-EPOCHS=3
-BATCH_SIZE=64
-LEARNING_RATE=3e-3
+RANKS=${RANKS:-1}
+EPOCHS=${EPOCHS:-3}
+BATCH_SIZE=${BATCH_SIZE:-64}
+LEARNING_RATE=${LEARNING_RATE:-3e-3}
 MAX_LENGTH=${MAX_LENGTH:-192}
-SEED=42
+SEED=${SEED:-42}
 
 DATA=$OUTPUT/data/train/helpful.jsonl,$OUTPUT/data/train/safety.jsonl
 VALIDATION_DATA=$OUTPUT/data/validation/helpful.jsonl,$OUTPUT/data/validation/safety.jsonl

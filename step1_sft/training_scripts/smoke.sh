@@ -1,22 +1,3 @@
 #!/usr/bin/env bash
-# Stage 1, preset smoke: a randomly initialized decoder learns to answer like the SafeRLHF-mini demonstrations.
-source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch.sh"
-
-OUTPUT=${OUTPUT:-output/smoke}
-RANKS=1
-EPOCHS=4
-BATCH_SIZE=64
-LEARNING_RATE=3e-3
-MAX_LENGTH=256
-SEED=42
-
-launch step1_sft/main.py "$OUTPUT/logs/sft.log" \
-    --model_name_or_path "$OUTPUT/base" \
-    --data "$OUTPUT/data/sft_train.jsonl" \
-    --validation_data "$OUTPUT/data/sft_validation.jsonl" \
-    --max_length $MAX_LENGTH \
-    --num_train_epochs $EPOCHS \
-    --per_device_train_batch_size $BATCH_SIZE \
-    --learning_rate $LEARNING_RATE \
-    --seed $SEED \
-    --output_dir "$OUTPUT/sft"
+# Stage 1, preset smoke: preset tiny, shorter.
+OUTPUT=${OUTPUT:-output/smoke} EPOCHS=${EPOCHS:-4} exec bash "$(dirname "${BASH_SOURCE[0]}")/tiny.sh"

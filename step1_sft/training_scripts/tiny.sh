@@ -3,12 +3,12 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch.sh"
 
 OUTPUT=${OUTPUT:-output/tiny}
-RANKS=1
-EPOCHS=6
-BATCH_SIZE=64
-LEARNING_RATE=3e-3
-MAX_LENGTH=256
-SEED=42
+RANKS=${RANKS:-1}
+EPOCHS=${EPOCHS:-6}
+BATCH_SIZE=${BATCH_SIZE:-64}
+LEARNING_RATE=${LEARNING_RATE:-3e-3}
+MAX_LENGTH=${MAX_LENGTH:-256}
+SEED=${SEED:-42}
 
 launch step1_sft/main.py "$OUTPUT/logs/sft.log" \
     --model_name_or_path "$OUTPUT/base" \

@@ -3,12 +3,12 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch.sh"
 
 OUTPUT=${OUTPUT:-output/hh}
-RANKS=1
-EPOCHS=1
-BATCH_SIZE=64
-LEARNING_RATE=1e-3
+RANKS=${RANKS:-1}
+EPOCHS=${EPOCHS:-1}
+BATCH_SIZE=${BATCH_SIZE:-64}
+LEARNING_RATE=${LEARNING_RATE:-1e-3}
 MAX_LENGTH=${MAX_LENGTH:-192}
-SEED=42
+SEED=${SEED:-42}
 
 launch step2_reward/main.py "$OUTPUT/logs/reward_helpfulness.log" \
     --objective helpfulness --kind reward \

@@ -1,23 +1,3 @@
 #!/usr/bin/env bash
-# Stage 2, preset smoke: the cost model of harmlessness, from the safer answer and the safety labels.
-source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch.sh"
-
-OUTPUT=${OUTPUT:-output/smoke}
-RANKS=1
-EPOCHS=2
-BATCH_SIZE=64
-LEARNING_RATE=1e-3
-MAX_LENGTH=256
-SEED=42
-
-launch step2_reward/main.py "$OUTPUT/logs/cost_harmlessness.log" \
-    --objective harmlessness --kind cost \
-    --model_name_or_path "$OUTPUT/sft" \
-    --data "$OUTPUT/data/preferences_train.jsonl" \
-    --validation_data "$OUTPUT/data/preferences_validation.jsonl" \
-    --max_length $MAX_LENGTH \
-    --num_train_epochs $EPOCHS \
-    --per_device_train_batch_size $BATCH_SIZE \
-    --learning_rate $LEARNING_RATE \
-    --seed $SEED \
-    --output_dir "$OUTPUT/cost/harmlessness"
+# Stage 2, preset smoke: the cost model of preset tiny, on less data.
+OUTPUT=${OUTPUT:-output/smoke} EPOCHS=${EPOCHS:-2} exec bash "$(dirname "${BASH_SOURCE[0]}")/tiny_harmlessness.sh"

@@ -1,0 +1,52 @@
+# Sourced by <preset>_policy.sh, whose variables it reads: `train_policy RUN` trains the policy a run's name stands for,
+# the objectives being helpfulness and harmlessness.
+#
+#   ppo_helpfulness  ppo_harmlessness   one objective; the other is scored and logged
+#   morlhf_W  p_gapo_W                  weight or preference W for helpfulness, 1 - W for harmlessness
+#   mgda  gapo_p1  gapo_p2
+
+source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch.sh"
+
+preference() { # helpfulness=$1 and the rest
+    echo "helpfulness=$1 harmlessness=$(awk -v w="$1" 'BEGIN { print 1 - w }')"
+}
+
+method_flags() { # of run $1
+    case $1 in
+        ppo_helpfulness) echo "--algorithm ppo --monitor harmlessness" ;;
+        ppo_harmlessness) echo "--algorithm ppo --monitor helpfulness" ;;
+        morlhf_*) echo "--algorithm morlhf --preference $(preference "${1#morlhf_}")" ;;
+        mgda) echo "--algorithm mgda" ;;
+        gapo_p1) echo "--algorithm gapo --rescale_power 1" ;;
+        # Dividing by squared norms makes steps of very uneven length; fixing the sum of the coefficients evens them out.
+        gapo_p2) echo "--algorithm gapo --rescale_power 2 --normalize_coefficients" ;;
+        p_gapo_*) echo "--algorithm p_gapo --preference $(preference "${1#p_gapo_}")" ;;
+        *) echo "error: no method is known for the run \"$1\" (there are ppo_helpfulness, ppo_harmlessness, morlhf_W, mgda," \
+                "gapo_p1, gapo_p2, p_gapo_W)" >&2; return 2 ;;
+    esac
+}
+
+train_policy() {
+    local run=$1 flags
+    flags=$(method_flags "$run")
+    launch step3_gapo/main.py "$OUTPUT/logs/$run.log" \
+        $flags \
+        --actor_model "$OUTPUT/sft" \
+        --reward_model helpfulness="$OUTPUT/reward/helpfulness" \
+        --cost_model harmlessness="$OUTPUT/cost/harmlessness" \
+        --data "$DATA" --overlong drop \
+        --zero_stage $ZERO_STAGE \
+        --num_train_epochs $EPOCHS \
+        --max_steps $STEPS \
+        --per_device_prompt_batch_size $PROMPT_BATCH_SIZE \
+        --per_device_train_batch_size $TRAIN_BATCH_SIZE \
+        --max_prompt_length $MAX_PROMPT_LENGTH \
+        --max_new_tokens $MAX_NEW_TOKENS \
+        --actor_learning_rate $ACTOR_LEARNING_RATE \
+        --critic_learning_rate $CRITIC_LEARNING_RATE \
+        --kl_coeff $KL_COEFF \
+        --clip_range_ratio $CLIP_RANGE \
+        --num_warmup_steps 3 \
+        --seed $SEED \
+        --output_dir "$OUTPUT/policies/$run"
+}
