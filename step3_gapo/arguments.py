@@ -96,7 +96,7 @@ def objectives_of(args: argparse.Namespace) -> list[Objective]:
     """The named objectives, rewards first, in the order given.
 
     Raises:
-        UserError: none, a name given twice, an unknown name in --monitor or --score_scale, a scale that is not positive.
+        UserError: none, a name given twice, an unknown name in --monitor or --score_scale, a scale not positive.
     """
     named = [(name, "reward", path) for name, path in args.reward_model]
     named += [(name, "cost", path) for name, path in args.cost_model]
@@ -122,9 +122,8 @@ def algorithm_of(args: argparse.Namespace, objectives: list[Objective]) -> Algor
     optimized = [objective.name for objective in objectives if objective.optimized]
     if not optimized:
         raise UserError("--monitor: no objective is left to optimize")
-    return build_algorithm(
-        args.algorithm, optimized, by_name("--preference", args.preference), args.rescale_power, args.normalize_coefficients
-    )
+    preference = by_name("--preference", args.preference)
+    return build_algorithm(args.algorithm, optimized, preference, args.rescale_power, args.normalize_coefficients)
 
 
 def by_name(flag: str, pairs: list[tuple[str, float]]) -> dict[str, float]:

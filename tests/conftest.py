@@ -2,8 +2,8 @@
 
 import os
 
-# Before torch is imported: one thread, so that results do not depend on the number of cores; no network; and no
-# GPU, because there are more ranks than devices.
+# Before torch is imported: one thread, so that results do not depend on the number of cores; no network; and
+# no GPU, because there may be more ranks than devices.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"], os.environ["DS_ACCELERATOR"] = "", "cpu"

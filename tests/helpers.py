@@ -1,8 +1,8 @@
-"""What several test files share: running the project's scripts on tiny models, and reading what they leave behind.
+"""What several test files share: running scripts on tiny models, and reading what they leave behind.
 
-Most of a script's time goes into importing torch, transformers and DeepSpeed. `run_script` therefore forks every
-process from one server that has imported them; arguments, environment variables, exit codes, stdout and stderr
-are those of the real command. `run_command` and `launch` start the real thing and cost seconds each.
+Most of a script's time goes into importing torch, transformers and DeepSpeed. `run_script` therefore forks
+every process from one server that has imported them; arguments, environment variables, exit codes, stdout and
+stderr are those of the real command. `run_command` and `launch` start the real thing and cost seconds each.
 """
 
 import json
@@ -78,12 +78,14 @@ class Workshop:
 
 
 def flags(**values: Any) -> list[str]:
-    """Command line of `--name value`: True is a switch, False or None leaves the flag out, a tuple is several values."""
+    """Words of `--name value`: True is a switch, False and None leave it out, a tuple is several values."""
     words = []
     for name, value in values.items():
         if value is not None and value is not False:
             words.append(f"--{name}")
-            words += [] if value is True else [str(v) for v in (value if isinstance(value, tuple) else (value,))]
+            words += (
+                [] if value is True else [str(v) for v in (value if isinstance(value, tuple) else (value,))]
+            )
     return words
 
 
@@ -92,14 +94,17 @@ def run_script(script: str, arguments: list[str], ranks: int = 1) -> Result:
     return run_function(_as_main, script, arguments, ranks=ranks)
 
 
-def run_function(function: Callable[..., None], *arguments: Any, ranks: int = 1, timeout: float = 300) -> Result:
+def run_function(
+    function: Callable[..., None], *arguments: Any, ranks: int = 1, timeout: float = 300
+) -> Result:
     """Call an importable function in one forked process a rank, with the environment a launcher would set."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / str(rank) for rank in range(ranks)]
         processes = [
             FORKSERVER.Process(
-                target=_in_child, args=(function, arguments, _rank_variables(rank, ranks, port), outputs[rank])
+                target=_in_child,
+                args=(function, arguments, _rank_variables(rank, ranks, port), outputs[rank]),
             )
             for rank in range(ranks)
         ]
@@ -171,7 +176,9 @@ def _rank_variables(rank: int, ranks: int, port: int) -> dict[str, str]:
     return address | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
 
 
-def _in_child(function: Callable[..., None], arguments: tuple, variables: dict[str, str], output: Path) -> None:
+def _in_child(
+    function: Callable[..., None], arguments: tuple, variables: dict[str, str], output: Path
+) -> None:
     os.environ.update(variables)
     os.chdir(ROOT)
     for descriptor, suffix in ((1, ".out"), (2, ".err")):

@@ -1,5 +1,5 @@
-"""Coefficients from Gram matrices: the min-norm problem against brute force and its optimality conditions, and the
-properties the paper proves of GAPO and P-GAPO."""
+"""Coefficients from Gram matrices: the min-norm problem against brute force and its optimality conditions,
+and the properties the paper proves of GAPO and P-GAPO."""
 
 import itertools
 import math
@@ -43,10 +43,12 @@ def squared_length(alpha: torch.Tensor, gram: torch.Tensor) -> float:
 
 
 def close(actual: torch.Tensor, expected: object, tolerance: float = 1e-12) -> None:
-    torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=torch.float64), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        actual, torch.as_tensor(expected, dtype=torch.float64), rtol=tolerance, atol=tolerance
+    )
 
 
-# --- the min-norm point ------------------------------------------------------------------------------------------
+# --- the min-norm point
 
 
 @pytest.mark.parametrize(
@@ -83,7 +85,9 @@ def test_no_point_of_a_grid_on_the_simplex_is_shorter(m: int, seed: int) -> None
     alpha = min_norm_weights(gram)
     assert squared_length(alpha, gram) <= lengths.min().item() + 1e-12
     # The best of the grid is as close as the grid is fine.
-    assert lengths.min().item() <= squared_length(alpha, gram) + (m / steps) ** 2 * gram.diagonal().max().item()
+    assert (
+        lengths.min().item() <= squared_length(alpha, gram) + (m / steps) ** 2 * gram.diagonal().max().item()
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -158,7 +162,7 @@ def test_what_is_not_square_is_refused(shape: tuple[int, ...]) -> None:
             function(torch.ones(shape))
 
 
-# --- GAPO --------------------------------------------------------------------------------------------------------
+# --- GAPO
 
 
 def test_cosines_and_rescaled_gram_by_hand() -> None:
@@ -172,7 +176,7 @@ def test_cosines_and_rescaled_gram_by_hand() -> None:
 @pytest.mark.parametrize("power", POWERS)
 @pytest.mark.parametrize("m", [1, 2, 3, 5])
 def test_coefficients_are_those_of_the_rescaled_vectors(m: int, power: float) -> None:
-    """The definition (eq. 6-7) on the vectors themselves: rescale, take their min-norm point, undo nothing."""
+    """The definition (eq. 6-7) on the vectors themselves: rescale them, take their min-norm point."""
     vectors = gradients(m, seed=m, spread=1.0)
     norms = vectors.norm(dim=1)
     rescaled = vectors / norms[:, None] ** power
@@ -231,7 +235,7 @@ def test_a_common_scale_changes_the_length_only(power: float) -> None:
 
 
 def test_power_two_favors_the_small_gradient() -> None:
-    """Orthogonal gradients of lengths 1 and 2: rescaled to 1 and 1/2, weighed 1/5 to 4/5; MGDA weighs 4/5 to 1/5."""
+    """Orthogonal, of lengths 1 and 2: rescaled to 1 and 1/2, weighed 1/5 to 4/5; MGDA has 4/5 to 1/5."""
     gram = tensor([[1, 0], [0, 4]])
     close(gapo_coefficients(gram, 2.0), [1 / 5, (4 / 5) / 4])
     close(gapo_coefficients(gram, 1.0), [1 / 2, 1 / 4])
@@ -276,7 +280,7 @@ def test_a_zero_gradient_gets_no_coefficient_and_changes_nothing(power: float) -
     close(preference, [0.2 / gram[0, 0].sqrt(), 0, 0.5 / gram[2, 2].sqrt()])
 
 
-# --- from coefficients to algorithms -----------------------------------------------------------------------------
+# --- from coefficients to algorithms
 
 
 @pytest.mark.parametrize(("name", "power"), [("mgda", 1.0), ("gapo", 1.0), ("gapo", 2.0)])
@@ -301,5 +305,8 @@ def test_the_weights_of_p_gapo_are_the_preference_in_the_order_of_the_objectives
 
 def test_reward_level_algorithms_have_fixed_weights() -> None:
     assert build_algorithm("ppo", ["a"], {}, 1.0, False).weights.tolist() == [1.0]
-    assert build_algorithm("morlhf", ["a", "b"], {"b": 1.0, "a": 0.0}, 1.0, False).weights.tolist() == [0.0, 1.0]
+    assert build_algorithm("morlhf", ["a", "b"], {"b": 1.0, "a": 0.0}, 1.0, False).weights.tolist() == [
+        0.0,
+        1.0,
+    ]
     assert build_algorithm("morlhf", ["a", "b"], {}, 1.0, False).weights.tolist() == [0.5, 0.5]

@@ -18,7 +18,7 @@ def close(actual: torch.Tensor, expected: object, tolerance: float = 1e-6) -> No
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-# --- masks -------------------------------------------------------------------------------------------------------
+# --- masks
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_padding_of_either_side_takes_its_mask_from_the_lengths() -> None:
     assert (ids.tolist(), mask.tolist()) == ([[PAD, 5, PAD], [6, 7, PAD]], [[1, 1, 0], [1, 1, 1]])
 
 
-# --- log-probabilities and entropy -------------------------------------------------------------------------------
+# --- log-probabilities and entropy
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -78,7 +78,7 @@ def test_masked_mean() -> None:
     assert ppo.masked_mean(values, mask, 6).item() == 0.5
 
 
-# --- rewards -----------------------------------------------------------------------------------------------------
+# --- rewards
 
 
 def test_the_score_lands_on_the_last_action_and_the_penalty_on_every_one() -> None:
@@ -95,7 +95,7 @@ def test_training_scores_are_clipped_then_scaled_and_unfinished_responses_pay() 
     close(training_score(scores, 4.0, finished, args), [20.0, -20.0, 4.0, 3.5])
 
 
-# --- advantages --------------------------------------------------------------------------------------------------
+# --- advantages
 
 
 def test_gae_by_hand() -> None:
@@ -117,7 +117,9 @@ def test_gae_is_the_discounted_sum_of_temporal_differences(gamma: float, lam: fl
     for row, length in enumerate(lengths):
         r, v = rewards[row].tolist(), [*values[row, :length].tolist(), 0.0]
         deltas = [r[t] + gamma * v[t + 1] - v[t] for t in range(length)]
-        expected = [sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, length)) for t in range(length)]
+        expected = [
+            sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, length)) for t in range(length)
+        ]
         padding = [0.0] * (6 - length)
         close(advantages[row], expected + padding, 1e-5)
         close(returns[row], [a + x for a, x in zip(expected, v, strict=False)] + padding, 1e-5)
@@ -125,7 +127,9 @@ def test_gae_is_the_discounted_sum_of_temporal_differences(gamma: float, lam: fl
 
 def test_with_lambda_one_the_return_is_the_reward_to_go_whatever_the_values() -> None:
     rewards, mask = torch.tensor([[1.0, 2.0, 4.0, 99.0]]), torch.tensor([[1.0, 1.0, 1.0, 0.0]])
-    _, returns = ppo.generalized_advantage_estimate(rewards, torch.tensor([[3.0, -7.0, 5.0, 8.0]]), mask, 1.0, 1.0)
+    _, returns = ppo.generalized_advantage_estimate(
+        rewards, torch.tensor([[3.0, -7.0, 5.0, 8.0]]), mask, 1.0, 1.0
+    )
     close(returns, [[7.0, 6.0, 4.0, 0.0]], 1e-5)
 
 
@@ -135,7 +139,9 @@ def test_gae_is_linear_in_the_objectives() -> None:
     r, v = torch.randn(2, 3, 5, generator=generator), torch.randn(2, 3, 5, generator=generator)
     mask = torch.tensor([[1.0] * 5, [1, 1, 0, 0, 0], [1, 1, 1, 1, 0]])
     each = [ppo.generalized_advantage_estimate(r[i], v[i], mask, 0.99, 0.9)[0] for i in range(2)]
-    mixed, _ = ppo.generalized_advantage_estimate(0.3 * r[0] + 0.7 * r[1], 0.3 * v[0] + 0.7 * v[1], mask, 0.99, 0.9)
+    mixed, _ = ppo.generalized_advantage_estimate(
+        0.3 * r[0] + 0.7 * r[1], 0.3 * v[0] + 0.7 * v[1], mask, 0.99, 0.9
+    )
     close(mixed, 0.3 * each[0] + 0.7 * each[1], 1e-5)
 
 
@@ -146,7 +152,7 @@ def test_whitening() -> None:
     close(white[mask > 0].square().mean(), 1.0)
 
 
-# --- the clipped surrogate ---------------------------------------------------------------------------------------
+# --- the clipped surrogate
 
 
 @pytest.mark.parametrize(
@@ -196,7 +202,9 @@ def test_micro_batches_with_the_common_denominator_add_up_to_the_batch() -> None
         parts = [function(new[i], old[i], advantages[i], mask[i], 0.1, mask.sum()) for i in range(4)]
         close(sum(parts), whole)
         assert not math.isclose(
-            sum(function(new[i], old[i], advantages[i], mask[i], 0.1).item() for i in range(4)) / 4, whole.item(), rel_tol=1e-3
+            sum(function(new[i], old[i], advantages[i], mask[i], 0.1).item() for i in range(4)) / 4,
+            whole.item(),
+            rel_tol=1e-3,
         )
 
 
@@ -206,7 +214,7 @@ def test_clip_fraction_counts_actions_on_either_side() -> None:
     close(ppo.clip_fraction(ratios.log(), torch.zeros(1, 6), mask, 0.1), 2 / 5)
 
 
-# --- the value loss ----------------------------------------------------------------------------------------------
+# --- the value loss
 
 
 @pytest.mark.parametrize(
@@ -219,8 +227,12 @@ def test_clip_fraction_counts_actions_on_either_side() -> None:
         (-5.0, 0.0, 9.0, 98.0, -14.0),  # moved the wrong way
     ],
 )
-def test_value_loss_in_every_regime(value: float, old: float, target: float, loss: float, slope: float) -> None:
+def test_value_loss_in_every_regime(
+    value: float, old: float, target: float, loss: float, slope: float
+) -> None:
     values = torch.tensor([[value]], requires_grad=True)
-    result = ppo.clipped_value_loss(values, torch.tensor([[old]]), torch.tensor([[target]]), torch.ones(1, 1), 1.0)
+    result = ppo.clipped_value_loss(
+        values, torch.tensor([[old]]), torch.tensor([[target]]), torch.ones(1, 1), 1.0
+    )
     close(result, loss)
     close(torch.autograd.grad(result, values)[0], [[slope]])

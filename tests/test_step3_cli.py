@@ -1,5 +1,5 @@
-"""Step 3 through its command line on one rank: what a run leaves behind, which runs must end in the same weights, and
-what bad input is answered with."""
+"""Step 3 through its command line on one rank: what a run leaves behind, which runs must end in the same
+weights, and what bad input is answered with."""
 
 import json
 import math
@@ -33,7 +33,8 @@ COMMON_TAGS = {
     *(f"{tag}/{name}" for tag in ("reward", "loss/critic", "coefficient") for name in OBJECTIVES),
 }  # fmt: skip
 GRADIENT_TAGS = {
-    "gradient/cosine/helpfulness_harmlessness", *(f"{t}/{n}" for t in ("gradient/norm", "alpha") for n in OBJECTIVES)
+    "gradient/cosine/helpfulness_harmlessness",
+    *(f"{tag}/{name}" for tag in ("gradient/norm", "alpha") for name in OBJECTIVES),
 }  # fmt: skip
 
 
@@ -51,7 +52,7 @@ def gapo_run(workshop: Workshop) -> tuple[Path, Result]:
     return output, result
 
 
-# --- what a run leaves behind ------------------------------------------------------------------------------------
+# --- what a run leaves behind
 
 
 def test_a_run_says_what_it_does_and_nothing_on_stderr(gapo_run: tuple[Path, Result]) -> None:
@@ -103,10 +104,18 @@ def test_the_flags_are_kept(gapo_run: tuple[Path, Result], workshop: Workshop) -
     assert settings["world_size"] == 1
 
 
-def test_the_policy_is_a_model_folder_that_has_learned_something(gapo_run: tuple[Path, Result], workshop: Workshop) -> None:
+def test_the_policy_is_a_model_folder_that_has_learned_something(
+    gapo_run: tuple[Path, Result], workshop: Workshop
+) -> None:
     output, _ = gapo_run
     names = {path.name for path in output.iterdir()}
-    assert names >= {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json", "tensorboard"}
+    assert names >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "generation_config.json",
+        "tensorboard",
+    }
     assert not [name for name in names if name.startswith(".")]
     weights, start = read_weights(output), read_weights(workshop.base)
     assert weights.keys() == start.keys()
@@ -115,7 +124,7 @@ def test_the_policy_is_a_model_folder_that_has_learned_something(gapo_run: tuple
         assert not torch.equal(weight, start[name]), name
 
 
-# --- on-policy at first ------------------------------------------------------------------------------------------
+# --- on-policy at first
 
 
 @pytest.mark.parametrize("changes", [
@@ -145,7 +154,9 @@ def gpt2(workshop: Workshop) -> Path:
 
 
 @pytest.mark.parametrize("changes", [{}, {"zero_stage": 3, "ranks": 2, "critic": "shared"}], ids=str)
-def test_another_architecture_with_dropout_and_tied_embeddings(workshop: Workshop, gpt2: Path, changes: dict) -> None:
+def test_another_architecture_with_dropout_and_tied_embeddings(
+    workshop: Workshop, gpt2: Path, changes: dict
+) -> None:
     output = workshop.step3("gpt2_run", actor_model=gpt2, **changes)
     assert all(step["first_minibatch/ratio_error"] <= 1e-5 for step in read_metrics(output))
     policy, start = (AutoModelForCausalLM.from_pretrained(path) for path in (output, gpt2))
@@ -153,7 +164,7 @@ def test_another_architecture_with_dropout_and_tied_embeddings(workshop: Worksho
     assert not torch.equal(policy.lm_head.weight, start.lm_head.weight)
 
 
-# --- runs that must end in the same weights ----------------------------------------------------------------------
+# --- runs that must end in the same weights
 
 
 def test_the_same_seed_gives_the_same_run(gapo_run: tuple[Path, Result], workshop: Workshop) -> None:
@@ -179,7 +190,9 @@ def test_one_hot_weights_are_ppo_on_that_objective(workshop: Workshop, name: str
     (other,) = set(OBJECTIVES) - {name}
     weighted = workshop.step3("one_hot", algorithm="morlhf", preference=(f"{name}=1", f"{other}=0"))
     monitored = workshop.step3("monitored", algorithm="ppo", monitor=other)
-    alone = workshop.step3("alone", algorithm="ppo", **{"reward_model" if other == "helpfulness" else "cost_model": None})
+    alone = workshop.step3(
+        "alone", algorithm="ppo", **{"reward_model" if other == "helpfulness" else "cost_model": None}
+    )
     assert same_weights(weighted, monitored)
     assert same_weights(weighted, alone)
     metrics = read_metrics(monitored)
@@ -187,10 +200,16 @@ def test_one_hot_weights_are_ppo_on_that_objective(workshop: Workshop, name: str
     assert not same_weights(weighted, workshop.step3("equal", algorithm="morlhf"))
 
 
-def test_gapo_of_power_one_is_p_gapo_with_equal_preference(gapo_run: tuple[Path, Result], workshop: Workshop) -> None:
-    equal = workshop.step3("equal_preference", algorithm="p_gapo", preference=("harmlessness=0.5", "helpfulness=0.5"))
+def test_gapo_of_power_one_is_p_gapo_with_equal_preference(
+    gapo_run: tuple[Path, Result], workshop: Workshop
+) -> None:
+    equal = workshop.step3(
+        "equal_preference", algorithm="p_gapo", preference=("harmlessness=0.5", "helpfulness=0.5")
+    )
     assert distance(gapo_run[0], equal) <= 1e-6
-    unequal = workshop.step3("unequal", algorithm="p_gapo", preference=("helpfulness=0.8", "harmlessness=0.2"))
+    unequal = workshop.step3(
+        "unequal", algorithm="p_gapo", preference=("helpfulness=0.8", "harmlessness=0.2")
+    )
     assert distance(gapo_run[0], unequal) > 1e-4
 
 
@@ -214,21 +233,27 @@ def test_accumulated_micro_batches_are_one_batch(workshop: Workshop, algorithm: 
 
 
 def test_the_scale_of_an_objective_does_not_move_gapo(workshop: Workshop) -> None:
-    """A critic starts at the scale of its objective, so the advantages are four times as large, and no more."""
+    """A critic starts at the scale of its objective, so the advantages are four times as large, not more."""
     changes = {"per_device_train_batch_size": 8, "max_steps": 1}
     plain = workshop.step3("plain", **changes)
     scaled = workshop.step3("scaled", score_scale="harmlessness=4", **changes)
     assert distance(plain, scaled) <= 1e-6
     (before,), (after,) = read_metrics(plain), read_metrics(scaled)
     assert after["reward/harmlessness"] == before["reward/harmlessness"]  # logged in original units
-    assert after["gradient/norm/harmlessness"] == pytest.approx(4 * before["gradient/norm/harmlessness"], rel=1e-5)
-    assert after["coefficient/harmlessness"] == pytest.approx(before["coefficient/harmlessness"] / 4, rel=1e-5)
+    assert after["gradient/norm/harmlessness"] == pytest.approx(
+        4 * before["gradient/norm/harmlessness"], rel=1e-5
+    )
+    assert after["coefficient/harmlessness"] == pytest.approx(
+        before["coefficient/harmlessness"] / 4, rel=1e-5
+    )
     assert after["coefficient/helpfulness"] == pytest.approx(before["coefficient/helpfulness"], rel=1e-5)
     moved = workshop.step3("moved", algorithm="mgda", score_scale="harmlessness=4", **changes)
     assert distance(moved, workshop.step3("unmoved", algorithm="mgda", **changes)) > 1e-4
 
 
-def test_the_hybrid_engine_says_why_not_and_changes_nothing(gapo_run: tuple[Path, Result], workshop: Workshop) -> None:
+def test_the_hybrid_engine_says_why_not_and_changes_nothing(
+    gapo_run: tuple[Path, Result], workshop: Workshop
+) -> None:
     result = run_script(STEP3, workshop.step3_flags("hybrid", enable_hybrid_engine=True))
     assert result.code == 0, result.stderr
     (line,) = [line for line in result.stdout.splitlines() if "hybrid" in line and "/" not in line]
@@ -243,7 +268,11 @@ def test_a_shared_critic_has_a_head_an_objective(workshop: Workshop) -> None:
 
 
 def test_three_objectives_one_with_its_own_tokenizer(workshop: Workshop) -> None:
-    arguments = [*workshop.step3_flags("three", rescale_power=2), "--reward_model", f"third={workshop.foreign}"]
+    arguments = [
+        *workshop.step3_flags("three", rescale_power=2),
+        "--reward_model",
+        f"third={workshop.foreign}",
+    ]
     result = run_script(STEP3, arguments)
     assert result.code == 0, result.stderr
     for step in read_metrics(workshop.folder / "three"):
@@ -259,8 +288,7 @@ def test_normalized_coefficients_sum_to_one(workshop: Workshop) -> None:
         assert sum(step[f"alpha/{name}"] for name in OBJECTIVES) == pytest.approx(1)
 
 
-def test_responses_that_explode_skip_the_step_and_are_counted(workshop: Workshop) -> None:
-    """A policy whose head holds one infinite weight has no finite log-probabilities: nothing may be learned from it."""
+def test_scores_that_are_not_finite_skip_the_step_and_are_counted(workshop: Workshop) -> None:
     broken = workshop.folder / "broken_reward"
     copy_model(workshop.reward, broken)
     weights = read_weights(broken)
@@ -271,7 +299,7 @@ def test_responses_that_explode_skip_the_step_and_are_counted(workshop: Workshop
     assert [step["skipped_steps"] for step in read_metrics(output)] == [2, 4]
 
 
-# --- bad input ---------------------------------------------------------------------------------------------------
+# --- bad input
 
 
 def copy_model(source: Path, target: Path) -> Path:
@@ -296,10 +324,14 @@ def text_file(folder: Path, content: str) -> Path:
     return path
 
 
+def preference(*weights: str, algorithm: str = "p_gapo") -> dict[str, Any]:
+    return {"algorithm": algorithm, "preference": weights}
+
+
 PROMPT = '{"prompt": "How do I fix my bike?"}\n'
 LONG_PROMPT = json.dumps({"prompt": "How do I fix my bike? " * 40}) + "\n"
 
-# What is wrong -> (changed flags, what the one line must name). Both get the workshop and a folder of the test.
+# What is wrong -> (changed flags, what the one line must name), given the workshop and the test's folder.
 BAD_INPUT: dict[str, Callable[[Workshop, Path], tuple[dict[str, Any], list[str]]]] = {
     "unknown flag": lambda w, t: ({"bogus": 1}, ["--bogus"]),
     "abbreviated flag": lambda w, t: ({"max_new": 4}, ["--max_new"]),
@@ -310,30 +342,32 @@ BAD_INPUT: dict[str, Callable[[Workshop, Path], tuple[dict[str, Any], list[str]]
     "no whole number": lambda w, t: ({"max_new_tokens": 1.5}, ["--max_new_tokens"]),
     "ZeRO stage 4": lambda w, t: ({"zero_stage": 4}, ["--zero_stage"]),
     "missing file": lambda w, t: ({"data": t / "none.jsonl"}, ["none.jsonl"]),
-    "malformed line": lambda w, t: ({"data": text_file(t, PROMPT + PROMPT + '{"prompt": \n')}, ["rows.jsonl:3"]),
-    "wrong type": lambda w, t: ({"data": text_file(t, PROMPT + '{"prompt": 3}\n')}, ["rows.jsonl:2", "prompt"]),
+    "malformed line": lambda w, t: (
+        {"data": text_file(t, PROMPT + PROMPT + '{"prompt": \n')}, ["rows.jsonl:3"]),
+    "wrong type": lambda w, t: (
+        {"data": text_file(t, PROMPT + '{"prompt": 3}\n')}, ["rows.jsonl:2", "prompt"]),
     "empty file": lambda w, t: ({"data": text_file(t, "")}, ["rows.jsonl"]),
     "nothing usable": lambda w, t: ({"data": text_file(t, '{"prompt": " "}\n')}, ["rows.jsonl"]),
     "too few prompts": lambda w, t: ({"data": text_file(t, PROMPT)}, ["--data"]),
     "prompt too long": lambda w, t: (
         {"data": text_file(t, PROMPT + LONG_PROMPT)}, ["rows.jsonl:2", "--max_prompt_length"]),
     "negative preference": lambda w, t: (
-        {"algorithm": "p_gapo", "preference": ("helpfulness=-0.5", "harmlessness=1.5")}, ["--preference helpfulness"]),
+        preference("helpfulness=-0.5", "harmlessness=1.5"), ["--preference helpfulness"]),
     "preference of 0": lambda w, t: (
-        {"algorithm": "p_gapo", "preference": ("helpfulness=0", "harmlessness=1")}, ["--preference helpfulness"]),
+        preference("helpfulness=0", "harmlessness=1"), ["--preference helpfulness"]),
     "preference not a number": lambda w, t: (
-        {"algorithm": "p_gapo", "preference": ("helpfulness=nan", "harmlessness=0.5")}, ["--preference helpfulness"]),
+        preference("helpfulness=nan", "harmlessness=0.5"), ["--preference helpfulness"]),
     "preference sums to 0.9": lambda w, t: (
-        {"algorithm": "morlhf", "preference": ("helpfulness=0.5", "harmlessness=0.4")}, ["--preference", "0.9"]),
+        preference("helpfulness=0.5", "harmlessness=0.4", algorithm="morlhf"), ["--preference", "0.9"]),
     "preference of an unknown objective": lambda w, t: (
-        {"algorithm": "p_gapo", "preference": ("helpfulness=0.5", "harm=0.5")}, ["--preference harm", "harmlessness"]),
+        preference("helpfulness=0.5", "harm=0.5"), ["--preference harm", "harmlessness"]),
     "preference lacks an objective": lambda w, t: (
-        {"algorithm": "p_gapo", "preference": "helpfulness=1"}, ["--preference", "harmlessness"]),
+        preference("helpfulness=1"), ["--preference", "harmlessness"]),
     "preference given twice": lambda w, t: (
-        {"algorithm": "p_gapo", "preference": ("helpfulness=0.9", "helpfulness=0.5", "harmlessness=0.5")},
+        preference("helpfulness=0.9", "helpfulness=0.5", "harmlessness=0.5"),
         ["--preference", "helpfulness"]),
     "preference without number": lambda w, t: (
-        {"algorithm": "p_gapo", "preference": "helpfulness"}, ["--preference", "helpfulness"]),
+        preference("helpfulness"), ["--preference", "helpfulness"]),
     "preference for gapo": lambda w, t: (
         {"preference": ("helpfulness=0.5", "harmlessness=0.5")}, ["--preference", "gapo"]),
     "unknown monitor": lambda w, t: ({"monitor": "truth"}, ["--monitor truth"]),
@@ -341,7 +375,8 @@ BAD_INPUT: dict[str, Callable[[Workshop, Path], tuple[dict[str, Any], list[str]]
     "unknown scale": lambda w, t: ({"score_scale": "truth=2"}, ["--score_scale truth"]),
     "scale not finite": lambda w, t: ({"score_scale": "helpfulness=nan"}, ["--score_scale", "helpfulness"]),
     "ppo with two objectives": lambda w, t: ({"algorithm": "ppo"}, ["--algorithm ppo", *OBJECTIVES]),
-    "no objective": lambda w, t: ({"reward_model": None, "cost_model": None}, ["--reward_model", "--cost_model"]),
+    "no objective": lambda w, t: (
+        {"reward_model": None, "cost_model": None}, ["--reward_model", "--cost_model"]),
     "objective twice": lambda w, t: ({"cost_model": f"helpfulness={w.cost}"}, ["helpfulness"]),
     "objective without name": lambda w, t: ({"reward_model": w.reward}, ["--reward_model"]),
     "reward model is a language model": lambda w, t: (
@@ -358,15 +393,17 @@ BAD_INPUT: dict[str, Callable[[Workshop, Path], tuple[dict[str, Any], list[str]]
     "configuration is damaged": lambda w, t: (
         {"reward_model": f"helpfulness={spoiled(w.reward, t / 'r', 'config.json', b'{')}"},
         ["--reward_model helpfulness"]),
-    "actor is a reward model": lambda w, t: ({"actor_model": w.reward}, ["--actor_model", "MistralForSequence"]),
+    "actor is a reward model": lambda w, t: (
+        {"actor_model": w.reward}, ["--actor_model", "MistralForSequence"]),
     "actor has no weights": lambda w, t: (
         {"actor_model": spoiled(w.base, t / "a", "model.safetensors", None)}, ["--actor_model"]),
     "actor has no chat template": lambda w, t: (
         {"actor_model": spoiled(w.base, t / "a", "chat_template.jinja", None)}, ["chat template"]),
     "output below a file": lambda w, t: ({"output_dir": w.prompts / "out"}, ["--output_dir"]),
     "batch sizes": lambda w, t: (
-        {"per_device_train_batch_size": 3}, ["--per_device_prompt_batch_size", "--per_device_train_batch_size"]),
-    "accumulated batch sizes": lambda w, t: ({"gradient_accumulation_steps": 3}, ["--gradient_accumulation_steps"]),
+        {"per_device_train_batch_size": 3}, ["--per_device_prompt_batch", "--per_device_train_batch"]),
+    "accumulated batch sizes": lambda w, t: (
+        {"gradient_accumulation_steps": 3}, ["--gradient_accumulation_steps"]),
 }  # fmt: skip
 
 
@@ -382,17 +419,24 @@ def check_refusal(result: Result, names: list[str]) -> None:
 def finished_run(folder: Path) -> dict[Path, bytes]:
     """What an earlier run left in `folder`."""
     folder.mkdir()
-    files = {folder / name: name.encode() for name in ("config.json", "model.safetensors", "metrics.jsonl", "args.json")}
+    files = {
+        folder / name: name.encode()
+        for name in ("config.json", "model.safetensors", "metrics.jsonl", "args.json")
+    }
     for path, content in files.items():
         path.write_bytes(content)
     return files
 
 
 @pytest.mark.parametrize("what", BAD_INPUT)
-def test_bad_input_is_one_line_and_leaves_everything_as_it_was(workshop: Workshop, tmp_path: Path, what: str) -> None:
+def test_bad_input_is_one_line_and_leaves_everything_as_it_was(
+    workshop: Workshop, tmp_path: Path, what: str
+) -> None:
     changes, names = BAD_INPUT[what](workshop, tmp_path)
     files = finished_run(tmp_path / "out")
-    check_refusal(run_script(STEP3, workshop.step3_flags("", **{"output_dir": tmp_path / "out"} | changes)), names)
+    check_refusal(
+        run_script(STEP3, workshop.step3_flags("", **{"output_dir": tmp_path / "out"} | changes)), names
+    )
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*")} == files
 
 
@@ -403,7 +447,9 @@ def test_bad_input_by_the_real_command(workshop: Workshop, tmp_path: Path, what:
     check_refusal(run_command([sys.executable, STEP3, *arguments]), names)
 
 
-@pytest.mark.parametrize("what", ["unknown flag", "malformed line", "too few prompts", "actor is a reward model"])
+@pytest.mark.parametrize(
+    "what", ["unknown flag", "malformed line", "too few prompts", "actor is a reward model"]
+)
 def test_several_ranks_refuse_with_one_voice(workshop: Workshop, tmp_path: Path, what: str) -> None:
     changes, names = BAD_INPUT[what](workshop, tmp_path)
     check_refusal(run_script(STEP3, workshop.step3_flags("refused", **changes), ranks=2), names)
@@ -412,6 +458,13 @@ def test_several_ranks_refuse_with_one_voice(workshop: Workshop, tmp_path: Path,
 def test_help_names_every_flag_with_its_default() -> None:
     result = run_script(STEP3, ["--help"])
     assert result.code == 0
-    for flag in ("--algorithm", "--preference", "--gradient_scope", "--zero_stage", "--kl_coeff", "--ppo_epochs"):
+    for flag in (
+        "--algorithm",
+        "--preference",
+        "--gradient_scope",
+        "--zero_stage",
+        "--kl_coeff",
+        "--ppo_epochs",
+    ):
         assert flag in result.stdout
     assert "(default: 0.05)" in result.stdout

@@ -13,9 +13,9 @@ from tests.helpers import STEP3, Workshop, distance, launch, read_metrics, read_
 from tests.test_step3_engine import check_against_plain_torch, engine_flags
 
 EVERYTHING = {
-    "gradient_checkpointing": True, "ppo_epochs": 2, "gradient_accumulation_steps": 2, "generation_batches": 2,
-    "per_device_prompt_batch_size": 4, "per_device_train_batch_size": 2, "critic": "shared", "whiten_advantages": True,
-    "max_steps": 1, "kl_coeff": 0.2,
+    "gradient_checkpointing": True, "ppo_epochs": 2, "gradient_accumulation_steps": 2,
+    "generation_batches": 2, "per_device_prompt_batch_size": 4, "per_device_train_batch_size": 2,
+    "critic": "shared", "whiten_advantages": True, "max_steps": 1, "kl_coeff": 0.2,
 }  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def check_finished(output: Path, steps: int = 2) -> None:
     assert all(weight.isfinite().all() for weight in read_weights(output).values())
 
 
-# --- the launcher ------------------------------------------------------------------------------------------------
+# --- the launcher
 
 
 def test_all_zero_stages_end_in_the_same_weights_and_metrics_on_two_ranks(workshop: Workshop) -> None:
@@ -58,7 +58,7 @@ def test_all_zero_stages_end_in_the_same_weights_and_metrics_on_two_ranks(worksh
 
 
 def test_everything_at_once_on_three_ranks(workshop: Workshop) -> None:
-    """Checkpointing, accumulation, two PPO epochs, a shared critic: ZeRO-3 with uneven partitions, and ZeRO-0."""
+    """Checkpointing, accumulation, PPO epochs, a shared critic: ZeRO-3 with uneven partitions, and ZeRO-0."""
     reference = workshop.step3("all_zero0", ranks=3, zero_stage=0, **EVERYTHING)
     output = launched(workshop, "all_zero3", ranks=3, zero_stage=3, **EVERYTHING)
     check_finished(output, steps=1)
@@ -75,7 +75,7 @@ def test_the_launcher_passes_on_the_refusal_and_its_exit_code(workshop: Workshop
     assert result.code == 2
 
 
-# --- the same steps ----------------------------------------------------------------------------------------------
+# --- the same steps
 
 
 @pytest.mark.parametrize(("ranks", "changes"), [
@@ -110,7 +110,7 @@ def test_bf16(workshop: Workshop, stage: int) -> None:
 
 
 def test_bf16_scores_as_fp32_does(workshop: Workshop) -> None:
-    """At next to no temperature both policies give the same responses, and the models the same scores but for rounding."""
+    """At next to no temperature both sample the same responses; their scores are the same but for rounding."""
     changes = {"ranks": 2, "zero_stage": 3, "max_steps": 1, "temperature": 0.01, "max_new_tokens": 4}
     (exact,) = read_metrics(workshop.step3("exact", **changes))
     (rounded,) = read_metrics(workshop.step3("rounded", dtype="bf16", **changes))

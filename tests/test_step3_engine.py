@@ -1,7 +1,7 @@
-"""One rollout and one update of step 3, number by number, against plain torch on one unpadded response after another.
+"""Rollouts and updates of step 3, number by number, against plain torch on one unpadded response at a time.
 
-The reference below knows nothing of padding, chunks, engines or partitions. It reads the same model folders and the
-sampled ids, and works in the simplest way there is.
+The reference below knows nothing of padding, chunks, engines or partitions. It reads the same model folders
+and the sampled ids, and works in the simplest way there is.
 """
 
 import argparse
@@ -30,7 +30,14 @@ from step3_gapo.update import ActorUpdate, critic_step
 from tests.helpers import Workshop, read_weights, run_command, run_function
 from utils.data.batching import left_pad
 from utils.data.encoding import encode_prompt, encode_response
-from utils.distributed import init_distributed, is_main, rank, seed_everything, shutdown_distributed, world_size
+from utils.distributed import (
+    init_distributed,
+    is_main,
+    rank,
+    seed_everything,
+    shutdown_distributed,
+    world_size,
+)
 from utils.engines import gathered_weights
 from utils.models import load_tokenizer, position_ids_from_mask
 
@@ -47,7 +54,9 @@ class Plain:
         self.policy = AutoModelForCausalLM.from_pretrained(args.actor_model)
         self.reference = copy.deepcopy(self.policy)
         paths = dict(args.reward_model + args.cost_model)
-        self.models = {n: AutoModelForSequenceClassification.from_pretrained(path) for n, path in paths.items()}
+        self.models = {
+            n: AutoModelForSequenceClassification.from_pretrained(path) for n, path in paths.items()
+        }
         self.tokenizers = {name: AutoTokenizer.from_pretrained(path) for name, path in paths.items()}
         self.critics = {name: copy.deepcopy(self.models[name]) for name in ("helpfulness", "harmlessness")}
         self.optimizers = {
@@ -56,7 +65,8 @@ class Plain:
         }
         # The head of a critic has a bias, where the mean of the rewards goes.
         self.biases = {
-            name: torch.nn.Parameter(torch.tensor(-SCALE[name] * self.models[name].config.score_mean)) for name in self.critics
+            name: torch.nn.Parameter(torch.tensor(-SCALE[name] * self.models[name].config.score_mean))
+            for name in self.critics
         }
         for name, critic in self.critics.items():
             critic.score.weight.data *= SIGN[name] * SCALE[name]
@@ -101,7 +111,9 @@ class Plain:
                 score = self.score(name, self.foreign_ids(rollout, i) if name == "foreign" else ids)
                 near(experience.scores[name][i], torch.tensor(score))
             for name in self.critics:
-                score = SCALE[name] * experience.scores[name][i].item() - PENALTY * (1 - experience.finished[i].item())
+                score = SCALE[name] * experience.scores[name][i].item() - PENALTY * (
+                    1 - experience.finished[i].item()
+                )
                 rewards = -KL * (new - ref)
                 rewards[-1] += score
                 values = self.values(name, ids, n).detach()
@@ -109,7 +121,11 @@ class Plain:
                 advantages = brute_force_advantages(rewards.tolist(), values.tolist())
                 near(experience.advantages[name][i, :n], advantages)
                 near(experience.returns[name][i, :n], advantages + values)
-            for tensor in [experience.log_probs, *experience.values.values(), *experience.advantages.values()]:
+            for tensor in [
+                experience.log_probs,
+                *experience.values.values(),
+                *experience.advantages.values(),
+            ]:
                 assert tensor[i, n:].eq(0).all()
 
     def update(self, experiences: list[Experience], power: float) -> torch.Tensor:
@@ -124,9 +140,13 @@ class Plain:
                 surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * advantages)
                 losses[name] = losses[name] - surrogate.sum() / total
         head = self.policy.lm_head.weight
-        gradients = torch.stack([torch.autograd.grad(x, head, retain_graph=True)[0].flatten() for x in losses.values()])
+        gradients = torch.stack(
+            [torch.autograd.grad(x, head, retain_graph=True)[0].flatten() for x in losses.values()]
+        )
         coefficients = gapo_coefficients(gradients @ gradients.T, power)
-        self.descend("policy", sum(c * x for c, x in zip(coefficients.tolist(), losses.values(), strict=True)))
+        self.descend(
+            "policy", sum(c * x for c, x in zip(coefficients.tolist(), losses.values(), strict=True))
+        )
         for name in self.critics:
             parts = []
             for experience, i in itertools.product(experiences, range(ROWS)):
@@ -144,11 +164,9 @@ class Plain:
 
 
 def brute_force_advantages(rewards: list[float], values: list[float]) -> torch.Tensor:
-    following = [*values[1:], 0.0]
+    n, following = len(rewards), [*values[1:], 0.0]
     deltas = [r + GAMMA * after - v for r, v, after in zip(rewards, values, following, strict=True)]
-    return torch.tensor([
-        sum((GAMMA * LAMBDA) ** (k - t) * deltas[k] for k in range(t, len(deltas))) for t in range(len(deltas))
-    ])  # fmt: skip
+    return torch.tensor([sum((GAMMA * LAMBDA) ** (k - t) * deltas[k] for k in range(t, n)) for t in range(n)])
 
 
 def near(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 2e-5) -> None:
@@ -215,16 +233,20 @@ def check_weights(engine: RLHFEngine, plain: Plain, output: Path) -> None:
 
 
 def engine_flags(workshop: Workshop, output: Path, **changes: object) -> list[str]:
-    return workshop.step3_flags(output.name, **{
-        "reward_model": f"helpfulness={workshop.reward}", "score_scale": "harmlessness=3", "rescale_power": 2,
-        "temperature": TEMPERATURE, "kl_coeff": KL, "gamma": GAMMA, "gae_lambda": LAMBDA, "clip_range_ratio": CLIP,
-        "missing_eos_penalty": PENALTY, "per_device_train_batch_size": ROWS, "clip_range_value": 1000,
-        "lr_scheduler_type": "constant", "monitor": "foreign",
-    } | changes) + ["--reward_model", f"foreign={workshop.foreign}"]  # fmt: skip
+    """Every knob away from its default, and a third model that only scores."""
+    knobs = {
+        "score_scale": "harmlessness=3", "rescale_power": 2, "temperature": TEMPERATURE, "kl_coeff": KL,
+        "gamma": GAMMA, "gae_lambda": LAMBDA, "clip_range_ratio": CLIP, "missing_eos_penalty": PENALTY,
+        "per_device_train_batch_size": ROWS, "clip_range_value": 1000, "lr_scheduler_type": "constant",
+        "monitor": "foreign",
+    }  # fmt: skip
+    arguments = workshop.step3_flags(output.name, **knobs | changes)
+    return [*arguments, "--reward_model", f"foreign={workshop.foreign}"]
 
 
 @pytest.mark.parametrize("changes", [
-    {"zero_stage": 0}, {"zero_stage": 2}, {"zero_stage": 3}, {"zero_stage": 3, "gradient_checkpointing": True},
+    {"zero_stage": 0}, {"zero_stage": 2}, {"zero_stage": 3},
+    {"zero_stage": 3, "gradient_checkpointing": True},
 ], ids=str)  # fmt: skip
 def test_two_steps_are_those_of_plain_torch(workshop: Workshop, tmp_path: Path, changes: dict) -> None:
     result = run_function(check_against_plain_torch, engine_flags(workshop, tmp_path, **changes), tmp_path)
@@ -236,7 +258,10 @@ def count_layer_passes(arguments: list[str], expected: int) -> None:
     args, engine, actor_update, prompts = build(arguments)
     rollout = make_rollout(engine, prompts[:ROWS], args)
     passes = []
-    layers = [engine.actor.engine.module.model.layers[0], *(c.engine.module.trunk.layers[0] for c in engine.critics)]
+    layers = [
+        engine.actor.engine.module.model.layers[0],
+        *(c.engine.module.trunk.layers[0] for c in engine.critics),
+    ]
     for layer in layers:
         layer.mlp.register_forward_pre_hook(lambda *_: passes.append(1))
     actor_update.step([rollout.experience])
@@ -247,7 +272,9 @@ def count_layer_passes(arguments: list[str], expected: int) -> None:
 
 
 @pytest.mark.parametrize(("checkpointing", "passes"), [(False, 1), (True, 2)])
-def test_checkpointing_recomputes_the_activations(workshop: Workshop, tmp_path: Path, checkpointing: bool, passes: int) -> None:
+def test_checkpointing_recomputes_the_activations(
+    workshop: Workshop, tmp_path: Path, checkpointing: bool, passes: int
+) -> None:
     arguments = engine_flags(workshop, tmp_path, gradient_checkpointing=checkpointing)
     result = run_function(count_layer_passes, arguments, passes)
     assert result.code == 0, result.stderr
@@ -262,7 +289,9 @@ def check_greedy_generation(arguments: list[str]) -> None:
     with engine.actor.gathered():
         answers = engine.actor.generate(ids, mask)[:, ids.shape[1] :]
     for prompt, answer in zip(prompts[:ROWS], answers.tolist(), strict=True):
-        alone = plain.generate(torch.tensor([prompt.prompt]), max_new_tokens=args.max_new_tokens, do_sample=False)
+        alone = plain.generate(
+            torch.tensor([prompt.prompt]), max_new_tokens=args.max_new_tokens, do_sample=False
+        )
         alone = alone[0, len(prompt.prompt) :].tolist()
         assert answer[: len(alone)] == alone
     shutdown_distributed()
@@ -274,7 +303,7 @@ def test_padding_does_not_change_the_answers(workshop: Workshop, tmp_path: Path,
     assert result.code == 0, result.stderr
 
 
-# --- export ------------------------------------------------------------------------------------------------------
+# --- export
 
 
 def train_and_keep_logits(arguments: list[str], output: Path) -> None:
@@ -305,7 +334,9 @@ assert torch.equal(logits, said["logits"]), (logits - said["logits"]).abs().max(
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
-def test_the_exported_policy_says_the_same_without_this_project(workshop: Workshop, tmp_path: Path, zero_stage: int) -> None:
+def test_the_exported_policy_says_the_same_without_this_project(
+    workshop: Workshop, tmp_path: Path, zero_stage: int
+) -> None:
     arguments = engine_flags(workshop, tmp_path, zero_stage=zero_stage)
     result = run_function(train_and_keep_logits, arguments, tmp_path)
     assert result.code == 0, result.stderr
@@ -313,7 +344,7 @@ def test_the_exported_policy_says_the_same_without_this_project(workshop: Worksh
     assert result.code == 0, result.stderr
 
 
-# --- learned positions -------------------------------------------------------------------------------------------
+# --- learned positions
 
 
 def padded_and_alone(left: int, right: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -330,7 +361,7 @@ def test_left_padded_rows_agree_with_unpadded_ones_under_learned_positions(left:
     model.transformer.wpe.weight.data *= 20  # positions that cannot be mistaken
     ids, mask, alone = padded_and_alone(left, right)
     with torch.no_grad():
-        logits = response_logits(model, ids, mask, 4 + right)[:, : 4]
+        logits = response_logits(model, ids, mask, 4 + right)[:, :4]
         expected = model(alone).logits[:, -5:-1]
         near(logits, expected, 1e-4)
         if left:

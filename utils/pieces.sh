@@ -12,6 +12,7 @@ STARTED=$SECONDS
 PLANNED=0   # guessed seconds of everything to be done
 DONE=0      # guessed seconds of what this call has done
 SLOTS=$JOBS # pieces at once in this stage
+CODES=$(mktemp -d)
 declare -A RUNNING=() WEIGHT=() BEGAN=()
 
 clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
@@ -40,25 +41,36 @@ piece() {
     fi
     if $PLANNING; then PLANNED=$((PLANNED + seconds)); return; fi
     wait_for_pieces $((SLOTS - 1))
-    { "$@" 2>&1 | sed -u "s/^/[$name] /"; } &
+    (
+        trap 'echo $? > "$CODES/$BASHPID"' EXIT
+        "$@" 2>&1 | sed -u "s/^/[$name] /"
+    ) &
     RUNNING[$!]=$name WEIGHT[$!]=$seconds BEGAN[$!]=$SECONDS
+    disown # exit codes come through files: bash forgets, and announces, jobs that end two at a time
 }
 
 wait_for_pieces() { # until at most $1 run
     local pid code
     while [ ${#RUNNING[@]} -gt "$1" ]; do
-        code=0
-        wait -n -p pid "${!RUNNING[@]}" || code=$?
-        local name=${RUNNING[$pid]}
-        DONE=$((DONE + WEIGHT[$pid]))
-        unset "RUNNING[$pid]"
-        if [ $code -ne 0 ]; then
-            echo "error: $name ended with exit code $code" >&2
-            end_pieces
-            exit $code
-        fi
-        announce "$name" "done in $(clock $((SECONDS - BEGAN[$pid])))"
+        sleep 0.2
+        for pid in "${!RUNNING[@]}"; do
+            if kill -0 "$pid" 2>/dev/null; then continue; fi
+            code=$(cat "$CODES/$pid" 2>/dev/null || echo 137) # no code: it was killed
+            piece_ended "$pid" "$code"
+        done
     done
+}
+
+piece_ended() { # process $1, with exit code $2
+    local name=${RUNNING[$1]}
+    DONE=$((DONE + WEIGHT[$1]))
+    unset "RUNNING[$1]"
+    if [ "$2" -ne 0 ]; then
+        echo "error: $name ended with exit code $2" >&2
+        end_pieces
+        exit "$2"
+    fi
+    announce "$name" "done in $(clock $((SECONDS - BEGAN[$1])))"
 }
 
 end_pieces() { # all ranks of everything that runs: asked first, killed after ten seconds
@@ -76,13 +88,13 @@ end_pieces() { # all ranks of everything that runs: asked first, killed after te
 interrupted() {
     trap '' INT TERM
     echo "interrupted; what is finished stays, the same command goes on from there" >&2
-    exec 2>/dev/null # bash would report every job it ends
     end_pieces
     exit 130
 }
 
 run_pipeline() {
     trap interrupted INT TERM
+    trap 'rm -rf "$CODES"' EXIT
     PLANNING=true
     pipeline
     PLANNING=false
