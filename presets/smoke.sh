@@ -8,7 +8,7 @@ MAX_NEW_TOKENS=96
 GOLD="--gold utils.safe_rlhf_mini:gold_scores"
 
 make_data() {
-    "$PYTHON" -m utils.safe_rlhf_mini --output_dir "$OUTPUT/data" --seed 0 --num_sft 4000 --num_preferences 4000 \
+    "$PYTHON" -m utils.safe_rlhf_mini --output_dir "$OUTPUT/data" --seed 0 --num_sft 4000 --num_preferences 6000 \
         --num_validation 256 --num_validation_prompts 128 --num_test_prompts 128
     "$PYTHON" utils/make_base.py --sft_data "$OUTPUT/data/sft_train.jsonl" \
         --preference_data "$OUTPUT/data/preferences_train.jsonl" \

@@ -13,7 +13,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import deepspeed
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -22,7 +21,7 @@ from utils.data import load_dialogues
 from utils.data.batching import right_pad
 from utils.data.encoding import Encoded
 from utils.distributed import device, init_distributed, seed_everything, shutdown_distributed
-from utils.engines import make_training_engine
+from utils.engines import Engine, make_training_engine
 from utils.errors import run_main
 from utils.models import DTYPES, check_causal_lm, load_causal_lm, load_tokenizer, position_ids_from_mask
 from utils.output import check_writable
@@ -98,7 +97,7 @@ def collate(examples: list[Encoded], pad_id: int) -> tuple[torch.Tensor, torch.T
     return ids.to(device()), mask.to(device()), labels.to(device())
 
 
-def response_nll(engine: deepspeed.DeepSpeedEngine, examples: list[Encoded], pad_id: int) -> torch.Tensor:
+def response_nll(engine: Engine, examples: list[Encoded], pad_id: int) -> torch.Tensor:
     """Negative log-likelihood of each response given its prompt, summed over its tokens; [b] float32."""
     ids, mask, labels = collate(examples, pad_id)
     logits = engine(

@@ -14,7 +14,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import deepspeed
 import numpy
 import torch
 import transformers
@@ -41,7 +40,7 @@ from utils.distributed import (
     seed_everything,
     shutdown_distributed,
 )
-from utils.engines import make_training_engine
+from utils.engines import Engine, make_training_engine
 from utils.errors import run_main
 from utils.models import (
     DTYPES,
@@ -168,7 +167,7 @@ def harm_signs(pair: Encoded) -> tuple[int, int]:
 class PairScorer:
     """Scores and losses of preference pairs under the engine's present weights."""
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine, pad_id: int, args: argparse.Namespace):
+    def __init__(self, engine: Engine, pad_id: int, args: argparse.Namespace):
         self.engine, self.pad_id = engine, pad_id
         self.kind, self.regularization = args.kind, args.score_regularization
         self.batch_size = args.per_device_eval_batch_size

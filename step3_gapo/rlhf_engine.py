@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from step3_gapo.objectives import Objective
 from utils.distributed import device, is_main, print_main
-from utils.engines import gathered_weights, make_frozen_engine, make_training_engine
+from utils.engines import Engine, gathered_weights, make_frozen_engine, make_training_engine
 from utils.models import (
     DTYPES,
     export_model,
@@ -50,7 +50,7 @@ class ScoreModel:
     """A frozen reward or cost model. `tokenizer` is None when it shares the policy's."""
 
     objective: Objective
-    engine: deepspeed.DeepSpeedEngine
+    engine: Engine
     mean: float
     tokenizer: PreTrainedTokenizerBase | None
 
@@ -64,7 +64,7 @@ class Critic:
     """A trainable value model; `names` are the objectives its heads serve, in order."""
 
     names: list[str]
-    engine: deepspeed.DeepSpeedEngine
+    engine: Engine
 
 
 @dataclass
@@ -135,7 +135,7 @@ class Actor:
 
 
 def response_logits(
-    engine: deepspeed.DeepSpeedEngine, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int
+    engine: Engine, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int
 ) -> torch.Tensor:
     """Logits that predict the last `response_length` tokens: [batch, prompt + response] -> [batch, response, vocabulary]."""
     return engine(
@@ -176,7 +176,7 @@ class RLHFEngine:
 
 def training_engine(
     model: nn.Module, args: argparse.Namespace, learning_rate: float, total_steps: int, hybrid: bool = False
-) -> deepspeed.DeepSpeedEngine:
+) -> Engine:
     """`make_training_engine`, as DeepSpeed's hybrid engine if asked for."""
     section = {"hybrid_engine": {"enabled": True, "max_out_tokens": args.max_prompt_length + args.max_new_tokens}}
     return make_training_engine(model.train(), args, learning_rate, total_steps, section if hybrid else None)

@@ -3,14 +3,30 @@
 The DeepSpeed launcher starts the processes where a test says so; elsewhere they are forked, which is cheaper.
 """
 
+import argparse
+import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.helpers import STEP3, Workshop, distance, launch, read_metrics, read_weights, run_function, untimed
+from step3_gapo.main import count_rollouts, optimizer_batches, prompt_batches
+from step3_gapo.rollout import whiten_advantages
+from tests.helpers import (
+    STEP3,
+    Workshop,
+    distance,
+    launch,
+    read_metrics,
+    read_weights,
+    run_function,
+    untimed,
+)
 from tests.test_step3_engine import check_against_plain_torch, engine_flags
+from utils.distributed import init_distributed, rank, shutdown_distributed
+from utils.errors import UserError
 
 EVERYTHING = {
     "gradient_checkpointing": True, "ppo_epochs": 2, "gradient_accumulation_steps": 2,
@@ -110,10 +126,69 @@ def test_bf16(workshop: Workshop, stage: int) -> None:
 
 
 def test_bf16_scores_as_fp32_does(workshop: Workshop) -> None:
-    """At next to no temperature both sample the same responses; their scores are the same but for rounding."""
+    """At next to no temperature both sample the same responses, and the scores differ by rounding only."""
     changes = {"ranks": 2, "zero_stage": 3, "max_steps": 1, "temperature": 0.01, "max_new_tokens": 4}
     (exact,) = read_metrics(workshop.step3("exact", **changes))
     (rounded,) = read_metrics(workshop.step3("rounded", dtype="bf16", **changes))
     assert rounded["response_length"] == exact["response_length"]
     for name in ("helpfulness", "harmlessness"):
         assert rounded[f"reward/{name}"] == pytest.approx(exact[f"reward/{name}"], abs=0.05)
+
+
+# --- who gets what
+
+
+def batch_sizes(**changes: int) -> argparse.Namespace:
+    """Three prompts a rank and generation batch, two of these a rollout; two epochs, two PPO epochs."""
+    return argparse.Namespace(**{
+        "per_device_prompt_batch_size": 3, "generation_batches": 2, "num_train_epochs": 2, "max_steps": None,
+        "seed": 1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "ppo_epochs": 2,
+    } | changes)  # fmt: skip
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_ranks_share_out_every_prompt_once_an_epoch(monkeypatch: pytest.MonkeyPatch, ranks: int) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    args, prompts = batch_sizes(), list(range(40))
+    per_epoch = 40 // (6 * ranks)
+    assert count_rollouts(args, 40) == 2 * per_epoch
+    assert count_rollouts(batch_sizes(max_steps=2), 40) == 2
+    with pytest.raises(UserError, match="--data"):
+        count_rollouts(args, 6 * ranks - 1)
+    dealt = []  # rank, rollout, prompt
+    for number in range(ranks):
+        monkeypatch.setenv("RANK", str(number))
+        dealt.append(list(prompt_batches(prompts, args)))
+    assert [[len(batch) for batch in batches] for batches in dealt] == [[6] * 2 * per_epoch] * ranks
+    first, second = (
+        list(itertools.chain(*(batch for batches in dealt for batch in batches[start : start + per_epoch])))
+        for start in (0, per_epoch)
+    )
+    assert len(set(first)) == len(set(second)) == 6 * ranks * per_epoch
+    assert first != second
+
+
+@pytest.mark.parametrize(("size", "parts"), [(2, 1), (2, 3), (1, 6), (6, 1)])
+def test_every_ppo_epoch_takes_every_row_once(size: int, parts: int) -> None:
+    experience = SimpleNamespace(mask=torch.ones(6, 1), select=lambda rows: rows.tolist())
+    args = batch_sizes(per_device_train_batch_size=size, gradient_accumulation_steps=parts)
+    steps = list(optimizer_batches(experience, args))
+    assert [[len(batch) for batch in step] for step in steps] == [[size] * parts] * (2 * 6 // (size * parts))
+    rows = [row for step in steps for batch in step for row in batch]
+    assert sorted(rows[:6]) == sorted(rows[6:]) == list(range(6))
+
+
+def check_whitening() -> None:
+    """On every rank: the moments are those of all ranks' actions."""
+    init_distributed()
+    advantages = torch.tensor([[[1.0, 3.0, 50.0]], [[5.0, 7.0, 90.0]]])[rank()]
+    experience = SimpleNamespace(mask=torch.tensor([[1.0, 1.0, 0.0]]), advantages={"a": advantages})
+    whiten_advantages(experience)
+    expected = torch.tensor([[[-3.0, -1.0, 0.0]], [[1.0, 3.0, 0.0]]])[rank()] / math.sqrt(5)
+    torch.testing.assert_close(experience.advantages["a"], expected)
+    shutdown_distributed()
+
+
+def test_whitening_is_over_all_ranks() -> None:
+    result = run_function(check_whitening, ranks=2)
+    assert result.code == 0, result.stderr

@@ -26,6 +26,7 @@ from step3_gapo.main import read_prompts, sampling_config
 from step3_gapo.multi_objective import gapo_coefficients
 from step3_gapo.rlhf_engine import RLHFEngine, TokenHead, response_logits
 from step3_gapo.rollout import Experience, Rollout, make_rollout
+from step3_gapo.tracking import rollout_scalars
 from step3_gapo.update import ActorUpdate, critic_step
 from tests.helpers import Workshop, read_weights, run_command, run_function
 from utils.data.batching import left_pad
@@ -111,25 +112,19 @@ class Plain:
                 score = self.score(name, self.foreign_ids(rollout, i) if name == "foreign" else ids)
                 near(experience.scores[name][i], torch.tensor(score))
             for name in self.critics:
-                score = SCALE[name] * experience.scores[name][i].item() - PENALTY * (
-                    1 - experience.finished[i].item()
-                )
                 rewards = -KL * (new - ref)
-                rewards[-1] += score
+                rewards[-1] += SCALE[name] * experience.scores[name][i].item()
+                rewards[-1] -= 0.0 if experience.finished[i] else PENALTY
                 values = self.values(name, ids, n).detach()
                 near(experience.values[name][i, :n], values)
                 advantages = brute_force_advantages(rewards.tolist(), values.tolist())
                 near(experience.advantages[name][i, :n], advantages)
                 near(experience.returns[name][i, :n], advantages + values)
-            for tensor in [
-                experience.log_probs,
-                *experience.values.values(),
-                *experience.advantages.values(),
-            ]:
-                assert tensor[i, n:].eq(0).all()
+            padded = [experience.log_probs, *experience.values.values(), *experience.advantages.values()]
+            assert all(tensor[i, n:].eq(0).all() for tensor in padded)
 
-    def update(self, experiences: list[Experience], power: float) -> torch.Tensor:
-        """One step of the policy and of every critic on the rollouts of all ranks; the coefficients."""
+    def update(self, experiences: list[Experience], power: float) -> dict[str, float]:
+        """One step of the policy and of every critic on the rollouts of all ranks; what is logged of it."""
         total = sum(experience.mask.sum() for experience in experiences)
         losses = {name: torch.zeros(()) for name in self.critics}
         for experience, i in itertools.product(experiences, range(ROWS)):
@@ -144,16 +139,19 @@ class Plain:
             [torch.autograd.grad(x, head, retain_graph=True)[0].flatten() for x in losses.values()]
         )
         coefficients = gapo_coefficients(gradients @ gradients.T, power)
-        self.descend(
-            "policy", sum(c * x for c, x in zip(coefficients.tolist(), losses.values(), strict=True))
-        )
+        coefficients = dict(zip(losses, coefficients.tolist(), strict=True))
+        loss = sum(coefficients[name] * losses[name] for name in losses)
+        self.descend("policy", loss)
+        figures = {f"coefficient/{name}": c for name, c in coefficients.items()} | {"loss/actor": loss.item()}
         for name in self.critics:
             parts = []
             for experience, i in itertools.product(experiences, range(ROWS)):
                 ids, n = self.row(experience, i)
                 parts.append((self.values(name, ids, n) - experience.returns[name][i, :n]).square().sum())
-            self.descend(name, 0.5 * sum(parts) / total)
-        return coefficients
+            loss = 0.5 * sum(parts) / total
+            self.descend(name, loss)
+            figures[f"loss/critic/{name}"] = loss.item()
+        return figures
 
     def descend(self, name: str, loss: torch.Tensor) -> None:
         optimizer = self.optimizers[name]
@@ -199,14 +197,23 @@ def check_against_plain_torch(arguments: list[str], output: Path) -> None:
             assert (rollout.experience.log_probs - rollout.experience.ref_log_probs).abs().max() > 1e-3
         rows = torch.arange(ROWS).split(args.per_device_train_batch_size)
         micro_batches = [rollout.experience.select(part) for part in rows]
-        scalars = actor_update.step(micro_batches)
+        scalars = rollout_scalars(rollout) | actor_update.step(micro_batches)
         for critic in engine.critics:
-            critic_step(critic, micro_batches, args)
-        coefficients = plain.update(of_all_ranks(rollout.experience), args.rescale_power)
-        for name, coefficient in zip(plain.critics, coefficients.tolist(), strict=True):
-            assert scalars[f"coefficient/{name}"] == pytest.approx(coefficient, rel=1e-4)
+            scalars |= critic_step(critic, micro_batches, args)
+        experiences = of_all_ranks(rollout.experience)
+        figures = rollout_figures(experiences) | plain.update(experiences, args.rescale_power)
+        assert {name: scalars[name] for name in figures} == pytest.approx(figures, rel=1e-4, abs=1e-5)
         check_weights(engine, plain, output)
     shutdown_distributed()
+
+
+def rollout_figures(experiences: list[Experience]) -> dict[str, float]:
+    """Means over the responses of all ranks."""
+    rows = {"response_length": [e.mask.sum(dim=1) for e in experiences]}
+    rows["eos_rate"] = [e.finished for e in experiences]
+    rows["kl"] = [((e.log_probs - e.ref_log_probs) * e.mask).sum(dim=1) for e in experiences]
+    rows |= {f"reward/{name}": [e.scores[name] for e in experiences] for name in SCALE}
+    return {name: torch.cat(values).mean().item() for name, values in rows.items()}
 
 
 def of_all_ranks(experience: Experience) -> list[Experience]:

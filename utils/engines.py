@@ -14,6 +14,8 @@ from utils.arguments import warmup_steps
 from utils.deepspeed_config import frozen_config, training_config
 from utils.distributed import device, is_main, world_size
 
+Engine = deepspeed.DeepSpeedEngine
+
 
 def make_training_engine(
     model: nn.Module,
@@ -21,7 +23,7 @@ def make_training_engine(
     learning_rate: float,
     total_steps: int,
     further_config: dict[str, Any] | None = None,
-) -> deepspeed.DeepSpeedEngine:
+) -> Engine:
     """Engine with AdamW and a learning-rate schedule over `total_steps` optimizer steps.
 
     Args:
@@ -40,7 +42,7 @@ def make_training_engine(
     return initialize_quietly(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config)
 
 
-def make_frozen_engine(model: nn.Module, args: argparse.Namespace) -> deepspeed.DeepSpeedEngine:
+def make_frozen_engine(model: nn.Module, args: argparse.Namespace) -> Engine:
     """Engine that only runs forward: partitioned under ZeRO-3, whole otherwise."""
     model.requires_grad_(False)
     if args.zero_stage < 3:
@@ -50,7 +52,7 @@ def make_frozen_engine(model: nn.Module, args: argparse.Namespace) -> deepspeed.
     return engine
 
 
-def initialize_quietly(**arguments: Any) -> deepspeed.DeepSpeedEngine:
+def initialize_quietly(**arguments: Any) -> Engine:
     """`deepspeed.initialize` without the memory figures that its bf16 optimizer prints; errors go to stderr as ever."""
     with redirect_stdout(io.StringIO()):
         engine, *_ = deepspeed.initialize(**arguments)

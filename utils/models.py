@@ -32,7 +32,8 @@ def load_config(path: str, flag: str) -> Any:
         UserError: nothing there that describes a model; names `flag`.
     """
     folder = Path(path)
-    if (folder.exists() or path.startswith((".", "/"))) and not (folder / "config.json").is_file():
+    is_local = folder.exists() or path.startswith((".", "/")) or (folder.parent != Path(".") and folder.parent.is_dir())
+    if is_local and not (folder / "config.json").is_file():
         raise UserError(f"{flag} {path}: no such model (a folder with a config.json, or a hub name)")
     try:
         return AutoConfig.from_pretrained(path)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,7 +17,7 @@ from utils.data.encoding import Encoded, fit_lengths
 from utils.data.loading import conversation_key
 from utils.data.records import ReadingSummary, Record
 from utils.distributed import all_reduce_sum, device, is_main, print_main, rank, world_size
-from utils.engines import gathered_weights, restore_weights
+from utils.engines import Engine, gathered_weights, restore_weights
 from utils.errors import UserError
 from utils.metrics import MetricsLogger, Progress, format_duration, hyperparameter_table
 from utils.models import export_model, load_config
@@ -141,7 +140,7 @@ def split_evenly(items: list[Any], parts: int) -> list[list[Any]]:
 
 @torch.no_grad()
 def per_example(
-    engine: deepspeed.DeepSpeedEngine, examples: list[Encoded], batch_size: int,
+    engine: Engine, examples: list[Encoded], batch_size: int,
     measure: Callable[[list[Encoded]], torch.Tensor],
 ) -> torch.Tensor:  # fmt: skip
     """`measure` (b examples -> [b] or [b, k]) of every example, without gradients, shared out over the ranks.
@@ -168,7 +167,7 @@ def per_example(
 
 
 def train(
-    engine: deepspeed.DeepSpeedEngine, model: PreTrainedModel, args: argparse.Namespace, task: Task
+    engine: Engine, model: PreTrainedModel, args: argparse.Namespace, task: Task
 ) -> Outcome:
     """`--num_train_epochs` passes over the data; afterwards `model` holds the weights to export.
 
@@ -218,7 +217,7 @@ def require_finite(loss: float, args: argparse.Namespace, step: int) -> None:
 
 
 def optimizer_step(
-    engine: deepspeed.DeepSpeedEngine, micro_batches: list[list[Encoded]], task: Task, scale: float
+    engine: Engine, micro_batches: list[list[Encoded]], task: Task, scale: float
 ) -> dict[str, float]:
     """One optimizer step on this rank's micro-batches; means over the units of all ranks."""
     totals: dict[str, torch.Tensor] = {}
