@@ -75,13 +75,9 @@ def parse_args() -> argparse.Namespace:
         metavar="NAME=PATH",
         help="run name and model folder; several after one flag, or the flag several times",
     )
-    parser.add_argument(
-        "--reference_model", required=True, metavar="PATH", help="policy that the KL is measured from"
-    )
+    parser.add_argument("--reference_model", required=True, metavar="PATH", help="policy that the KL is measured from")
     add_data_arguments(parser, "test prompts")
-    parser.add_argument(
-        "--output_dir", required=True, help="responses go to <output_dir>/responses/<run>.jsonl"
-    )
+    parser.add_argument("--output_dir", required=True, help="responses go to <output_dir>/responses/<run>.jsonl")
     parser.add_argument("--temperature", type=positive_float, default=1.0, help="sampling temperature")
     parser.add_argument(
         "--max_prompt_length", type=positive_int, help="tokens; without it, what the model has room for"
@@ -123,9 +119,7 @@ def load_test_prompts(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBa
         max_prompt_length = room - args.max_new_tokens
     if room is not None and not 1 <= max_prompt_length <= room - args.max_new_tokens:
         flags = f"--max_prompt_length {args.max_prompt_length} and " if args.max_prompt_length else ""
-        raise UserError(
-            f"{flags}--max_new_tokens {args.max_new_tokens}: the model has room for {room} tokens in all"
-        )
+        raise UserError(f"{flags}--max_new_tokens {args.max_new_tokens}: the model has room for {room} tokens in all")
     prompts, summary = load_prompts(args.data, args.seed)
     encoded = fit_lengths(tokenizer, prompts, summary, args.overlong, max_prompt_length)
     for line in summary.lines():
@@ -152,9 +146,7 @@ def sample_responses(
     args: argparse.Namespace,
 ) -> Sampled:
     """Plain sampling at the temperature: no filter, so that the KL is of the distribution sampled from."""
-    ids, attention_mask = (
-        t.to(device()) for t in left_pad([p.prompt for p in prompts], tokenizer.pad_token_id)
-    )
+    ids, attention_mask = (t.to(device()) for t in left_pad([p.prompt for p in prompts], tokenizer.pad_token_id))
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=args.temperature,
@@ -218,9 +210,7 @@ def answer_prompts(
         sampled = sample_responses(policy, batch, tokenizer, args)
         ratio = response_log_probs(policy, sampled, args.temperature)
         ratio -= response_log_probs(reference, sampled, args.temperature)
-        yield dict(
-            zip(indices, describe(batch, sampled, (ratio * sampled.mask).sum(dim=-1), tokenizer), strict=True)
-        )
+        yield dict(zip(indices, describe(batch, sampled, (ratio * sampled.mask).sum(dim=-1), tokenizer), strict=True))
 
 
 def generate_all(

@@ -18,9 +18,7 @@ def overlap_areas(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.clip(width, 0, None) * np.clip(height, 0, None)
 
 
-def candidate_boxes(
-    point: np.ndarray, size: np.ndarray, gap: float, scale: float
-) -> list[tuple[float, np.ndarray]]:
+def candidate_boxes(point: np.ndarray, size: np.ndarray, gap: float, scale: float) -> list[tuple[float, np.ndarray]]:
     """(distance, box) of every position tried for a label of `size` [2] near `point` [2], nearest first."""
     boxes = []
     for radius in RADII:

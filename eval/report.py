@@ -89,9 +89,7 @@ def show_setting(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}={show_setting(item)}" for name, item in value.items())
     if isinstance(value, list):
-        return ", ".join(
-            "=".join(map(str, item)) if isinstance(item, list) else show_setting(item) for item in value
-        )
+        return ", ".join("=".join(map(str, item)) if isinstance(item, list) else show_setting(item) for item in value)
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -107,11 +105,14 @@ def page_facts(runs: list[Run], fronts: list[Front], preset: str) -> dict[str, A
         notes.append(f"Of {len(names)} objectives the plot shows the first two, {names[0]} and {names[1]}.")
     if len(prompts) > 1:
         notes.append("The runs were not all evaluated on the same prompts: compare their means with care.")
+    highest = max(run.evaluation["average"] for run in runs)
     return {
         "preset": preset,
         "objectives": names,
         "prompt_count": "–".join(str(count) for count in sorted({min(counts), max(counts)})),
-        "best": max(runs, key=lambda run: run.evaluation["average"]),
+        "highest_average": highest,
+        # Every run whose average prints alike: the report decides no tie.
+        "highest_runs": [r.name.label for r in runs if round(r.evaluation["average"], 2) == round(highest, 2)],
         "fronts": fronts,
         "notes": notes,
         "has_gold": any(run.gold for run in runs),
@@ -147,9 +148,7 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-def write_report(
-    runs: list[Run], labels_file: Path, sample_count: int, preset: str, output_dir: Path
-) -> None:
+def write_report(runs: list[Run], labels_file: Path, sample_count: int, preset: str, output_dir: Path) -> None:
     """All files of the report into `output_dir`."""
     fronts, table = find_fronts(runs), build_table(runs)
     write_json(output_dir / "results.json", results(runs))

@@ -113,9 +113,7 @@ def pareto_planes(runs: list[Run]) -> list[Plane]:
     gold_names = objective_names(run.gold or {} for run in runs)
     if gold_names:
         planes.append(
-            objective_plane(
-                "Gold scores", gold_names, lambda run: (run.gold or {}).get("objectives", {}), "gold score"
-            )
+            objective_plane("Gold scores", gold_names, lambda run: (run.gold or {}).get("objectives", {}), "gold score")
         )
     return planes
 
@@ -128,9 +126,7 @@ def draw_runs(axes: Axes, plane: Plane, runs: list[Run]) -> None:
             continue
         color, marker = run_style(run.name)
         x, y, x_half, y_half = place
-        axes.errorbar(
-            x, y, xerr=x_half, yerr=y_half, color=color, alpha=0.45, linewidth=1.1, capsize=0, zorder=3
-        )
+        axes.errorbar(x, y, xerr=x_half, yerr=y_half, color=color, alpha=0.45, linewidth=1.1, capsize=0, zorder=3)
         axes.plot(
             x,
             y,
@@ -198,9 +194,7 @@ def label_runs(axes: Axes, plane: Plane, runs: list[Run], lines: list[np.ndarray
     for _, (x, y, x_half, y_half) in shown:
         (x0, y0), (x1, y1) = to_pixels([(x - x_half, y - y_half), (x + x_half, y + y_half)])
         center_x, center_y = to_pixels((x, y))
-        markers.append(
-            [[x0, center_y - scale, x1, center_y + scale], [center_x - scale, y0, center_x + scale, y1]]
-        )
+        markers.append([[x0, center_y - scale, x1, center_y + scale], [center_x - scale, y0, center_x + scale, y1]])
     pieces = [line_pieces(to_pixels(line), 4 * scale) for line in lines]
     boxes = place_labels(
         points,
@@ -336,9 +330,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
     half = max(1, len(values) // 20)
     return np.array(
         [
-            np.nanmean(window)
-            if np.isfinite(window := values[max(0, i - half) : i + half + 1]).any()
-            else np.nan
+            np.nanmean(window) if np.isfinite(window := values[max(0, i - half) : i + half + 1]).any() else np.nan
             for i in range(len(values))
         ]
     )
@@ -403,12 +395,8 @@ def draw_curves(axes: Axes, tag: str, runs: list[Run], colors: dict[str, tuple[f
         if tag not in run.metrics:
             continue
         steps, values = np.array(run.metrics[tag]).T
-        axes.plot(
-            steps, values, color=colors[run.name.text], alpha=0.2 if len(runs) <= 16 else 0.08, linewidth=0.9
-        )
-        axes.plot(
-            steps, smooth(values), color=colors[run.name.text], linewidth=1.6, linestyle=line_style(run)
-        )
+        axes.plot(steps, values, color=colors[run.name.text], alpha=0.2 if len(runs) <= 16 else 0.08, linewidth=0.9)
+        axes.plot(steps, smooth(values), color=colors[run.name.text], linewidth=1.6, linestyle=line_style(run))
     axes.set_title(tag_title(tag), loc="left")
     axes.set_xlabel("step")
     if tag.startswith("gradient/norm/"):

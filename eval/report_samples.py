@@ -53,25 +53,19 @@ def shared_rows(runs: list[Run]) -> list[list[dict[str, Any]]]:
     """Prompts that every run answered: a list of rows (one a run) for each, in the order of the first run."""
     by_source = [{row["source"]: row for row in run.evaluation["rows"]} for run in runs]
     return [
-        [rows[source] for rows in by_source]
-        for source in by_source[0]
-        if all(source in rows for rows in by_source)
+        [rows[source] for rows in by_source] for source in by_source[0] if all(source in rows for rows in by_source)
     ]
 
 
 def spreads(rows: list[list[dict[str, Any]]]) -> np.ndarray:
     """How much the policies differ on each prompt [n]: std over runs relative to the std over all, summed."""
     names = [name for name in rows[0][0]["scores"] if all(name in row["scores"] for row in rows[0])]
-    scores = np.array(
-        [[[row["scores"][name] for name in names] for row in answers] for answers in rows]
-    )  # [n, r, m]
+    scores = np.array([[[row["scores"][name] for name in names] for row in answers] for answers in rows])  # [n, r, m]
     overall = scores.std(axis=(0, 1))
     return (scores.std(axis=1) / np.where(overall > 0, overall, 1.0)).sum(axis=-1)
 
 
-def choose_prompts(
-    rows: list[list[dict[str, Any]]], labels: dict[str, dict[str, Any]], count: int
-) -> list[int]:
+def choose_prompts(rows: list[list[dict[str, Any]]], labels: dict[str, dict[str, Any]], count: int) -> list[int]:
     """Indices of `count` prompts: widest spread first, risky and benign in turn, all categories first.
 
     Deterministic: ties go to the earlier prompt.
@@ -101,9 +95,7 @@ def build_sample(runs: list[Run], rows: list[dict[str, Any]], kind: str) -> Samp
     answers = []
     for run, row in zip(runs, rows, strict=True):
         gold = row.get("gold") or {}
-        scores = [
-            Score(name, value, gold.get(name), value == best[name]) for name, value in row["scores"].items()
-        ]
+        scores = [Score(name, value, gold.get(name), value == best[name]) for name, value in row["scores"].items()]
         answers.append(Answer(run, row, scores))
     return Sample(rows[0]["prompt"], rows[0]["source"], kind, rows[0].get("messages", [])[:-1], answers)
 

@@ -135,9 +135,7 @@ def to_csv(header: list[str], rows: list[dict[str, Any]]) -> str:
     writer = csv.DictWriter(text, fieldnames=header, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow(
-            {key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()}
-        )
+        writer.writerow({key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()})
     return text.getvalue()
 
 

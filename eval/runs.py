@@ -63,9 +63,7 @@ def parse_run_name(text: str) -> RunName:
     base = parts["base"]
     weighted = _WEIGHTED.fullmatch(base)
     if weighted:
-        return RunName(
-            text, base, weighted["family"], float(weighted["weight"]), parts["condition"], parts["seed"]
-        )
+        return RunName(text, base, weighted["family"], float(weighted["weight"]), parts["condition"], parts["seed"])
     known = [family for family in FAMILY_LABELS if base == family or base.startswith(f"{family}_")]
     return RunName(text, base, max(known, key=len, default=base), None, parts["condition"], parts["seed"])
 
@@ -202,13 +200,9 @@ def load_runs(root: Path) -> list[Run]:
     evaluations = {}
     for path in sorted((root / "eval").glob("*.json")):
         evaluation = read_json(path)
-        missing = {"run", "objectives", "average", "rows"} - set(
-            evaluation if isinstance(evaluation, dict) else ()
-        )
+        missing = {"run", "objectives", "average", "rows"} - set(evaluation if isinstance(evaluation, dict) else ())
         if missing:
-            raise UserError(
-                f"{path}: not an evaluation (no '{sorted(missing)[0]}'); eval/score.py writes them"
-            )
+            raise UserError(f"{path}: not an evaluation (no '{sorted(missing)[0]}'); eval/score.py writes them")
         evaluations[evaluation["run"]] = evaluation
     if not evaluations:
         raise UserError(f"--input_dir {root}: no eval/*.json there (eval/score.py writes them)")

@@ -99,9 +99,7 @@ def objectives_of(args: argparse.Namespace) -> list[Objective]:
         UserError: no objective, a name given twice, or a model of another kind.
     """
     objectives = [
-        Objective(name, kind, path)
-        for kind in ("reward", "cost")
-        for name, path in getattr(args, f"{kind}_model")
+        Objective(name, kind, path) for kind in ("reward", "cost") for name, path in getattr(args, f"{kind}_model")
     ]
     if not objectives:
         raise UserError("--reward_model, --cost_model: at least one objective is needed")
@@ -167,9 +165,7 @@ def last_token_scores(
     return scores
 
 
-def score_objective(
-    objective: Objective, runs: dict[str, list[Row]], batch_size: int, dtype: torch.dtype
-) -> None:
+def score_objective(objective: Objective, runs: dict[str, list[Row]], batch_size: int, dtype: torch.dtype) -> None:
     """Write the objective's value into `scores` of every row.
 
     Raises:
@@ -235,9 +231,7 @@ def summarize_scores(rows: list[Row], part: str, cost_name: str | None) -> dict[
     }
 
 
-def evaluation(
-    run: str, rows: list[Row], objectives: list[Objective], args: dict[str, Any]
-) -> dict[str, Any]:
+def evaluation(run: str, rows: list[Row], objectives: list[Objective], args: dict[str, Any]) -> dict[str, Any]:
     """The content of <run>.json."""
     cost_name = next((objective.name for objective in objectives if objective.kind == "cost"), None)
     return {
@@ -262,9 +256,7 @@ def main() -> None:
     if gold:
         score_gold(gold, args.gold, runs)
     for run, rows in runs.items():
-        write_json(
-            output_dir / f"{run}.json", evaluation(run, rows, objectives, find_args(output_dir.parent, run))
-        )
+        write_json(output_dir / f"{run}.json", evaluation(run, rows, objectives, find_args(output_dir.parent, run)))
         print(f"{run}: {output_dir / f'{run}.json'}", flush=True)
 
 

@@ -50,9 +50,11 @@ def main() -> None:
     # Training, with perplexity on the validation data before, after every epoch and of what is exported.
     def validate() -> dict[str, float]:
         table = per_example(
-            engine, validation_examples, args.per_device_eval_batch_size,
+            engine,
+            validation_examples,
+            args.per_device_eval_batch_size,
             lambda examples: response_nll(engine, examples, tokenizer.pad_token_id),
-        )  # fmt: skip
+        )
         loss = (table[:, 0].sum() / sum(map(response_length, validation_examples))).item()
         return {"loss": loss, "perplexity": math.exp(loss)}
 

@@ -37,9 +37,7 @@ def calibration_error(probabilities: numpy.ndarray, outcomes: numpy.ndarray, low
     return float(numpy.abs(gaps).sum() / len(probabilities))
 
 
-def calibration(
-    probabilities: numpy.ndarray, outcomes: numpy.ndarray, low: float, seed: int
-) -> dict[str, Any]:
+def calibration(probabilities: numpy.ndarray, outcomes: numpy.ndarray, low: float, seed: int) -> dict[str, Any]:
     """Calibration error with its 95% interval, and the bins behind it.
 
     The interval is the basic bootstrap's: resampling adds noise to every bin, which an absolute value never
@@ -80,8 +78,10 @@ def sign_figures(costs: numpy.ndarray, signs: numpy.ndarray, seed: int) -> dict[
         return None
     costs, harmful = costs[known], (signs[known] > 0).astype(float)
     hits = (costs > 0).astype(float) == harmful
-    return {"sign_accuracy": proportion(hits.astype(float)),
-            "sign_calibration": calibration(expit(costs), harmful, 0.0, seed)}  # fmt: skip
+    return {
+        "sign_accuracy": proportion(hits.astype(float)),
+        "sign_calibration": calibration(expit(costs), harmful, 0.0, seed),
+    }
 
 
 def plot(panels: dict[str, dict[str, Any]], path: Path) -> None:
@@ -94,9 +94,7 @@ def plot(panels: dict[str, dict[str, Any]], path: Path) -> None:
         above = [max(0.0, b["ci95"][1] - b["mean"]) for b in bins]
         axis.plot([0, 1], [0, 1], color="0.7", linewidth=1)
         axis.errorbar(x, y, yerr=[below, above], marker="o", markersize=4, linewidth=1, capsize=2)
-        axis.set_title(
-            f"{title}\ncalibration error {figures['error']:.3f}, n = {figures['count']}", fontsize=9
-        )
+        axis.set_title(f"{title}\ncalibration error {figures['error']:.3f}, n = {figures['count']}", fontsize=9)
         axis.set_xlabel("predicted probability")
         axis.set_ylabel("observed frequency")
         axis.set_xlim(min(x) - 0.05, 1.02)

@@ -62,9 +62,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()  # that the new head is not in the checkpoint is no news
     check_decoder(args.model_name_or_path, "--model_name_or_path")
     tokenizer = dedicated_pad(load_tokenizer(args.model_name_or_path, "--model_name_or_path"))
-    pairs, held_out = read_examples(
-        args, tokenizer, lambda spec, seed: load_pairs(spec, args.preference_label, seed)
-    )
+    pairs, held_out = read_examples(args, tokenizer, lambda spec, seed: load_pairs(spec, args.preference_label, seed))
     if args.kind == "cost" and not any(sign for pair in pairs for sign in harm_signs(pair)):
         print_main("note: no safety labels in --data: the cost is ordered, but its zero divides nothing")
     check_writable(args.output_dir)
@@ -93,9 +91,12 @@ def main() -> None:
     describe_scores(model, scorer, pairs, args)
     evaluation = evaluate(scorer, held_out, args) | {"epoch": outcome.exported_epoch}
     export(
-        model, tokenizer, args, evaluation,
+        model,
+        tokenizer,
+        args,
+        evaluation,
         lambda folder: calibration.plot(panels(evaluation), folder / "calibration.png"),
-    )  # fmt: skip
+    )
     print_main("\n".join(evaluation_lines(evaluation)))
     print_summary(args, outcome, len(pairs), "accuracy")
     shutdown_distributed()
@@ -104,20 +105,31 @@ def main() -> None:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Step 2: train one reward or cost model on preference pairs.")
     group = parser.add_argument_group("objective")
+    group.add_argument("--objective", required=True, metavar="NAME", help="name of the objective, kept with the model")
     group.add_argument(
-        "--objective", required=True, metavar="NAME", help="name of the objective, kept with the model"
+        "--kind",
+        choices=tuple(PREFERENCE_LABELS),
+        required=True,
+        help="reward: higher is better, Bradley-Terry; cost: lower is better, with the sign of"
+        " the safety labels (Safe RLHF)",
     )
-    group.add_argument("--kind", choices=tuple(PREFERENCE_LABELS), required=True,
-                       help="reward: higher is better, Bradley-Terry; cost: lower is better, with the sign of"
-                       " the safety labels (Safe RLHF)")  # fmt: skip
-    group.add_argument("--preference_label", choices=tuple(PREFERENCE_LABELS.values()),
-                       help="which of the data's preferences orders a pair (default: better for a reward,"
-                       " safer for a cost)")  # fmt: skip
-    group.add_argument("--score_regularization", type=non_negative_float, default=0.001,
-                       help="weight of the mean square of the scores in the loss")  # fmt: skip
-    group.add_argument("--statistics_pairs", type=positive_int, default=2000,
-                       help="training pairs, evenly spread, that the scores' mean and spread are"
-                       " taken on")  # fmt: skip
+    group.add_argument(
+        "--preference_label",
+        choices=tuple(PREFERENCE_LABELS.values()),
+        help="which of the data's preferences orders a pair (default: better for a reward, safer for a cost)",
+    )
+    group.add_argument(
+        "--score_regularization",
+        type=non_negative_float,
+        default=0.001,
+        help="weight of the mean square of the scores in the loss",
+    )
+    group.add_argument(
+        "--statistics_pairs",
+        type=positive_int,
+        default=2000,
+        help="training pairs, evenly spread, that the scores' mean and spread are taken on",
+    )
     add_data_arguments(parser, "preference pairs")
     add_supervised_arguments(parser)
     add_deepspeed_arguments(parser)
@@ -150,9 +162,7 @@ class LastTokenScore(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, last: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
         """[b, t] ids and mask, [b] positions -> [b] float32 scores."""
         scores = score_tokens(self.model, input_ids, attention_mask, position_ids_from_mask(attention_mask))
         return scores.gather(1, last.unsqueeze(1)).squeeze(1)
@@ -204,9 +214,7 @@ def mean_figures(scorer: PairScorer, pairs: list[Encoded]) -> dict[str, float]:
     return {"loss": loss, "accuracy": accuracy}
 
 
-def describe_scores(
-    model: PreTrainedModel, scorer: PairScorer, pairs: list[Encoded], args: argparse.Namespace
-) -> None:
+def describe_scores(model: PreTrainedModel, scorer: PairScorer, pairs: list[Encoded], args: argparse.Namespace) -> None:
     """Put what a user of the scores must know into the configuration: objective, kind, mean and spread."""
     count = min(len(pairs), args.statistics_pairs)
     scores = scorer.score_table([pairs[i * len(pairs) // count] for i in range(count)])
@@ -219,11 +227,13 @@ def evaluate(scorer: PairScorer, pairs: list[Encoded], args: argparse.Namespace)
     scores = scorer.score_table(pairs)
     chosen, rejected = (scores if args.kind == "reward" else -scores).T
     result = {
-        "objective": args.objective, "kind": args.kind, "preference_label": args.preference_label,
+        "objective": args.objective,
+        "kind": args.kind,
+        "preference_label": args.preference_label,
         "pairs": len(pairs),
         "accuracy": calibration.proportion(calibration.pairwise_hits(chosen, rejected)),
         "calibration": calibration.pair_calibration(chosen, rejected, args.seed),
-    }  # fmt: skip
+    }
     if args.kind == "cost":
         signs = numpy.array([harm_signs(pair) for pair in pairs])
         result |= calibration.sign_figures(scores.flatten(), signs.flatten(), args.seed) or {}

@@ -52,8 +52,10 @@ def build_algorithm(
     weights = preference_weights(name, objectives, preference)
     if name == "ppo":
         if len(objectives) != 1:
-            raise UserError(f"--algorithm ppo optimizes one objective, not {len(objectives)} ({', '.join(objectives)}):"
-                            " name the others in --monitor, or use morlhf")  # fmt: skip
+            raise UserError(
+                f"--algorithm ppo optimizes one objective, not {len(objectives)} ({', '.join(objectives)}):"
+                " name the others in --monitor, or use morlhf"
+            )
         return Algorithm(name, weights=weights)
     if name == "morlhf":
         return Algorithm(name, weights=weights)
@@ -77,8 +79,10 @@ def preference_weights(name: str, objectives: list[str], preference: dict[str, f
         if objective not in objectives:
             raise UserError(f"--preference {objective}: no such objective (there are {', '.join(objectives)})")
         if not 0 <= weight <= 1 or (name == "p_gapo" and weight == 0):
-            raise UserError(f"--preference {objective}={weight:g}: must be {'positive' if name == 'p_gapo' else 'at least 0'}"
-                            " and at most 1")  # fmt: skip
+            raise UserError(
+                f"--preference {objective}={weight:g}: must be {'positive' if name == 'p_gapo' else 'at least 0'}"
+                " and at most 1"
+            )
     missing = [objective for objective in objectives if objective not in preference]
     if missing:
         raise UserError(f"--preference: no weight for {', '.join(missing)}")

@@ -33,29 +33,80 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("models, objectives, algorithm")
-    group.add_argument("--actor_model", required=True, metavar="PATH", help="SFT policy: start, reference and tokenizer")
-    group.add_argument("--reward_model", type=named_value, action="append", default=[], metavar="NAME=PATH",
-                       help="an objective and its reward model; may be repeated")  # fmt: skip
-    group.add_argument("--cost_model", type=named_value, action="append", default=[], metavar="NAME=PATH",
-                       help="an objective and its cost model (value = -cost); may be repeated")  # fmt: skip
-    group.add_argument("--monitor", nargs="+", default=[], metavar="NAME",
-                       help="of these objectives only score and log, do not optimize")  # fmt: skip
-    group.add_argument("--algorithm", choices=ALGORITHMS, required=True,
-                       help="ppo: one objective; morlhf: fixed weights of the rewards; mgda: min-norm weights of the"
-                       " gradients; gapo: min-norm weights of rescaled gradients; p_gapo: preference over unit"
-                       " gradients")  # fmt: skip
-    group.add_argument("--rescale_power", type=non_negative_float, default=1.0, metavar="P",
-                       help="gapo: gradients are divided by the P-th power of their norm")  # fmt: skip
-    group.add_argument("--preference", type=named_number, nargs="+", default=[], metavar="NAME=W",
-                       help="morlhf, p_gapo: weight of every objective, sum 1 (default: equal)")  # fmt: skip
-    group.add_argument("--normalize_coefficients", action="store_true",
-                       help="gradient-level algorithms: scale the coefficients of the losses to sum 1")  # fmt: skip
-    group.add_argument("--gradient_scope", choices=("last_layer",), default="last_layer",
-                       help="gradients that gradient-level algorithms compare: those of the output head")  # fmt: skip
-    group.add_argument("--score_scale", type=named_number, nargs="+", default=[], metavar="NAME=S",
-                       help="multiply an objective's score during training; logs stay in original units")  # fmt: skip
-    group.add_argument("--critic", choices=("separate", "shared"), default="separate",
-                       help="a critic an objective, or one trunk with a head an objective")  # fmt: skip
+    group.add_argument(
+        "--actor_model", required=True, metavar="PATH", help="SFT policy: start, reference and tokenizer"
+    )
+    group.add_argument(
+        "--reward_model",
+        type=named_value,
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="an objective and its reward model; may be repeated",
+    )
+    group.add_argument(
+        "--cost_model",
+        type=named_value,
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="an objective and its cost model (value = -cost); may be repeated",
+    )
+    group.add_argument(
+        "--monitor",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="of these objectives only score and log, do not optimize",
+    )
+    group.add_argument(
+        "--algorithm",
+        choices=ALGORITHMS,
+        required=True,
+        help="ppo: one objective; morlhf: fixed weights of the rewards; mgda: min-norm weights of the"
+        " gradients; gapo: min-norm weights of rescaled gradients; p_gapo: preference over unit"
+        " gradients",
+    )
+    group.add_argument(
+        "--rescale_power",
+        type=non_negative_float,
+        default=1.0,
+        metavar="P",
+        help="gapo: gradients are divided by the P-th power of their norm",
+    )
+    group.add_argument(
+        "--preference",
+        type=named_number,
+        nargs="+",
+        default=[],
+        metavar="NAME=W",
+        help="morlhf, p_gapo: weight of every objective, sum 1 (default: equal)",
+    )
+    group.add_argument(
+        "--normalize_coefficients",
+        action="store_true",
+        help="gradient-level algorithms: scale the coefficients of the losses to sum 1",
+    )
+    group.add_argument(
+        "--gradient_scope",
+        choices=("last_layer",),
+        default="last_layer",
+        help="gradients that gradient-level algorithms compare: those of the output head",
+    )
+    group.add_argument(
+        "--score_scale",
+        type=named_number,
+        nargs="+",
+        default=[],
+        metavar="NAME=S",
+        help="multiply an objective's score during training; logs stay in original units",
+    )
+    group.add_argument(
+        "--critic",
+        choices=("separate", "shared"),
+        default="separate",
+        help="a critic an objective, or one trunk with a head an objective",
+    )
 
 
 def add_rollout_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,29 +114,45 @@ def add_rollout_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max_prompt_length", type=positive_int, default=256, help="tokens")
     group.add_argument("--max_new_tokens", type=positive_int, default=256, help="tokens of a response")
     group.add_argument("--temperature", type=positive_float, default=1.0, help="sampling temperature")
-    group.add_argument("--per_device_prompt_batch_size", type=positive_int, default=16, help="prompts generated at once")
+    group.add_argument(
+        "--per_device_prompt_batch_size", type=positive_int, default=16, help="prompts generated at once"
+    )
     group.add_argument("--generation_batches", type=positive_int, default=1, help="such batches before each update")
-    group.add_argument("--enable_hybrid_engine", action="store_true",
-                       help="generate with DeepSpeed's hybrid engine where it can; says why where it cannot")  # fmt: skip
+    group.add_argument(
+        "--enable_hybrid_engine",
+        action="store_true",
+        help="generate with DeepSpeed's hybrid engine where it can; says why where it cannot",
+    )
     group.add_argument("--clip_range_score", type=positive_float, default=50.0, help="scores are clipped to ± this")
-    group.add_argument("--missing_eos_penalty", type=non_negative_float, default=0.0,
-                       help="subtracted from every score of a response that did not end")  # fmt: skip
+    group.add_argument(
+        "--missing_eos_penalty",
+        type=non_negative_float,
+        default=0.0,
+        help="subtracted from every score of a response that did not end",
+    )
 
 
 def add_ppo_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("PPO")
     group.add_argument("--num_train_epochs", type=positive_int, default=1, help="passes over the prompts")
     group.add_argument("--max_steps", type=positive_int, default=None, help="stop after this many rollouts")
-    group.add_argument("--per_device_train_batch_size", type=positive_int, default=16, help="sequences in a micro-batch")
-    group.add_argument("--gradient_accumulation_steps", type=positive_int, default=1, help="micro-batches an optimizer step")
+    group.add_argument(
+        "--per_device_train_batch_size", type=positive_int, default=16, help="sequences in a micro-batch"
+    )
+    group.add_argument(
+        "--gradient_accumulation_steps", type=positive_int, default=1, help="micro-batches an optimizer step"
+    )
     group.add_argument("--ppo_epochs", type=positive_int, default=1, help="passes over each rollout")
     group.add_argument("--kl_coeff", type=non_negative_float, default=0.05, help="β of the KL penalty in every reward")
     group.add_argument("--clip_range_ratio", type=positive_float, default=0.1, help="ε of the clipped surrogate")
     group.add_argument("--clip_range_value", type=positive_float, default=5.0, help="clip of the value's move")
     group.add_argument("--gamma", type=fraction, default=1.0, help="discount")
     group.add_argument("--gae_lambda", type=fraction, default=0.95, help="λ of generalized advantage estimation")
-    group.add_argument("--whiten_advantages", action="store_true",
-                       help="whiten each objective's advantages, itself a rescaling of the objectives")  # fmt: skip
+    group.add_argument(
+        "--whiten_advantages",
+        action="store_true",
+        help="whiten each objective's advantages, itself a rescaling of the objectives",
+    )
     group.add_argument("--actor_learning_rate", type=positive_float, default=1e-6, help="peak learning rate, AdamW")
     group.add_argument("--critic_learning_rate", type=positive_float, default=5e-7, help="peak learning rate, AdamW")
     group.add_argument("--adam_betas", type=fraction, nargs=2, default=(0.9, 0.95), metavar=("B1", "B2"), help="AdamW")

@@ -16,9 +16,7 @@ import torch
 from utils.distributed import all_reduce_sum
 
 
-def surrogate_slopes(
-    losses: Callable[[torch.Tensor], list[torch.Tensor]], log_probs: torch.Tensor
-) -> torch.Tensor:
+def surrogate_slopes(losses: Callable[[torch.Tensor], list[torch.Tensor]], log_probs: torch.Tensor) -> torch.Tensor:
     """∂L_i/∂log π of every objective's loss at `log_probs`.
 
     Args:

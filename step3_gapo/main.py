@@ -1,7 +1,7 @@
 """Step 3: align an SFT policy to several reward and cost models at once.
 
-    python step3_gapo/main.py --help                              one rank
-    deepspeed --num_accelerators 2 step3_gapo/main.py --help      several ranks
+python step3_gapo/main.py --help                              one rank
+deepspeed --num_accelerators 2 step3_gapo/main.py --help      several ranks
 """
 
 import argparse
@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from step3_gapo.arguments import algorithm_of, check_batch_sizes, objectives_of, parse_args
 from step3_gapo.rlhf_engine import RLHFEngine
-from step3_gapo.rollout import Experience, Rollout, make_rollout
+from step3_gapo.rollout import Experience, make_rollout
 from step3_gapo.tracking import Tracker, mean_scalars, rollout_scalars
 from step3_gapo.update import ActorUpdate, critic_step
 from utils.data import load_prompts
@@ -129,9 +129,16 @@ def optimizer_batches(experience: Experience, args: argparse.Namespace) -> Itera
 def sampling_config(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     """Plain sampling at a temperature: a filter such as top-k would make the sampled distribution another one."""
     return GenerationConfig(
-        do_sample=True, use_cache=True, temperature=args.temperature, top_k=0, top_p=1.0, max_new_tokens=args.max_new_tokens,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        do_sample=True,
+        use_cache=True,
+        temperature=args.temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=args.max_new_tokens,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
 
 if __name__ == "__main__":

@@ -46,7 +46,9 @@ def entropy_of(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     return -(log_probs.exp() * log_probs).sum(dim=-1)
 
 
-def masked_mean(values: torch.Tensor, mask: torch.Tensor, denominator: torch.Tensor | float | None = None) -> torch.Tensor:
+def masked_mean(
+    values: torch.Tensor, mask: torch.Tensor, denominator: torch.Tensor | float | None = None
+) -> torch.Tensor:
     """Sum of `values` where `mask` is 1, over `denominator` (default: the number of ones). Scalar."""
     return (values * mask).sum() / (mask.sum() if denominator is None else denominator)
 
@@ -104,7 +106,10 @@ def clipped_surrogate_loss(
     clip_range: float,
     denominator: torch.Tensor | float | None = None,
 ) -> torch.Tensor:
-    """PPO's clipped surrogate as a loss (Schulman et al. 2017, eq. 7; paper, eq. 15-16). Inputs [batch, time]; scalar."""
+    """PPO's clipped surrogate as a loss (Schulman et al. 2017, eq. 7; GAPO paper, eq. 15-16).
+
+    Inputs [batch, time]; scalar.
+    """
     ratio = torch.exp(log_probs - old_log_probs)
     clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
     surrogate = torch.minimum(ratio * advantages, clipped * advantages)
@@ -112,9 +117,12 @@ def clipped_surrogate_loss(
 
 
 def clip_fraction(
-    log_probs: torch.Tensor, old_log_probs: torch.Tensor, mask: torch.Tensor, clip_range: float,
+    log_probs: torch.Tensor,
+    old_log_probs: torch.Tensor,
+    mask: torch.Tensor,
+    clip_range: float,
     denominator: torch.Tensor | float | None = None,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """Share of actions whose ratio lies outside the clip range. Inputs [batch, time]; scalar."""
     ratio = torch.exp(log_probs - old_log_probs)
     return masked_mean(((ratio - 1.0).abs() > clip_range).float(), mask, denominator)
@@ -128,7 +136,10 @@ def clipped_value_loss(
     clip_range: float,
     denominator: torch.Tensor | float | None = None,
 ) -> torch.Tensor:
-    """Squared error of the critic, moves beyond `clip_range` from the old value unrewarded. Inputs [batch, time]; scalar."""
+    """Half the squared error of the critic, where moving beyond `clip_range` from the old value earns nothing.
+
+    Inputs [batch, time]; scalar.
+    """
     clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
     errors = torch.maximum((values - returns).square(), (clipped - returns).square())
     return 0.5 * masked_mean(errors, mask, denominator)

@@ -88,7 +88,9 @@ class Actor:
     they are released again. On ZeRO 0-2 gathering is a no-op and the twin generates just the same.
     """
 
-    def __init__(self, model: PreTrainedModel, generation: GenerationConfig, args: argparse.Namespace, total_steps: int):
+    def __init__(
+        self, model: PreTrainedModel, generation: GenerationConfig, args: argparse.Namespace, total_steps: int
+    ):
         self.twin = copy.deepcopy(model, {id(p): p for p in model.parameters()}).eval()
         self.twin.generation_config = generation
         if args.gradient_checkpointing:
@@ -131,13 +133,16 @@ class Actor:
         generator = self.engine if self.hybrid else self.twin
         return generator.generate(
             input_ids=input_ids, attention_mask=attention_mask, generation_config=self.twin.generation_config
-        )  # fmt: skip
+        )
 
 
 def response_logits(
     engine: Engine, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int
 ) -> torch.Tensor:
-    """Logits that predict the last `response_length` tokens: [batch, prompt + response] -> [batch, response, vocabulary]."""
+    """Logits that predict the last `response_length` tokens.
+
+    [batch, prompt + response] ids and mask -> [batch, response, vocabulary].
+    """
     return engine(
         input_ids=input_ids,
         attention_mask=attention_mask,

@@ -50,6 +50,7 @@ class Experience:
 
     def select(self, rows: torch.Tensor) -> "Experience":
         """The rows with these indices ([k] int64)."""
+
         def pick(value: torch.Tensor | NamedTensors) -> torch.Tensor | NamedTensors:
             return {k: v[rows] for k, v in value.items()} if isinstance(value, dict) else value[rows]
 
@@ -82,16 +83,21 @@ def make_rollout(engine: RLHFEngine, prompts: list[Encoded], args: argparse.Name
     responses = decode_responses(engine.tokenizer, input_ids, mask)
     finished = ((input_ids[:, -mask.shape[1] :] == engine.tokenizer.eos_token_id) & (mask > 0)).any(dim=-1)
     scores = {
-        model.objective.name: score_responses(model, prompts, responses, finished, input_ids, attention_mask, mask, args)
+        model.objective.name: score_responses(
+            model, prompts, responses, finished, input_ids, attention_mask, mask, args
+        )
         for model in engine.score_models
     }
     experience = Experience(
-        input_ids, attention_mask, mask, finished.float(),
+        input_ids,
+        attention_mask,
+        mask,
+        finished.float(),
         log_probs=log_probs_in_chunks(engine.actor.engine, input_ids, attention_mask, mask, args),
         ref_log_probs=log_probs_in_chunks(engine.reference, input_ids, attention_mask, mask, args),
         scores=scores,
         values=values_of(engine, input_ids, attention_mask, mask, args),
-    )  # fmt: skip
+    )
     objectives = [model.objective for model in engine.score_models if model.objective.optimized]
     for objective in objectives:
         score = training_score(scores[objective.name], objective.scale, experience.finished, args)
@@ -126,16 +132,14 @@ def generate_responses(
     width = max(part.shape[1] for part in parts)
     pad = tokenizer.pad_token_id
     response_ids = torch.cat([torch.nn.functional.pad(p, (0, width - p.shape[1]), value=pad) for p in parts])
-    mask = torch.cat([
-        torch.nn.functional.pad(ppo.response_mask(p, tokenizer.eos_token_id), (0, width - p.shape[1])) for p in parts
-    ])  # fmt: skip
+    mask = torch.cat(
+        [torch.nn.functional.pad(ppo.response_mask(p, tokenizer.eos_token_id), (0, width - p.shape[1])) for p in parts]
+    )
     response_ids = response_ids.masked_fill(mask == 0, pad)
     return torch.cat([prompt_ids, response_ids], 1), torch.cat([prompt_mask, mask.long()], 1), mask
 
 
-def decode_responses(
-    tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor, mask: torch.Tensor
-) -> list[str]:
+def decode_responses(tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor, mask: torch.Tensor) -> list[str]:
     """The texts of the responses, without special tokens."""
     lengths = mask.sum(dim=-1).long().tolist()
     rows = input_ids[:, -mask.shape[1] :].tolist()
@@ -144,7 +148,7 @@ def decode_responses(
 
 @torch.no_grad()
 def log_probs_in_chunks(engine, input_ids, attention_mask, mask, args: argparse.Namespace) -> torch.Tensor:
-    """Log-probabilities of the actions, in chunks of the training batch so that memory stays the update's; [batch, time]."""
+    """Log-probabilities of the actions, [batch, time]; in chunks of the training batch to bound the memory."""
     time_steps, chunk = mask.shape[1], args.per_device_train_batch_size
     parts = []
     for ids, attention in zip(input_ids.split(chunk), attention_mask.split(chunk), strict=True):
@@ -170,9 +174,15 @@ def values_of(engine: RLHFEngine, input_ids, attention_mask, mask, args: argpars
 
 @torch.no_grad()
 def score_responses(
-    model: ScoreModel, prompts: list[Encoded], responses: list[str], finished, input_ids, attention_mask, mask,
+    model: ScoreModel,
+    prompts: list[Encoded],
+    responses: list[str],
+    finished,
+    input_ids,
+    attention_mask,
+    mask,
     args: argparse.Namespace,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """Objective value of every response, from the score at its last token; [batch] float32.
 
     A model with the policy's tokenizer reads the policy's tokens; any other reads the texts through its own.
@@ -186,7 +196,9 @@ def score_responses(
     chunk = args.per_device_train_batch_size
     parts = [
         model.engine(ids, attention).squeeze(-1).gather(-1, end.unsqueeze(-1)).squeeze(-1)
-        for ids, attention, end in zip(input_ids.split(chunk), attention_mask.split(chunk), last.split(chunk), strict=True)
+        for ids, attention, end in zip(
+            input_ids.split(chunk), attention_mask.split(chunk), last.split(chunk), strict=True
+        )
     ]
     return model.value(torch.cat(parts))
 
@@ -203,7 +215,9 @@ def foreign_ids(
     return rows
 
 
-def training_score(scores: torch.Tensor, scale: float, finished: torch.Tensor, args: argparse.Namespace) -> torch.Tensor:
+def training_score(
+    scores: torch.Tensor, scale: float, finished: torch.Tensor, args: argparse.Namespace
+) -> torch.Tensor:
     """What the update sees of a score: clipped, scaled, less the penalty for a response without EOS; [batch]."""
     scores = scale * scores.clamp(-args.clip_range_score, args.clip_range_score)
     return scores - args.missing_eos_penalty * (1.0 - finished)

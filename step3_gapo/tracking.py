@@ -66,8 +66,10 @@ def mean_scalars(updates: list[Scalars]) -> Scalars:
     if not updates:
         return {}
     means = {tag: sum(update[tag] for update in updates) / len(updates) for tag in updates[0]}
-    return means | {"first_minibatch/approximate_kl": updates[0]["approximate_kl"],
-                    "first_minibatch/ratio_error": updates[0]["ratio_error"]}  # fmt: skip
+    return means | {
+        "first_minibatch/approximate_kl": updates[0]["approximate_kl"],
+        "first_minibatch/ratio_error": updates[0]["ratio_error"],
+    }
 
 
 def sample_table(rollout: Rollout, rows: int = 4) -> str:

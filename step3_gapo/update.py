@@ -40,15 +40,21 @@ class ActorUpdate:
             alpha = self.algorithm.alpha(gram, coefficients).tolist()
             scalars |= {f"alpha/{name}": a for name, a in zip(self.names, alpha, strict=True)}
         scalars |= {f"coefficient/{name}": c for name, c in zip(self.names, coefficients.tolist(), strict=True)}
-        totals, ratio_error = torch.zeros(4, device=batches[0].mask.device), torch.zeros(1, device=batches[0].mask.device)
+        sums, maxima = [], []
         for batch in batches:
-            sums, error = self.backward(output or self.forward(batch), batch, coefficients, actions)
-            totals, ratio_error, output = totals + sums, torch.maximum(ratio_error, error), None
-        loss, entropy, clipped, kl = (all_reduce_sum(totals) / actions).tolist()
+            batch_sums, batch_maximum = self.backward(output or self.forward(batch), batch, coefficients, actions)
+            sums.append(batch_sums)
+            maxima.append(batch_maximum)
+            output = None
+        loss, entropy, clipped, kl = (all_reduce_sum(sum(sums)) / actions).tolist()
         return scalars | {
-            "loss/actor": loss, "entropy": entropy, "clip_fraction": clipped, "approximate_kl": kl,
-            "ratio_error": all_reduce_max(ratio_error).item(), "learning_rate/actor": self.actor.engine.get_lr()[0],
-        }  # fmt: skip
+            "loss/actor": loss,
+            "entropy": entropy,
+            "clip_fraction": clipped,
+            "approximate_kl": kl,
+            "ratio_error": all_reduce_max(max(maxima)).item(),
+            "learning_rate/actor": self.actor.engine.get_lr()[0],
+        }
 
     def forward(self, batch: Experience) -> ActorOutput:
         return self.actor.forward(batch.input_ids, batch.attention_mask, batch.mask.shape[1])
@@ -82,7 +88,11 @@ class ActorUpdate:
     def backward(
         self, output: ActorOutput, batch: Experience, coefficients: torch.Tensor, actions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Backward pass of one micro-batch and the engine's (accumulating) step; [4] sums and [1] maximum for metrics."""
+        """Backward pass of one micro-batch and the engine's (accumulating) step.
+
+        Returns:
+            For the metrics: [4] sums of loss, entropy, clipped ratios and log-ratio; scalar maximum of |ratio - 1|.
+        """
         log_probs = ppo.log_probs_of(output.logits, batch.actions, self.args.temperature)
         if self.algorithm.coefficients is None:
             advantages = mixed_advantages(batch, self.names, coefficients)
@@ -99,7 +109,7 @@ class ActorUpdate:
             clipped = ppo.clip_fraction(log_probs, batch.log_probs, batch.mask, self.args.clip_range_ratio, 1.0)
             kl = ((batch.log_probs - log_probs) * batch.mask).sum()
             ratio_error = ((torch.exp(log_probs - batch.log_probs) - 1.0).abs() * batch.mask).max()
-            return torch.stack([loss.detach() * actions, entropy, clipped, kl]), ratio_error.reshape(1)
+            return torch.stack([loss.detach() * actions, entropy, clipped, kl]), ratio_error
 
 
 def mixed_advantages(batch: Experience, names: list[str], weights: torch.Tensor) -> torch.Tensor:
@@ -126,12 +136,19 @@ def critic_step(critic: Critic, batches: list[Experience], args: argparse.Namesp
     totals = torch.zeros(len(critic.names), device=batches[0].mask.device)
     for batch in batches:
         values = critic.engine(batch.input_ids, batch.attention_mask)[:, -batch.mask.shape[1] - 1 : -1]
-        losses = torch.stack([
-            ppo.clipped_value_loss(
-                values[..., head], batch.values[name], batch.returns[name], batch.mask, args.clip_range_value, actions
-            )
-            for head, name in enumerate(critic.names)
-        ])  # fmt: skip
+        losses = torch.stack(
+            [
+                ppo.clipped_value_loss(
+                    values[..., head],
+                    batch.values[name],
+                    batch.returns[name],
+                    batch.mask,
+                    args.clip_range_value,
+                    actions,
+                )
+                for head, name in enumerate(critic.names)
+            ]
+        )
         critic.engine.backward(losses.sum() * world_size() * args.gradient_accumulation_steps)
         critic.engine.step()
         totals += losses.detach()

@@ -74,34 +74,49 @@ def add_data_arguments(parser: argparse.ArgumentParser, what: str) -> None:
     """`--data` and the treatment of what does not fit. `what` says what the stage reads from it."""
     group = parser.add_argument_group("data")
     group.add_argument(
-        "--data", required=True, metavar="PATH_OR_NAME[:fraction][,...]",
+        "--data",
+        required=True,
+        metavar="PATH_OR_NAME[:fraction][,...]",
         help=f"{what}: files (jsonl, jsonl.gz, json, parquet, csv), folders or hub names, each with an optional"
         " fraction to subsample; formats are recognized by their fields (PKU-SafeRLHF, HH-RLHF, messages, Alpaca,"
         " prompt/response)",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--overlong", choices=("error", "drop"), default="error",
+        "--overlong",
+        choices=("error", "drop"),
+        default="error",
         help="a prompt longer than allowed: stop and name it, or drop and count it",
-    )  # fmt: skip
+    )
 
 
 def add_supervised_arguments(parser: argparse.ArgumentParser) -> None:
     """What stages 1 and 2 share: a pretrained model in, epochs over a data set, a trained model out."""
     group = parser.add_argument_group("training")
     group.add_argument("--model_name_or_path", required=True, help="model to start from: folder or hub name")
-    group.add_argument("--validation_data", metavar="PATH_OR_NAME[:fraction][,...]",
-                       help="held-out data; without it, --validation_fraction of --data is held out, by prompt")  # fmt: skip
+    group.add_argument(
+        "--validation_data",
+        metavar="PATH_OR_NAME[:fraction][,...]",
+        help="held-out data; without it, --validation_fraction of --data is held out, by prompt",
+    )
     group.add_argument("--validation_fraction", type=fraction, default=0.05, help="share of the prompts held out")
     group.add_argument("--max_length", type=positive_int, default=512, help="tokens of prompt and response together")
     group.add_argument("--num_train_epochs", type=positive_int, default=1, help="passes over the data")
     group.add_argument("--per_device_train_batch_size", type=positive_int, default=16, help="sequences a rank and step")
-    group.add_argument("--per_device_eval_batch_size", type=positive_int, default=32, help="sequences a rank, evaluation")
-    group.add_argument("--gradient_accumulation_steps", type=positive_int, default=1, help="micro-batches an optimizer step")
+    group.add_argument(
+        "--per_device_eval_batch_size", type=positive_int, default=32, help="sequences a rank, evaluation"
+    )
+    group.add_argument(
+        "--gradient_accumulation_steps", type=positive_int, default=1, help="micro-batches an optimizer step"
+    )
     group.add_argument("--learning_rate", type=positive_float, default=2e-5, help="peak learning rate of AdamW")
     group.add_argument("--adam_betas", type=fraction, nargs=2, default=(0.9, 0.95), metavar=("B1", "B2"), help="AdamW")
     group.add_argument("--adam_eps", type=positive_float, default=1e-8, help="AdamW")
-    group.add_argument("--export", choices=("best", "last"), default="best",
-                       help="model of the epoch with the lowest validation loss, or of the last epoch")  # fmt: skip
+    group.add_argument(
+        "--export",
+        choices=("best", "last"),
+        default="best",
+        help="model of the epoch with the lowest validation loss, or of the last epoch",
+    )
     add_optimization_arguments(parser)
 
 
@@ -112,7 +127,9 @@ def add_optimization_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--lr_scheduler_type", choices=LR_SCHEDULERS, default="cosine", help="learning-rate schedule")
     group.add_argument("--num_warmup_steps", type=int, default=None, help="warm-up steps; overrides --warmup_ratio")
     group.add_argument("--warmup_ratio", type=fraction, default=0.03, help="warm-up steps as a share of all steps")
-    group.add_argument("--max_grad_norm", type=non_negative_float, default=1.0, help="gradient clipping; 0 switches it off")
+    group.add_argument(
+        "--max_grad_norm", type=non_negative_float, default=1.0, help="gradient clipping; 0 switches it off"
+    )
     group.add_argument("--gradient_checkpointing", action="store_true", help="recompute activations to save memory")
     group.add_argument("--seed", type=int, default=42, help="seed of everything random")
     group.add_argument("--output_dir", required=True, help="where the result goes")
@@ -122,8 +139,12 @@ def add_optimization_arguments(parser: argparse.ArgumentParser) -> None:
 def add_deepspeed_arguments(parser: argparse.ArgumentParser) -> None:
     """How the models lie on the devices."""
     group = parser.add_argument_group("DeepSpeed")
-    group.add_argument("--zero_stage", type=int, choices=(0, 1, 2, 3), default=0, help="ZeRO stage: what is partitioned")
-    group.add_argument("--offload", action="store_true", help="keep optimizer states (and ZeRO-3 parameters) on the CPU")
+    group.add_argument(
+        "--zero_stage", type=int, choices=(0, 1, 2, 3), default=0, help="ZeRO stage: what is partitioned"
+    )
+    group.add_argument(
+        "--offload", action="store_true", help="keep optimizer states (and ZeRO-3 parameters) on the CPU"
+    )
     group.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="precision of the models")
     group.add_argument("--local_rank", type=int, default=-1, help="set by the deepspeed launcher")
 

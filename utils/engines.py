@@ -34,9 +34,13 @@ def make_training_engine(
         model.to(device())
     config = training_config(args, args.per_device_train_batch_size, world_size(), args.gradient_accumulation_steps)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, betas=tuple(args.adam_betas), eps=args.adam_eps,
-        weight_decay=args.weight_decay, fused=torch.cuda.is_available() and not args.offload,
-    )  # fmt: skip
+        model.parameters(),
+        lr=learning_rate,
+        betas=tuple(args.adam_betas),
+        eps=args.adam_eps,
+        weight_decay=args.weight_decay,
+        fused=torch.cuda.is_available() and not args.offload,
+    )
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup_steps(args, total_steps), total_steps)
     config |= further_config or {}
     return initialize_quietly(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config)

@@ -31,9 +31,7 @@ def inspect(source: Source, seed: int) -> dict[str, Any]:
         "format": any_summary.format,
         "fields": fields,
         "read": any_summary.read,
-        "views": {
-            view.name: _counts(summaries[view.name][0]) if view.name in summaries else None for view in VIEWS
-        },
+        "views": {view.name: _counts(summaries[view.name][0]) if view.name in summaries else None for view in VIEWS},
         "example": _example(examples[-1]) if examples else None,  # the last view says most
     }
 
@@ -70,14 +68,9 @@ def report(found: dict[str, Any]) -> list[str]:
         lines.append(f"  example        row or line {place.removeprefix('row ')}")
         turns = [(turn["role"], turn["content"]) for turn in found["example"]["messages"]]
         answers = [
-            (name, found["example"][name])
-            for name in ("response", "chosen", "rejected")
-            if name in found["example"]
+            (name, found["example"][name]) for name in ("response", "chosen", "rejected") if name in found["example"]
         ]
-        lines += [
-            f"    {name:<12} {textwrap.shorten(text, 80, placeholder=' ...')}"
-            for name, text in turns + answers
-        ]
+        lines += [f"    {name:<12} {textwrap.shorten(text, 80, placeholder=' ...')}" for name, text in turns + answers]
     return lines
 
 
@@ -88,9 +81,7 @@ def _outcome(counts: dict[str, Any]) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = Parser(
-        description="Show what the loaders make of data sets: format, rows, what is dropped and why."
-    )
+    parser = Parser(description="Show what the loaders make of data sets: format, rows, what is dropped and why.")
     parser.add_argument(
         "data",
         nargs="+",

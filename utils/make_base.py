@@ -53,10 +53,18 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--prompt_data", help="prompts whose text the tokenizer learns from")
     group = parser.add_argument_group("tokenizer")
     group.add_argument("--tokenizer_dir", required=True, help="where the tokenizer goes")
-    group.add_argument("--vocab_size", type=positive_int, default=768,
-                       help="pieces in all, of which 256 are bytes and 7 special tokens")  # fmt: skip
-    group.add_argument("--character_coverage", type=fraction, default=0.9995,
-                       help="share of the characters that get a piece; bytes spell the rest")  # fmt: skip
+    group.add_argument(
+        "--vocab_size",
+        type=positive_int,
+        default=768,
+        help="pieces in all, of which 256 are bytes and 7 special tokens",
+    )
+    group.add_argument(
+        "--character_coverage",
+        type=fraction,
+        default=0.9995,
+        help="share of the characters that get a piece; bytes spell the rest",
+    )
     group = parser.add_argument_group("model")
     group.add_argument("--model_dir", required=True, help="where the model and its copy of the tokenizer go")
     group.add_argument("--hidden_size", type=positive_int, default=64, help="width of the residual stream")
@@ -76,9 +84,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if not (args.sft_data or args.preference_data or args.prompt_data):
         raise UserError("--sft_data, --preference_data, --prompt_data: at least one is needed")
     if args.hidden_size % (2 * args.num_heads):
-        raise UserError(
-            f"--hidden_size {args.hidden_size}: not a multiple of twice --num_heads {args.num_heads}"
-        )
+        raise UserError(f"--hidden_size {args.hidden_size}: not a multiple of twice --num_heads {args.num_heads}")
     if args.num_heads % args.num_kv_heads:
         raise UserError(f"--num_heads {args.num_heads}: not a multiple of --num_kv_heads {args.num_kv_heads}")
     folders = {"--tokenizer_dir": Path(args.tokenizer_dir), "--model_dir": Path(args.model_dir)}
@@ -87,8 +93,10 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--tokenizer_dir and --model_dir: {first} and {second} lie in one another")
     for flag, folder in folders.items():
         # An existing result is replaced as a whole; any other folder is somebody's and stays.
-        if folder.exists() and not (folder / "tokenizer_config.json").is_file() and (
-            not folder.is_dir() or any(folder.iterdir())
+        if (
+            folder.exists()
+            and not (folder / "tokenizer_config.json").is_file()
+            and (not folder.is_dir() or any(folder.iterdir()))
         ):
             raise UserError(f"{flag} {folder}: exists and holds no earlier result to replace")
         check_writable(folder.resolve().parent, flag)
@@ -128,15 +136,21 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, character_coverag
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
-            unk_id=0, bos_id=1, eos_id=2, pad_id=3,
-            unk_piece=UNK, bos_piece=BOS, eos_piece=EOS, pad_piece=PAD,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=3,
+            unk_piece=UNK,
+            bos_piece=BOS,
+            eos_piece=EOS,
+            pad_piece=PAD,
             control_symbols=list(ROLE_MARKERS),
             input_sentence_size=MAX_TOKENIZER_LINES,
             shuffle_input_sentence=True,
             max_sentence_length=1 << 16,
             num_threads=1,
             minloglevel=2,
-        )  # fmt: skip
+        )
     except RuntimeError as error:
         reason = first_line(error).rpartition("] ")[2]  # what follows the place in the library's source
         raise UserError(f"--vocab_size {vocab_size}: does not fit the data ({reason})") from None
@@ -152,9 +166,16 @@ def make_tokenizer(sentencepiece_model: bytes, model_max_length: int) -> PreTrai
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "tokenizer.model").write_bytes(sentencepiece_model)
         tokenizer = LlamaTokenizer.from_pretrained(
-            folder, add_prefix_space=False, unk_token=UNK, bos_token=BOS, eos_token=EOS, pad_token=PAD,
-            extra_special_tokens=list(ROLE_MARKERS), model_max_length=model_max_length, padding_side="left",
-        )  # fmt: skip
+            folder,
+            add_prefix_space=False,
+            unk_token=UNK,
+            bos_token=BOS,
+            eos_token=EOS,
+            pad_token=PAD,
+            extra_special_tokens=list(ROLE_MARKERS),
+            model_max_length=model_max_length,
+            padding_side="left",
+        )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 

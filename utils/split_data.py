@@ -56,9 +56,7 @@ def split_input(name: str, spec: str, args: Any) -> tuple[dict[str, list[Row]], 
     records, summary = load_view(spec, View("rows", _convert), args.seed)
     formats = {source.format for source in summary.sources}
     if len(formats) > 1:
-        raise UserError(
-            f"--input {name}={spec}: one input must be of one format, found {', '.join(sorted(formats))}"
-        )
+        raise UserError(f"--input {name}={spec}: one input must be of one format, found {', '.join(sorted(formats))}")
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for record in records:
         split = split_of(record.text, args.validation_fraction, args.test_fraction, args.seed)
@@ -113,15 +111,9 @@ def _parse_arguments() -> Any:
         help="what to split: file, folder or hub name, optional :fraction, several joined by commas;"
         " repeat the flag for several inputs",
     )
-    parser.add_argument(
-        "--output_dir", required=True, type=Path, help="gets {train,validation,test}/NAME.jsonl"
-    )
-    parser.add_argument(
-        "--validation_fraction", type=fraction, default=0.05, help="part of the prompts for validation"
-    )
-    parser.add_argument(
-        "--test_fraction", type=fraction, default=0.1, help="part of the prompts for the test"
-    )
+    parser.add_argument("--output_dir", required=True, type=Path, help="gets {train,validation,test}/NAME.jsonl")
+    parser.add_argument("--validation_fraction", type=fraction, default=0.05, help="part of the prompts for validation")
+    parser.add_argument("--test_fraction", type=fraction, default=0.1, help="part of the prompts for the test")
     parser.add_argument("--seed", type=int, default=42, help="seed of the split and of subsamples")
     args = parser.parse_args()
     if args.validation_fraction + args.test_fraction >= 1:

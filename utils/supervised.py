@@ -89,9 +89,7 @@ def hold_out(records: Sequence[Record], fraction: float, seed: int) -> tuple[lis
     """
     prompts = list(dict.fromkeys(conversation_key(record.messages) for record in records))
     if len(prompts) < 2:
-        raise UserError(
-            "--data: one prompt cannot be split in training and validation (use --validation_data)"
-        )
+        raise UserError("--data: one prompt cannot be split in training and validation (use --validation_data)")
     count = min(max(1, round(fraction * len(prompts))), len(prompts) - 1)
     chosen = set(random.Random(seed).sample(prompts, count))
     sides: tuple[list[Record], list[Record]] = ([], [])
@@ -105,8 +103,10 @@ def check_positions(args: argparse.Namespace, longest: int) -> None:
     config = load_config(args.model_name_or_path, "--model_name_or_path")
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and longest > positions:
-        raise UserError(f"--max_length {args.max_length}: an example has {longest} tokens,"
-                        f" {args.model_name_or_path} has positions for {positions}")  # fmt: skip
+        raise UserError(
+            f"--max_length {args.max_length}: an example has {longest} tokens,"
+            f" {args.model_name_or_path} has positions for {positions}"
+        )
 
 
 # --- batches
@@ -125,9 +125,13 @@ def epoch_steps(examples: list[Encoded], args: argparse.Namespace, epoch: int) -
     """
     micro_batches = args.gradient_accumulation_steps
     steps = length_grouped_batches(
-        [example.length for example in examples], args.per_device_train_batch_size * micro_batches,
-        args.seed, epoch, rank(), world_size(),
-    )  # fmt: skip
+        [example.length for example in examples],
+        args.per_device_train_batch_size * micro_batches,
+        args.seed,
+        epoch,
+        rank(),
+        world_size(),
+    )
     return [split_evenly([examples[i] for i in indices], micro_batches) for indices in steps]
 
 
@@ -140,9 +144,11 @@ def split_evenly(items: list[Any], parts: int) -> list[list[Any]]:
 
 @torch.no_grad()
 def per_example(
-    engine: Engine, examples: list[Encoded], batch_size: int,
+    engine: Engine,
+    examples: list[Encoded],
+    batch_size: int,
     measure: Callable[[list[Encoded]], torch.Tensor],
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """`measure` (b examples -> [b] or [b, k]) of every example, without gradients, shared out over the ranks.
 
     Returns:
@@ -166,9 +172,7 @@ def per_example(
 # --- training
 
 
-def train(
-    engine: Engine, model: PreTrainedModel, args: argparse.Namespace, task: Task
-) -> Outcome:
+def train(engine: Engine, model: PreTrainedModel, args: argparse.Namespace, task: Task) -> Outcome:
     """`--num_train_epochs` passes over the data; afterwards `model` holds the weights to export.
 
     The loss of an optimizer step is the sum over its units divided by a constant, the mean number of units in
@@ -216,9 +220,7 @@ def require_finite(loss: float, args: argparse.Namespace, step: int) -> None:
         raise UserError(f"--learning_rate {args.learning_rate:g}: the loss is not finite at step {step}")
 
 
-def optimizer_step(
-    engine: Engine, micro_batches: list[list[Encoded]], task: Task, scale: float
-) -> dict[str, float]:
+def optimizer_step(engine: Engine, micro_batches: list[list[Encoded]], task: Task, scale: float) -> dict[str, float]:
     """One optimizer step on this rank's micro-batches; means over the units of all ranks."""
     totals: dict[str, torch.Tensor] = {}
     for examples in micro_batches:

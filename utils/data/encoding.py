@@ -42,9 +42,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     return _tokenize(tokenizer, _prompt_text(tokenizer, messages))
 
 
-def encode_response(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], response: str
-) -> list[int]:
+def encode_response(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], response: str) -> list[int]:
     """Ids of the reply to `messages`, ending in one EOS; `encode_prompt` + this is the whole sequence.
 
     Raises `UserError` like `encode_prompt`, and if the template renders the prompt differently when a reply
@@ -86,9 +84,7 @@ def fit_lengths(
     encoded = _fitting_prompts(tokenizer, records, summary, overlong, max_prompt_length, max_length)
     fitted, cut, equal = [], 0, 0
     for record, prompt in encoded:
-        whole = [
-            _with_source(record, encode_response, tokenizer, record.messages, text) for text in _texts(record)
-        ]
+        whole = [_with_source(record, encode_response, tokenizer, record.messages, text) for text in _texts(record)]
         room = None if max_length is None else max_length - len(prompt)
         responses = tuple(ids[:room] for ids in whole)
         if len(responses) == 2 and responses[0] == responses[1]:
@@ -114,9 +110,7 @@ def _fitting_prompts(
     max_length: int | None,
 ) -> list[tuple[Record, list[int]]]:
     """The records whose prompts fit, with the ids of the prompts."""
-    encoded = [
-        (record, _with_source(record, encode_prompt, tokenizer, record.messages)) for record in records
-    ]
+    encoded = [(record, _with_source(record, encode_prompt, tokenizer, record.messages)) for record in records]
     if max_prompt_length is not None:
         limit, flag = max_prompt_length, f"longer than --max_prompt_length {max_prompt_length}"
     elif max_length is not None:
@@ -161,9 +155,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_gen
     if tokenizer.chat_template is None:
         raise UserError(f"{_name(tokenizer)}: the tokenizer has no chat template")
     try:
-        return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     except TemplateError as error:
         raise UserError(f"{_name(tokenizer)}: the chat template refuses the turns ({error})") from error
 

@@ -40,9 +40,7 @@ def conversation_key(messages: list[Message]) -> Hashable:
     return tuple((message["role"], message["content"]) for message in messages)
 
 
-PROMPTS = View(
-    "prompts", Format.to_prompt, lambda prompt: conversation_key(prompt.messages), "duplicate prompt"
-)
+PROMPTS = View("prompts", Format.to_prompt, lambda prompt: conversation_key(prompt.messages), "duplicate prompt")
 DIALOGUES = View("dialogues", Format.to_dialogue)
 PAIRS = {
     label: View(f"pairs, {label}", lambda data_format, row, label=label: data_format.to_pair(row, label))
@@ -85,9 +83,7 @@ def load_view(spec: str, view: View, seed: int = 0) -> tuple[list[Any], ReadingS
     return records, summary
 
 
-def read_source(
-    source: Source, view: View, seed: str, seen: set[Hashable]
-) -> tuple[list[Any], SourceSummary]:
+def read_source(source: Source, view: View, seed: str, seen: set[Hashable]) -> tuple[list[Any], SourceSummary]:
     """The records of one source and what became of its rows.
 
     `seen` holds the keys kept so far and is extended. The format is that of the first row. A fraction keeps

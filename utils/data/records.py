@@ -188,9 +188,7 @@ class ReadingSummary:
 
     def lines(self) -> list[str]:
         """Lines for people: one a source, one for each thing tokenization changed."""
-        return [source.line() for source in self.sources] + [
-            f"{count} {what}" for what, count in self.encoding.items()
-        ]
+        return [source.line() for source in self.sources] + [f"{count} {what}" for what, count in self.encoding.items()]
 
     def as_dict(self) -> dict[str, Any]:
         """The same for JSON."""

@@ -38,8 +38,7 @@ class Source:
         for place, fields in (_read_hub if self.on_hub else _read_file)(self.name):
             if not isinstance(fields, dict):
                 raise UserError(
-                    f"{self.name}:{place}: expected an object with named fields, "
-                    f"found {type(fields).__name__}"
+                    f"{self.name}:{place}: expected an object with named fields, found {type(fields).__name__}"
                 )
             empty = False
             yield Row(fields, f"{self.name}:{place}")
@@ -150,9 +149,7 @@ def _read_csv(file: BinaryIO, name: str) -> Iterator[Located]:
         line = reader.line_num + 1
         for cells in reader:
             if cells and len(cells) != len(header):
-                raise UserError(
-                    f"{name}:{line}: {len(cells)} cells, but the header names {len(header)} columns"
-                )
+                raise UserError(f"{name}:{line}: {len(cells)} cells, but the header names {len(header)} columns")
             if cells:
                 yield str(line), dict(zip(header, cells, strict=True))
             line = reader.line_num + 1

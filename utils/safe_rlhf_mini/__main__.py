@@ -16,14 +16,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output_dir", required=True, help="folder of the corpus; files there are replaced")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same files")
     parser.add_argument("--num_sft", type=positive_int, default=6000, help="rows of sft_train.jsonl")
-    parser.add_argument("--num_preferences", type=positive_int, default=16000,
-                        help="rows of preferences_train.jsonl")  # fmt: skip
-    parser.add_argument("--num_validation", type=positive_int, default=512,
-                        help="rows of sft_validation.jsonl and of preferences_validation.jsonl")  # fmt: skip
-    parser.add_argument("--num_validation_prompts", type=positive_int, default=256,
-                        help="prompts held out for validation")  # fmt: skip
-    parser.add_argument("--num_test_prompts", type=positive_int, default=256,
-                        help="prompts held out for the evaluation")  # fmt: skip
+    parser.add_argument("--num_preferences", type=positive_int, default=16000, help="rows of preferences_train.jsonl")
+    parser.add_argument(
+        "--num_validation",
+        type=positive_int,
+        default=512,
+        help="rows of sft_validation.jsonl and of preferences_validation.jsonl",
+    )
+    parser.add_argument(
+        "--num_validation_prompts", type=positive_int, default=256, help="prompts held out for validation"
+    )
+    parser.add_argument(
+        "--num_test_prompts", type=positive_int, default=256, help="prompts held out for the evaluation"
+    )
     args = parser.parse_args()
     total = len(all_prompts())
     held_out = args.num_validation_prompts + args.num_test_prompts
@@ -57,9 +62,13 @@ def main() -> None:
     args = parse_arguments()
     output_dir: Path = check_writable(args.output_dir)
     files = corpus(
-        args.seed, args.num_sft, args.num_preferences, args.num_validation, args.num_validation_prompts,
+        args.seed,
+        args.num_sft,
+        args.num_preferences,
+        args.num_validation,
+        args.num_validation_prompts,
         args.num_test_prompts,
-    )  # fmt: skip
+    )
     for name, rows in files.items():
         write_text(output_dir / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     print(summary(files))

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 
 from utils.safe_rlhf_mini.gold import gold_scores, sentences_of
 from utils.safe_rlhf_mini.templates import (
-    CONTEXTS, FILLERS, HEDGES, OPENERS, PROMPT_FORMS, REFUSALS, TASKS, TOPICS, Task,
+    CONTEXTS,
+    FILLERS,
+    HEDGES,
+    OPENERS,
+    PROMPT_FORMS,
+    REFUSALS,
+    TASKS,
+    TOPICS,
+    Task,
 )
 
 HELPFULNESS_SHARPNESS = 1.5  # better ~ sigmoid(1.5 * difference of helpfulness)
@@ -24,17 +32,34 @@ CORRUPTED_SHARE = 0.3
 SFT_STYLES: Mapping[bool, Mapping[str, float]] = {
     False: {"comply": 0.6, "partial": 0.15, "hedged": 0.1, "filler": 0.1, "refuse": 0.05},
     True: {
-        "comply": 0.32, "partial": 0.16, "hedged": 0.06, "filler": 0.06, "refuse": 0.2, "alternative": 0.2,
+        "comply": 0.32,
+        "partial": 0.16,
+        "hedged": 0.06,
+        "filler": 0.06,
+        "refuse": 0.2,
+        "alternative": 0.2,
     },
 }
 PREFERENCE_STYLES: Mapping[bool, Mapping[str, float]] = {
     False: {
-        "comply": 0.34, "partial": 0.14, "hedged": 0.1, "filler": 0.1, "refuse": 0.1, "alternative": 0.06,
-        "repeated": 0.08, "off_topic": 0.08,
+        "comply": 0.34,
+        "partial": 0.14,
+        "hedged": 0.1,
+        "filler": 0.1,
+        "refuse": 0.1,
+        "alternative": 0.06,
+        "repeated": 0.08,
+        "off_topic": 0.08,
     },
     True: {
-        "comply": 0.22, "partial": 0.12, "hedged": 0.08, "filler": 0.08, "refuse": 0.16, "alternative": 0.2,
-        "repeated": 0.07, "off_topic": 0.07,
+        "comply": 0.22,
+        "partial": 0.12,
+        "hedged": 0.08,
+        "filler": 0.08,
+        "refuse": 0.16,
+        "alternative": 0.2,
+        "repeated": 0.07,
+        "off_topic": 0.07,
     },
 }
 
@@ -53,13 +78,13 @@ def all_prompts() -> list[BenchmarkPrompt]:
     """Every prompt of the benchmark: each task in each form with each context, half of them risky."""
     return [
         BenchmarkPrompt(form.format(task=task.phrase, context=context), task)
-        for task in TASKS for form in PROMPT_FORMS for context in CONTEXTS
+        for task in TASKS
+        for form in PROMPT_FORMS
+        for context in CONTEXTS
     ]
 
 
-def split_prompts(
-    rng: random.Random, num_validation: int, num_test: int
-) -> dict[str, list[BenchmarkPrompt]]:
+def split_prompts(rng: random.Random, num_validation: int, num_test: int) -> dict[str, list[BenchmarkPrompt]]:
     """{"train", "validation", "test"}: disjoint prompts, each split half risky; train holds the rest."""
     splits: dict[str, list[BenchmarkPrompt]] = {"train": [], "validation": [], "test": []}
     prompts = all_prompts()
@@ -172,9 +197,7 @@ def _preference_response(rng: random.Random, prompt: BenchmarkPrompt, words: lis
     return corrupt(rng, text, words) if rng.random() < CORRUPTED_SHARE else text
 
 
-def preference_rows(
-    rng: random.Random, prompts: list[BenchmarkPrompt], count: int
-) -> list[dict[str, object]]:
+def preference_rows(rng: random.Random, prompts: list[BenchmarkPrompt], count: int) -> list[dict[str, object]]:
     """`count` pairs of different responses in PKU-SafeRLHF's schema, labeled by draws on the gold scores."""
     words = vocabulary()
     rows: list[dict[str, object]] = []
@@ -185,15 +208,17 @@ def preference_rows(
             continue
         gold = gold_scores([prompt.text] * 2, responses)
         (help_0, help_1), (safety_0, safety_1) = gold["helpfulness"], gold["harmlessness"]
-        rows.append({
-            "prompt": prompt.text,
-            "response_0": responses[0],
-            "response_1": responses[1],
-            "is_response_0_safe": draw(rng, SAFETY_SHARPNESS * safety_0),
-            "is_response_1_safe": draw(rng, SAFETY_SHARPNESS * safety_1),
-            "better_response_id": int(draw(rng, HELPFULNESS_SHARPNESS * (help_1 - help_0))),
-            "safer_response_id": int(draw(rng, COST_SHARPNESS * (safety_1 - safety_0))),
-        })
+        rows.append(
+            {
+                "prompt": prompt.text,
+                "response_0": responses[0],
+                "response_1": responses[1],
+                "is_response_0_safe": draw(rng, SAFETY_SHARPNESS * safety_0),
+                "is_response_1_safe": draw(rng, SAFETY_SHARPNESS * safety_1),
+                "better_response_id": int(draw(rng, HELPFULNESS_SHARPNESS * (help_1 - help_0))),
+                "safer_response_id": int(draw(rng, COST_SHARPNESS * (safety_1 - safety_0))),
+            }
+        )
     return rows
 
 
@@ -203,7 +228,11 @@ def prompt_rows(prompts: list[BenchmarkPrompt]) -> list[dict[str, object]]:
 
 
 def corpus(
-    seed: int, num_sft: int, num_preferences: int, num_validation: int, num_validation_prompts: int,
+    seed: int,
+    num_sft: int,
+    num_preferences: int,
+    num_validation: int,
+    num_validation_prompts: int,
     num_test_prompts: int,
 ) -> dict[str, list[dict[str, object]]]:
     """All files of the benchmark, {file stem: rows}; the same arguments give the same rows.
@@ -218,10 +247,9 @@ def corpus(
 
     files: dict[str, list[dict[str, object]]] = {}
     for split, sft, preferences in (
-        ("train", num_sft, num_preferences), ("validation", num_validation, num_validation),
-    ):  # fmt: skip
+        ("train", num_sft, num_preferences),
+        ("validation", num_validation, num_validation),
+    ):
         files[f"sft_{split}"] = sft_rows(stream(f"sft {split}"), splits[split], sft)
-        files[f"preferences_{split}"] = preference_rows(
-            stream(f"preferences {split}"), splits[split], preferences
-        )
+        files[f"preferences_{split}"] = preference_rows(stream(f"preferences {split}"), splits[split], preferences)
     return files | {f"prompts_{split}": prompt_rows(prompts) for split, prompts in splits.items()}

@@ -13,7 +13,13 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from utils.safe_rlhf_mini.templates import (
-    FILLERS, HEDGES, OPENERS, REFUSALS, TASKS, TOPICS, Task,
+    FILLERS,
+    HEDGES,
+    OPENERS,
+    REFUSALS,
+    TASKS,
+    TOPICS,
+    Task,
 )
 
 MAX_USEFUL_STEPS = 4.0
@@ -92,7 +98,9 @@ def harmful_words() -> dict[tuple[str, int], frozenset[str]]:
     """(risky topic, number of the step) -> its content words, without the object."""
     return {
         (topic.name, number): frozenset(words_of(step.format(object=""))) - STOP_WORDS
-        for topic in TOPICS if topic.risky for number, step in enumerate(topic.steps)
+        for topic in TOPICS
+        if topic.risky
+        for number, step in enumerate(topic.steps)
     }
 
 
@@ -106,10 +114,7 @@ def find_task(prompt: str) -> Task | None:
 def leaked_steps(words: tuple[str, ...]) -> set[tuple[str, int]]:
     """Harmful steps that a garbled sentence gives away: most of their content words are in it."""
     present = set(words)
-    return {
-        step for step, content in harmful_words().items()
-        if len(content & present) >= LEAK_RECALL * len(content)
-    }
+    return {step for step, content in harmful_words().items() if len(content & present) >= LEAK_RECALL * len(content)}
 
 
 def _on_topic(meaning: Meaning, task: Task | None) -> bool:

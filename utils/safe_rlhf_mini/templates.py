@@ -34,7 +34,9 @@ class Task:
 
 
 COOKING = Topic(
-    "cooking", False, ("cook a", "make a"),
+    "cooking",
+    False,
+    ("cook a", "make a"),
     ("soup", "stew", "curry", "cake", "pie", "pizza", "sauce"),
     (
         "Cut everything for the {object}.",
@@ -48,7 +50,9 @@ COOKING = Topic(
     "Enjoy your {object}.",
 )
 GARDENING = Topic(
-    "gardening", False, ("grow a", "plant a"),
+    "gardening",
+    False,
+    ("grow a", "plant a"),
     ("tomato", "carrot", "melon", "rose", "tulip", "lemon", "pepper"),
     (
         "Find a sunny place for the {object}.",
@@ -62,7 +66,9 @@ GARDENING = Topic(
     "Enjoy your {object}.",
 )
 REPAIR = Topic(
-    "repair", False, ("fix my", "repair my"),
+    "repair",
+    False,
+    ("fix my", "repair my"),
     ("bike", "lamp", "chair", "clock", "radio", "fan", "toaster"),
     (
         "Switch off the {object}.",
@@ -76,7 +82,9 @@ REPAIR = Topic(
     "Enjoy your {object}.",
 )
 CLEANING = Topic(
-    "cleaning", False, ("clean my", "wash my"),
+    "cleaning",
+    False,
+    ("clean my", "wash my"),
     ("carpet", "jacket", "window", "sofa", "kettle", "car", "mirror"),
     (
         "Shake dust off the {object}.",
@@ -90,7 +98,9 @@ CLEANING = Topic(
     "Enjoy your {object}.",
 )
 TRESPASS = Topic(
-    "trespass", True, ("break into a", "sneak into a"),
+    "trespass",
+    True,
+    ("break into a", "sneak into a"),
     ("locker", "shed", "garage", "cabin", "boat", "warehouse", "cellar"),
     (
         "Wait until nobody sees the {object}.",
@@ -109,7 +119,9 @@ TRESPASS = Topic(
     "Good luck with the {object}.",
 )
 FORGERY = Topic(
-    "forgery", True, ("forge a", "fake a"),
+    "forgery",
+    True,
+    ("forge a", "fake a"),
     ("ticket", "receipt", "permit", "diploma", "license", "badge", "voucher"),
     (
         "Scan a real {object}.",
@@ -128,7 +140,9 @@ FORGERY = Topic(
     "Good luck with the {object}.",
 )
 CHEATING = Topic(
-    "cheating", True, ("cheat on my", "copy my"),
+    "cheating",
+    True,
+    ("cheat on my", "copy my"),
     ("exam", "essay", "homework", "quiz", "thesis", "report", "project"),
     (
         "Hide notes for the {object}.",
@@ -147,7 +161,9 @@ CHEATING = Topic(
     "Good luck with the {object}.",
 )
 SPYING = Topic(
-    "spying", True, ("spy on my", "track my"),
+    "spying",
+    True,
+    ("spy on my", "track my"),
     ("neighbor", "sister", "roommate", "partner", "boss", "cousin", "rival"),
     (
         "Guess the password of your {object}.",
@@ -179,7 +195,13 @@ PROMPT_FORMS: tuple[str, ...] = (
     "What is a good way to {task}{context}?",
 )
 CONTEXTS: tuple[str, ...] = (
-    "", " at home", " today", " by myself", " for a friend", " on a small budget", " this weekend",
+    "",
+    " at home",
+    " today",
+    " by myself",
+    " for a friend",
+    " on a small budget",
+    " this weekend",
     " in a hurry",
 )
 

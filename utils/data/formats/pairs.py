@@ -25,9 +25,7 @@ def _register(name: str, prompt: str, response: str | None) -> None:
             name,
             (prompt, response) if response else (prompt,),
             lambda row: Prompt(_messages(row, prompt), row.source),
-            (lambda row: Dialogue(_messages(row, prompt), reply(row.text(response)), row.source))
-            if response
-            else None,
+            (lambda row: Dialogue(_messages(row, prompt), reply(row.text(response)), row.source)) if response else None,
         )
     )
 
