@@ -11,9 +11,13 @@
 #   JOBS=N      pieces side by side (default: one a core, at most 4)
 #   RUNS="..."  other policies than the preset's (see step3_gapo/training_scripts/train_policy.sh)
 #   OUTPUT=DIR  instead of output/PRESET
+#   DATA_DIR=DIR FRACTION=0.25   hh: where the data is, and how much of it (see presets/hh.sh for the model's size)
 #   PYTHON=...  an interpreter that has the packages of requirements.txt, instead of .venv
 
 set -euo pipefail
+for variable in OUTPUT DATA_DIR; do # relative to where the command is given
+    if [ -n "${!variable:-}" ]; then export "$variable=$(realpath -m "${!variable}")"; fi
+done
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 PRESET=tiny
@@ -31,7 +35,9 @@ source "presets/$PRESET.sh"
 source utils/setup_environment.sh
 source utils/pieces.sh
 
-if $FRESH; then rm -rf "$OUTPUT"; fi
+if $FRESH; then
+    for part in data tokenizer base sft reward cost policies eval report logs; do rm -rf "${OUTPUT:?}/$part"; done
+fi
 mkdir -p "$OUTPUT"
 echo "preset $PRESET -> $OUTPUT ($JOBS pieces at once)"
 
@@ -51,10 +57,20 @@ pipeline() {
             bash "step3_gapo/training_scripts/${PRESET}_policy.sh" "$run"
     done
     stage "evaluation and report" "$JOBS"
-    piece evaluation "$EVALUATION_SECONDS" "" evaluate
+    piece evaluation "$EVALUATION_SECONDS" "$(report_if_current)" evaluate
 }
 
-evaluate() { # whatever is up to date is kept by the scripts themselves
+report_if_current() { # the report's path if every policy was evaluated as it is, else nothing
+    local run policy
+    for run in sft $RUNS; do
+        policy=$OUTPUT/policies/$run
+        if [ "$run" = sft ]; then policy=$OUTPUT/sft; fi
+        if ! [ "$OUTPUT/eval/$run.json" -nt "$policy/config.json" ]; then return; fi
+    done
+    echo "$OUTPUT/report/results.json"
+}
+
+evaluate() {
     local policies=("sft=$OUTPUT/sft") responses=("$OUTPUT/eval/responses/sft.jsonl")
     for run in $RUNS; do
         policies+=("$run=$OUTPUT/policies/$run")
@@ -68,4 +84,5 @@ evaluate() { # whatever is up to date is kept by the scripts themselves
 }
 
 run_pipeline
-echo "done in $(clock $((SECONDS - STARTED))): open $OUTPUT/report/report.html, or: tensorboard --logdir $OUTPUT/policies"
+echo "done in $(clock $((SECONDS - STARTED))): open $OUTPUT/report/report.html"
+echo "training curves: $PYTHON -m tensorboard.main --logdir $OUTPUT/policies"

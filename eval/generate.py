@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.runs import read_json_lines
 from step3_gapo.ppo import log_probs_of, response_mask
@@ -36,6 +36,7 @@ from utils.models import (
     load_config,
     load_tokenizer,
     position_ids_from_mask,
+    sampling_config,
 )
 from utils.output import check_writable, write_text
 
@@ -147,17 +148,8 @@ def sample_responses(
 ) -> Sampled:
     """Plain sampling at the temperature: no filter, so that the KL is of the distribution sampled from."""
     ids, attention_mask = (t.to(device()) for t in left_pad([p.prompt for p in prompts], tokenizer.pad_token_id))
-    model.generation_config = GenerationConfig(
-        do_sample=True,
-        temperature=args.temperature,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=args.max_new_tokens,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    sequences = model.generate(input_ids=ids, attention_mask=attention_mask, use_cache=True)
+    model.generation_config = sampling_config(tokenizer, args.temperature, args.max_new_tokens)
+    sequences = model.generate(input_ids=ids, attention_mask=attention_mask)
     mask = response_mask(sequences[:, ids.shape[1] :], tokenizer.eos_token_id)
     return Sampled(sequences, torch.cat([attention_mask, mask.long()], dim=1), mask)
 

@@ -2,8 +2,8 @@
 #
 #   DATA_DIR=/path/to/data bash run_all.sh hh
 #
-# DATA_DIR holds, anywhere below it, files with "helpful" and "harmless" in their path in HH-RLHF's format, safety pairs
-# or PKU-SafeRLHF rows ("saferlhf" in the name), and optionally instructions ("dolly" or "alpaca" in the name).
+# DATA_DIR holds, anywhere below it, folders or files named helpful... and harmless... in HH-RLHF's format, safety pairs
+# or PKU-SafeRLHF rows ("saferlhf" in the path), and optionally instructions ("dolly" or "alpaca" in the path).
 
 RUNS=${RUNS:-ppo_helpfulness ppo_harmlessness morlhf_0.5 gapo_p1 p_gapo_0.2 p_gapo_0.8}
 if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then GPU=true; else GPU=false; fi
@@ -20,27 +20,29 @@ TEST_PROMPTS=$OUTPUT/data/test/helpful.jsonl:$TEST_FRACTION,$OUTPUT/data/test/ha
 TEST_PROMPTS+=,$OUTPUT/data/test/safety.jsonl:$TEST_FRACTION
 
 if ! [ -d "${DATA_DIR:-}" ]; then
-    echo "error: DATA_DIR=${DATA_DIR:-}: no such folder; preset hh reads HH-RLHF files and safety pairs from it" >&2
+    echo "error: DATA_DIR=${DATA_DIR:-}: no such folder (preset hh reads HH-RLHF files and safety pairs there)" >&2
     exit 2
 fi
 
-files() { # all data files below DATA_DIR whose path fits the pattern, joined by commas, each with the fraction
-    find -L "$DATA_DIR" -type f -ipath "*$1*" \( -name '*.jsonl' -o -name '*.jsonl.gz' -o -name '*.json' -o -name '*.parquet' \) |
-        LC_ALL=C sort | sed "s/\$/:$FRACTION/" | paste -sd,
+files() { # all data files below DATA_DIR whose path there has $1 in it, joined by commas, each with the fraction
+    (cd "$DATA_DIR" && find -L . -type f -ipath "*$1*") |
+        { grep -E '\.(jsonl|jsonl\.gz|json|csv|parquet)$' || true; } |
+        LC_ALL=C sort | sed "s|^\./|$DATA_DIR/|; s|\$|:$FRACTION|" | paste -sd,
 }
 
 make_data() {
-    local kind spec inputs=()
+    local kind spec inputs=() specs=()
     for kind in helpful=/helpful harmless=/harmless safety=saferlhf instructions=dolly instructions=alpaca; do
         spec=$(files "${kind#*=}")
-        if [ -n "$spec" ]; then inputs+=(--input "${kind%%=*}=$spec"); fi
-        if [ -z "$spec" ] && [ "${kind%%=*}" != instructions ]; then
+        if [ -n "$spec" ]; then
+            inputs+=(--input "${kind%%=*}=$spec")
+            specs+=("$spec")
+        elif [ "${kind%%=*}" != instructions ]; then
             echo "error: DATA_DIR=$DATA_DIR: no data file has \"${kind#*=}\" in its path" >&2
             return 2
         fi
     done
-    find -L "$DATA_DIR" -type f \( -name '*.jsonl' -o -name '*.jsonl.gz' \) -print0 | LC_ALL=C sort -z |
-        xargs -0 "$PYTHON" utils/inspect_data.py --json "$OUTPUT/data/inspection.json"
+    "$PYTHON" utils/inspect_data.py "${specs[@]}" --json "$OUTPUT/data/inspection.json"
     "$PYTHON" utils/split_data.py "${inputs[@]}" --output_dir "$OUTPUT/data"
     "$PYTHON" utils/make_base.py --sft_data "$OUTPUT/data/train/helpful.jsonl,$OUTPUT/data/train/safety.jsonl" \
         --preference_data "$OUTPUT/data/train/harmless.jsonl" \

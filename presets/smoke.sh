@@ -5,6 +5,7 @@ DATA_SECONDS=6 SFT_SECONDS=25 REWARD_SECONDS=25 COST_SECONDS=25 POLICY_SECONDS=2
 POLICY_JOBS=1 # each policy has two ranks
 TEST_PROMPTS=$OUTPUT/data/prompts_test.jsonl
 MAX_NEW_TOKENS=96
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 # nothing is on a hub
 GOLD="--gold utils.safe_rlhf_mini:gold_scores"
 
 make_data() {

@@ -4,6 +4,7 @@ RUNS=${RUNS:-ppo_helpfulness ppo_harmlessness morlhf_0.5 mgda gapo_p1 gapo_p2 p_
 DATA_SECONDS=10 SFT_SECONDS=50 REWARD_SECONDS=60 COST_SECONDS=45 POLICY_SECONDS=90 EVALUATION_SECONDS=60
 TEST_PROMPTS=$OUTPUT/data/prompts_test.jsonl
 MAX_NEW_TOKENS=96
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 # nothing is on a hub
 GOLD="--gold utils.safe_rlhf_mini:gold_scores"
 
 make_data() {

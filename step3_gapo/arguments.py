@@ -7,6 +7,7 @@ from step3_gapo.algorithms import ALGORITHMS, Algorithm, build_algorithm
 from step3_gapo.objectives import Objective
 from utils.arguments import (
     Parser,
+    adam_beta,
     add_data_arguments,
     add_deepspeed_arguments,
     add_optimization_arguments,
@@ -23,6 +24,7 @@ from utils.errors import UserError
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Step 3: align a policy to several objectives with PPO, GAPO and their relatives.")
     add_objective_arguments(parser)
+    add_algorithm_arguments(parser)
     add_data_arguments(parser, "prompts")
     add_rollout_arguments(parser)
     add_ppo_arguments(parser)
@@ -32,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("models, objectives, algorithm")
+    group = parser.add_argument_group("models and objectives")
     group.add_argument(
         "--actor_model", required=True, metavar="PATH", help="SFT policy: start, reference and tokenizer"
     )
@@ -60,6 +62,24 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
         help="of these objectives only score and log, do not optimize",
     )
     group.add_argument(
+        "--score_scale",
+        type=named_number,
+        nargs="+",
+        default=[],
+        metavar="NAME=S",
+        help="multiply an objective's score during training; logs stay in original units",
+    )
+    group.add_argument(
+        "--critic",
+        choices=("separate", "shared"),
+        default="separate",
+        help="a critic an objective, or one trunk with a head an objective",
+    )
+
+
+def add_algorithm_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how the objectives combine")
+    group.add_argument(
         "--algorithm",
         choices=ALGORITHMS,
         required=True,
@@ -70,9 +90,9 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--rescale_power",
         type=non_negative_float,
-        default=1.0,
+        default=None,
         metavar="P",
-        help="gapo: gradients are divided by the P-th power of their norm",
+        help="gapo: gradients are divided by the P-th power of their norm; 1 if not given",
     )
     group.add_argument(
         "--preference",
@@ -92,20 +112,6 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("last_layer",),
         default="last_layer",
         help="gradients that gradient-level algorithms compare: those of the output head",
-    )
-    group.add_argument(
-        "--score_scale",
-        type=named_number,
-        nargs="+",
-        default=[],
-        metavar="NAME=S",
-        help="multiply an objective's score during training; logs stay in original units",
-    )
-    group.add_argument(
-        "--critic",
-        choices=("separate", "shared"),
-        default="separate",
-        help="a critic an objective, or one trunk with a head an objective",
     )
 
 
@@ -155,7 +161,7 @@ def add_ppo_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--actor_learning_rate", type=positive_float, default=1e-6, help="peak learning rate, AdamW")
     group.add_argument("--critic_learning_rate", type=positive_float, default=5e-7, help="peak learning rate, AdamW")
-    group.add_argument("--adam_betas", type=fraction, nargs=2, default=(0.9, 0.95), metavar=("B1", "B2"), help="AdamW")
+    group.add_argument("--adam_betas", type=adam_beta, nargs=2, default=(0.9, 0.95), metavar=("B1", "B2"), help="AdamW")
     group.add_argument("--adam_eps", type=positive_float, default=1e-5, help="AdamW")
 
 
@@ -190,7 +196,12 @@ def algorithm_of(args: argparse.Namespace, objectives: list[Objective]) -> Algor
     if not optimized:
         raise UserError("--monitor: no objective is left to optimize")
     preference = by_name("--preference", args.preference)
-    return build_algorithm(args.algorithm, optimized, preference, args.rescale_power, args.normalize_coefficients)
+    if args.rescale_power is not None and args.algorithm != "gapo":
+        raise UserError(f"--rescale_power: --algorithm {args.algorithm} has none (it serves gapo)")
+    if args.normalize_coefficients and args.algorithm in ("ppo", "morlhf"):
+        raise UserError(f"--normalize_coefficients: the weights of --algorithm {args.algorithm} are fixed")
+    power = 1.0 if args.rescale_power is None else args.rescale_power
+    return build_algorithm(args.algorithm, optimized, preference, power, args.normalize_coefficients)
 
 
 def by_name(flag: str, pairs: list[tuple[str, float]]) -> dict[str, float]:

@@ -13,13 +13,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from step3_gapo.arguments import algorithm_of, check_batch_sizes, objectives_of, parse_args
+from step3_gapo.objectives import Objective
 from step3_gapo.rlhf_engine import RLHFEngine
 from step3_gapo.rollout import Experience, make_rollout
 from step3_gapo.tracking import Tracker, mean_scalars, rollout_scalars
 from step3_gapo.update import ActorUpdate, critic_step
+from utils.arguments import check_deepspeed_arguments
 from utils.data import load_prompts
 from utils.data.encoding import Encoded, fit_lengths
 from utils.distributed import (
@@ -32,8 +34,10 @@ from utils.distributed import (
     world_size,
 )
 from utils.errors import UserError, run_main
-from utils.models import check_score_model, load_tokenizer
+from utils.models import check_causal_lm, check_positions, check_score_model, load_tokenizer, sampling_config
 from utils.output import check_writable
+
+MAX_SKIPPED_IN_A_ROW = 20
 
 
 def main() -> None:
@@ -41,25 +45,25 @@ def main() -> None:
     args = parse_args()
     objectives = objectives_of(args)
     algorithm = algorithm_of(args, objectives)
+    check_deepspeed_arguments(args)
     minibatches = check_batch_sizes(args)
-    check_writable(args.output_dir)
-    for objective in objectives:
-        check_score_model(objective.path, objective.flag)
+    check_models(args, objectives)
     tokenizer = load_tokenizer(args.actor_model, "--actor_model")
     prompts = read_prompts(args, tokenizer)
     total_steps = count_rollouts(args, len(prompts))
+    check_writable(args.output_dir)
 
     # Engines.
     init_distributed()
     seed_everything(args.seed)
-    generation = sampling_config(args, tokenizer)
+    generation = sampling_config(tokenizer, args.temperature, args.max_new_tokens)
     engine = RLHFEngine(args, objectives, tokenizer, generation, total_steps * args.ppo_epochs * minibatches)
     names = [objective.name for objective in objectives if objective.optimized]
     actor_update = ActorUpdate(engine.actor, algorithm, names, args)
     tracker = Tracker(args, objectives, total_steps) if is_main() else None
 
     # The loop: generate, score, update.
-    skipped_steps = 0
+    skipped_steps, skipped_in_a_row = 0, 0
     for step, batch in zip(range(1, total_steps + 1), prompt_batches(prompts, args), strict=False):
         seed_everything(args.seed + 1000 * step + rank())
         rollout = make_rollout(engine, batch, args)
@@ -67,8 +71,10 @@ def main() -> None:
         for micro_batches in optimizer_batches(rollout.experience, args):
             update = actor_update.step(micro_batches) if rollout.finite else None
             if update is None:
-                skipped_steps += 1
+                skipped_steps, skipped_in_a_row = skipped_steps + 1, skipped_in_a_row + 1
+                report_skip(step, skipped_in_a_row, rollout.finite)
                 continue
+            skipped_in_a_row = 0
             for critic in engine.critics:
                 update |= critic_step(critic, micro_batches, args)
             updates.append(update)
@@ -85,12 +91,32 @@ def main() -> None:
     shutdown_distributed()
 
 
+def check_models(args: argparse.Namespace, objectives: list[Objective]) -> None:
+    """Raise UserError unless every model is of its kind and the policy has room for prompt and response."""
+    check_causal_lm(args.actor_model, "--actor_model")
+    length = args.max_prompt_length + args.max_new_tokens
+    check_positions(args.actor_model, "--actor_model", length, "--max_prompt_length + --max_new_tokens")
+    for objective in objectives:
+        check_score_model(objective.path, objective.flag)
+
+
 def read_prompts(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
     """The prompts that fit `--max_prompt_length`, with what was read and dropped on the screen."""
     prompts, summary = load_prompts(args.data, args.seed)
     encoded = fit_lengths(tokenizer, prompts, summary, args.overlong, max_prompt_length=args.max_prompt_length)
     print_main("\n".join(summary.lines()))
     return encoded
+
+
+def report_skip(step: int, in_a_row: int, finite_rollout: bool) -> None:
+    """Say that an optimizer step was skipped; raise UserError when nothing but skipping is left."""
+    what = "an objective's gradient" if finite_rollout else "the rollout (log-probabilities, scores or values)"
+    print_main(f"step {step}: {what} is not finite; optimizer step skipped")
+    if in_a_row == MAX_SKIPPED_IN_A_ROW:
+        raise UserError(
+            f"{in_a_row} optimizer steps in a row were not finite, the last at step {step}: lower"
+            " --actor_learning_rate or --critic_learning_rate"
+        )
 
 
 def rollout_size(args: argparse.Namespace) -> int:
@@ -124,21 +150,6 @@ def optimizer_batches(experience: Experience, args: argparse.Namespace) -> Itera
         micro_batches = [experience.select(part) for part in rows.split(size)]
         for start in range(0, len(micro_batches), steps):
             yield micro_batches[start : start + steps]
-
-
-def sampling_config(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """Plain sampling at a temperature: a filter such as top-k would make the sampled distribution another one."""
-    return GenerationConfig(
-        do_sample=True,
-        use_cache=True,
-        temperature=args.temperature,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=args.max_new_tokens,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ add up to exactly one global mean.
 import torch
 
 
-def response_mask(response_ids: torch.Tensor, eos_token_id: int | list[int]) -> torch.Tensor:
+def response_mask(response_ids: torch.Tensor, eos_token_id: int) -> torch.Tensor:
     """Action mask of sampled responses, from their lengths: everything up to and including the first EOS.
 
     Comparing ids with the pad token would be wrong when a policy samples the pad token, or when pad is EOS.
@@ -20,8 +20,7 @@ def response_mask(response_ids: torch.Tensor, eos_token_id: int | list[int]) -> 
     Returns:
         [batch, time] float32 of zeros and ones.
     """
-    ends = torch.tensor(eos_token_id, device=response_ids.device).reshape(-1)
-    is_eos = torch.isin(response_ids, ends).int()
+    is_eos = (response_ids == eos_token_id).int()
     eos_before = is_eos.cumsum(dim=-1) - is_eos  # [batch, time] EOS tokens strictly before each position
     return (eos_before == 0).float()
 

@@ -92,7 +92,7 @@ class Actor:
         self, model: PreTrainedModel, generation: GenerationConfig, args: argparse.Namespace, total_steps: int
     ):
         self.twin = copy.deepcopy(model, {id(p): p for p in model.parameters()}).eval()
-        self.twin.generation_config = generation
+        self.twin.generation_config = model.generation_config = generation
         if args.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.parameters = list(model.parameters())
@@ -121,8 +121,10 @@ class Actor:
         """Whole parameters on every rank for as long as the context lasts."""
         if self.hybrid:
             self.engine.eval()
-            yield
-            self.engine.train()
+            try:
+                yield
+            finally:
+                self.engine.train()
         else:
             partitioned = [p for p in self.parameters if hasattr(p, "ds_id")]
             with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
@@ -131,9 +133,7 @@ class Actor:
     def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """[batch, prompt] left-padded -> [batch, prompt + response]; call inside `gathered()`."""
         generator = self.engine if self.hybrid else self.twin
-        return generator.generate(
-            input_ids=input_ids, attention_mask=attention_mask, generation_config=self.twin.generation_config
-        )
+        return generator.generate(input_ids=input_ids, attention_mask=attention_mask)
 
 
 def response_logits(
@@ -249,6 +249,8 @@ def hybrid_engine_obstacle(model: PreTrainedModel) -> str | None:
     """Why DeepSpeed's hybrid engine cannot generate with `model` here, or None where it can."""
     if not torch.cuda.is_available():
         return "its inference kernels need CUDA"
+    if not deepspeed.ops.__compatible_ops__.get("transformer_inference", False):
+        return "its inference kernels cannot be built here (see ds_report)"
     accelerated = set()
     for policy in replace_policies:
         policy(None)  # an instance fills in the layer classes its policy is for

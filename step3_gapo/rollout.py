@@ -3,18 +3,49 @@
 import argparse
 import dataclasses
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from torch.nn.functional import pad
 
 from step3_gapo import ppo
-from step3_gapo.rlhf_engine import Actor, RLHFEngine, ScoreModel, response_logits
+from step3_gapo.objectives import Objective
+from step3_gapo.rlhf_engine import RLHFEngine, ScoreModel, response_logits
 from utils.data.batching import left_pad, right_pad
 from utils.data.encoding import Encoded, encode_prompt, encode_response
 from utils.distributed import all_reduce_sum, device
+from utils.engines import Engine
+from utils.models import check_positions
 
 NamedTensors = dict[str, torch.Tensor]
+
+
+@dataclass
+class Sampled:
+    """Prompts and the policy's responses to them, as tokens and as text; tensors on this rank's device.
+
+    Attributes:
+        input_ids, attention_mask: [batch, prompt + response] int64, prompts left-padded, responses right-padded.
+        mask: [batch, time] float32 over the response, 1 on actions (everything up to and including EOS).
+        finished: [batch] float32, 1 where the response ended by itself, with EOS.
+    """
+
+    prompts: list[Encoded]
+    responses: list[str]
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    mask: torch.Tensor
+    finished: torch.Tensor
+
+    @property
+    def last(self) -> torch.Tensor:
+        """[batch] int64 column of the last action."""
+        return self.input_ids.shape[1] - self.mask.shape[1] + self.mask.sum(dim=-1).long() - 1
+
+    def chunks(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(input_ids, attention_mask) of `size` rows at a time."""
+        return zip(self.input_ids.split(size), self.attention_mask.split(size), strict=True)
 
 
 @dataclass
@@ -58,7 +89,8 @@ class Experience:
 
     def is_finite(self) -> bool:
         """Whether every number of it is finite, on all ranks."""
-        tensors = [self.log_probs, self.ref_log_probs, *self.scores.values(), *self.values.values()]
+        tensors = [self.log_probs, self.ref_log_probs, *self.scores.values()]
+        tensors += [*self.advantages.values(), *self.returns.values()]
         bad = torch.stack([~t.isfinite().all() for t in tensors]).sum().float()
         return all_reduce_sum(bad).item() == 0
 
@@ -78,149 +110,127 @@ class Rollout:
 def make_rollout(engine: RLHFEngine, prompts: list[Encoded], args: argparse.Namespace) -> Rollout:
     """Let the policy answer `prompts` and compute everything the update needs."""
     start = time.monotonic()
-    input_ids, attention_mask, mask = generate_responses(engine.actor, engine.tokenizer, prompts, args)
+    sampled = sample_responses(engine, prompts, args)
     generated = time.monotonic()
-    responses = decode_responses(engine.tokenizer, input_ids, mask)
-    finished = ((input_ids[:, -mask.shape[1] :] == engine.tokenizer.eos_token_id) & (mask > 0)).any(dim=-1)
-    scores = {
-        model.objective.name: score_responses(
-            model, prompts, responses, finished, input_ids, attention_mask, mask, args
-        )
-        for model in engine.score_models
-    }
     experience = Experience(
-        input_ids,
-        attention_mask,
-        mask,
-        finished.float(),
-        log_probs=log_probs_in_chunks(engine.actor.engine, input_ids, attention_mask, mask, args),
-        ref_log_probs=log_probs_in_chunks(engine.reference, input_ids, attention_mask, mask, args),
-        scores=scores,
-        values=values_of(engine, input_ids, attention_mask, mask, args),
+        sampled.input_ids,
+        sampled.attention_mask,
+        sampled.mask,
+        sampled.finished,
+        log_probs=log_probs_of_actions(engine.actor.engine, sampled, args),
+        ref_log_probs=log_probs_of_actions(engine.reference, sampled, args),
+        scores={model.objective.name: score_responses(model, sampled, args) for model in engine.score_models},
+        values=values_of_states(engine, sampled, args),
     )
-    objectives = [model.objective for model in engine.score_models if model.objective.optimized]
-    for objective in objectives:
-        score = training_score(scores[objective.name], objective.scale, experience.finished, args)
-        rewards = ppo.kl_penalized_rewards(score, experience.log_probs, experience.ref_log_probs, mask, args.kl_coeff)
-        experience.advantages[objective.name], experience.returns[objective.name] = ppo.generalized_advantage_estimate(
-            rewards, experience.values[objective.name], mask, args.gamma, args.gae_lambda
-        )
-    if args.whiten_advantages:
-        whiten_advantages(experience)
+    add_advantages(experience, [m.objective for m in engine.score_models if m.objective.optimized], args)
     finite = experience.is_finite()
-    return Rollout(experience, prompts, responses, finite, generated - start, time.monotonic() - generated)
+    seconds = (generated - start, time.monotonic() - generated)
+    return Rollout(experience, prompts, sampled.responses, finite, *seconds)
 
 
 @torch.no_grad()
-def generate_responses(
-    actor: Actor, tokenizer: PreTrainedTokenizerBase, prompts: list[Encoded], args: argparse.Namespace
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sample one response a prompt, `per_device_prompt_batch_size` prompts at a time.
-
-    Returns:
-        input_ids, attention_mask: [batch, prompt + response] int64. mask: [batch, response] float32.
-    """
-    prompt_ids, prompt_mask = (
-        t.to(device()) for t in left_pad([prompt.prompt for prompt in prompts], tokenizer.pad_token_id)
-    )
+def sample_responses(engine: RLHFEngine, prompts: list[Encoded], args: argparse.Namespace) -> Sampled:
+    """One response a prompt, `--per_device_prompt_batch_size` prompts at a time, parameters gathered once for all."""
+    pad_id, eos_id = engine.tokenizer.pad_token_id, engine.tokenizer.eos_token_id
+    ids, attention = (t.to(device()) for t in left_pad([prompt.prompt for prompt in prompts], pad_id))
     size = args.per_device_prompt_batch_size
-    with actor.gathered():
-        parts = [
-            actor.generate(prompt_ids[i : i + size], prompt_mask[i : i + size])[:, prompt_ids.shape[1] :]
-            for i in range(0, len(prompts), size)
+    with engine.actor.gathered():
+        sequences = [
+            engine.actor.generate(*batch) for batch in zip(ids.split(size), attention.split(size), strict=True)
         ]
-    width = max(part.shape[1] for part in parts)
-    pad = tokenizer.pad_token_id
-    response_ids = torch.cat([torch.nn.functional.pad(p, (0, width - p.shape[1]), value=pad) for p in parts])
-    mask = torch.cat(
-        [torch.nn.functional.pad(ppo.response_mask(p, tokenizer.eos_token_id), (0, width - p.shape[1])) for p in parts]
-    )
-    response_ids = response_ids.masked_fill(mask == 0, pad)
-    return torch.cat([prompt_ids, response_ids], 1), torch.cat([prompt_mask, mask.long()], 1), mask
-
-
-def decode_responses(tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor, mask: torch.Tensor) -> list[str]:
-    """The texts of the responses, without special tokens."""
+    responses = [sequence[:, ids.shape[1] :] for sequence in sequences]  # each [size, its longest response]
+    width = max(response.shape[1] for response in responses)
+    masks = [ppo.response_mask(response, eos_id) for response in responses]
+    mask = torch.cat([pad(mask, (0, width - mask.shape[1])) for mask in masks])
+    response_ids = torch.cat([pad(r, (0, width - r.shape[1]), value=pad_id) for r in responses])
+    response_ids = response_ids.masked_fill(mask == 0, pad_id)
     lengths = mask.sum(dim=-1).long().tolist()
-    rows = input_ids[:, -mask.shape[1] :].tolist()
-    return [tokenizer.decode(row[:n], skip_special_tokens=True) for row, n in zip(rows, lengths, strict=True)]
+    texts = [
+        engine.tokenizer.decode(row[:length], skip_special_tokens=True)
+        for row, length in zip(response_ids.tolist(), lengths, strict=True)
+    ]
+    return Sampled(
+        prompts,
+        texts,
+        input_ids=torch.cat([ids, response_ids], dim=1),
+        attention_mask=torch.cat([attention, mask.long()], dim=1),
+        mask=mask,
+        finished=((response_ids == eos_id) & (mask > 0)).any(dim=-1).float(),
+    )
 
 
 @torch.no_grad()
-def log_probs_in_chunks(engine, input_ids, attention_mask, mask, args: argparse.Namespace) -> torch.Tensor:
+def log_probs_of_actions(engine: Engine, sampled: Sampled, args: argparse.Namespace) -> torch.Tensor:
     """Log-probabilities of the actions, [batch, time]; in chunks of the training batch to bound the memory."""
-    time_steps, chunk = mask.shape[1], args.per_device_train_batch_size
-    parts = []
-    for ids, attention in zip(input_ids.split(chunk), attention_mask.split(chunk), strict=True):
+    time_steps, parts = sampled.mask.shape[1], []
+    for ids, attention in sampled.chunks(args.per_device_train_batch_size):
         logits = response_logits(engine, ids, attention, time_steps)
         parts.append(ppo.log_probs_of(logits, ids[:, -time_steps:], args.temperature))
-    return torch.cat(parts) * mask
+    return torch.cat(parts) * sampled.mask
 
 
 @torch.no_grad()
-def values_of(engine: RLHFEngine, input_ids, attention_mask, mask, args: argparse.Namespace) -> NamedTensors:
+def values_of_states(engine: RLHFEngine, sampled: Sampled, args: argparse.Namespace) -> NamedTensors:
     """Every critic's value of the state before each action: name -> [batch, time]."""
-    time_steps, chunk = mask.shape[1], args.per_device_train_batch_size
-    values = {}
+    time_steps, values = sampled.mask.shape[1], {}
     for critic in engine.critics:
-        parts = [
-            critic.engine(ids, attention)[:, -time_steps - 1 : -1]
-            for ids, attention in zip(input_ids.split(chunk), attention_mask.split(chunk), strict=True)
-        ]
-        for head, name in enumerate(critic.names):
-            values[name] = torch.cat(parts)[..., head] * mask
+        parts = [critic.engine(*chunk) for chunk in sampled.chunks(args.per_device_train_batch_size)]
+        outputs = torch.cat(parts)[:, -time_steps - 1 : -1]  # [batch, time, heads]
+        values |= {name: outputs[..., head] * sampled.mask for head, name in enumerate(critic.names)}
     return values
 
 
 @torch.no_grad()
-def score_responses(
-    model: ScoreModel,
-    prompts: list[Encoded],
-    responses: list[str],
-    finished,
-    input_ids,
-    attention_mask,
-    mask,
-    args: argparse.Namespace,
-) -> torch.Tensor:
+def score_responses(model: ScoreModel, sampled: Sampled, args: argparse.Namespace) -> torch.Tensor:
     """Objective value of every response, from the score at its last token; [batch] float32.
 
     A model with the policy's tokenizer reads the policy's tokens; any other reads the texts through its own.
     """
-    if model.tokenizer is None:
-        last = input_ids.shape[1] - mask.shape[1] + mask.sum(dim=-1).long() - 1  # [batch] column of the last action
-    else:
-        rows = foreign_ids(model.tokenizer, prompts, responses, finished.tolist())
-        input_ids, attention_mask = (t.to(device()) for t in right_pad(rows, model.tokenizer.pad_token_id))
-        last = attention_mask.sum(dim=-1) - 1
-    chunk = args.per_device_train_batch_size
-    parts = [
-        model.engine(ids, attention).squeeze(-1).gather(-1, end.unsqueeze(-1)).squeeze(-1)
-        for ids, attention, end in zip(
-            input_ids.split(chunk), attention_mask.split(chunk), last.split(chunk), strict=True
-        )
-    ]
-    return model.value(torch.cat(parts))
+    if model.tokenizer is not None:
+        sampled = in_other_tokens(sampled, model)
+    parts = [model.engine(*chunk).squeeze(-1) for chunk in sampled.chunks(args.per_device_train_batch_size)]
+    scores = torch.cat(parts).gather(-1, sampled.last.unsqueeze(-1)).squeeze(-1)
+    return model.value(scores)
 
 
-def foreign_ids(
-    tokenizer: PreTrainedTokenizerBase, prompts: list[Encoded], responses: list[str], finished: list[bool]
-) -> list[list[int]]:
-    """Dialogues in another model's ids and chat template; a response that never ended gets no EOS here either."""
+def in_other_tokens(sampled: Sampled, model: ScoreModel) -> Sampled:
+    """The same dialogues in a score model's own ids and chat template.
+
+    A response that never ended gets no EOS here either.
+
+    Raises:
+        UserError: a dialogue has more tokens than that model has positions for.
+    """
     rows = []
-    for prompt, response, ended in zip(prompts, responses, finished, strict=True):
+    for prompt, response, ended in zip(sampled.prompts, sampled.responses, sampled.finished.tolist(), strict=True):
         messages = prompt.record.messages
-        reply = encode_response(tokenizer, messages, response)
-        rows.append(encode_prompt(tokenizer, messages) + (reply if ended else reply[:-1]))
-    return rows
+        reply = encode_response(model.tokenizer, messages, response)
+        rows.append(encode_prompt(model.tokenizer, messages) + (reply if ended else reply[:-1]))
+    check_positions(model.objective.path, model.objective.flag, max(map(len, rows)), "--max_new_tokens")
+    ids, attention = (t.to(device()) for t in right_pad(rows, model.tokenizer.pad_token_id))
+    return dataclasses.replace(sampled, input_ids=ids, attention_mask=attention, mask=attention.float())
+
+
+def add_advantages(experience: Experience, objectives: list[Objective], args: argparse.Namespace) -> None:
+    """Rewards, advantages and returns of every optimized objective, in place."""
+    mask = experience.mask
+    for objective in objectives:
+        name = objective.name
+        score = training_score(experience.scores[name], objective.scale, experience.finished, args)
+        rewards = ppo.kl_penalized_rewards(score, experience.log_probs, experience.ref_log_probs, mask, args.kl_coeff)
+        experience.advantages[name], experience.returns[name] = ppo.generalized_advantage_estimate(
+            rewards, experience.values[name], mask, args.gamma, args.gae_lambda
+        )
+    if args.whiten_advantages:
+        whiten_advantages(experience)
 
 
 def training_score(
     scores: torch.Tensor, scale: float, finished: torch.Tensor, args: argparse.Namespace
 ) -> torch.Tensor:
-    """What the update sees of a score: clipped, scaled, less the penalty for a response without EOS; [batch]."""
-    scores = scale * scores.clamp(-args.clip_range_score, args.clip_range_score)
-    return scores - args.missing_eos_penalty * (1.0 - finished)
+    """What the update sees of a score: clipped, less the penalty for a response without EOS, scaled; [batch]."""
+    scores = scores.clamp(-args.clip_range_score, args.clip_range_score)
+    return scale * (scores - args.missing_eos_penalty * (1.0 - finished))
 
 
 def whiten_advantages(experience: Experience) -> None:
@@ -230,4 +240,5 @@ def whiten_advantages(experience: Experience) -> None:
         moments = torch.stack([mask.sum(), (advantages * mask).sum(), (advantages.square() * mask).sum()])
         count, total, squares = all_reduce_sum(moments)
         mean = total / count
-        experience.advantages[name] = ppo.whiten(advantages, mean, squares / count - mean.square(), mask)
+        variance = (squares / count - mean.square()).clamp(min=0)
+        experience.advantages[name] = ppo.whiten(advantages, mean, variance, mask)

@@ -13,8 +13,7 @@ from matplotlib import pyplot
 from step3_gapo.objectives import Objective
 from step3_gapo.rollout import Rollout
 from utils.distributed import all_reduce_sum, world_size
-from utils.metrics import MetricsLogger, Progress, hyperparameter_table
-from utils.output import write_json
+from utils.metrics import Progress, start_record
 
 Scalars = dict[str, float]
 
@@ -27,10 +26,7 @@ class Tracker:
         self.total_steps = total_steps
         self.path: list[list[float]] = []  # mean objective values of every step
         self.progress = Progress(total_steps, Path(args.output_dir).name, args.print_interval)
-        self.logger = MetricsLogger(args.output_dir)
-        settings = vars(args) | {"world_size": world_size()}
-        self.logger.text("hyperparameters", hyperparameter_table(settings), 0)
-        write_json(Path(args.output_dir) / "args.json", settings)
+        self.logger = start_record(args, world_size())
 
     def log(self, step: int, scalars: Scalars, rollout: Rollout) -> None:
         self.logger.log(step, scalars)

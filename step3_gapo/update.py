@@ -10,7 +10,8 @@ from step3_gapo.head_gradients import global_gram, head_gradients, surrogate_slo
 from step3_gapo.multi_objective import cosine_matrix
 from step3_gapo.rlhf_engine import Actor, ActorOutput, Critic
 from step3_gapo.rollout import Experience
-from utils.distributed import all_reduce_max, all_reduce_sum, world_size
+from utils.distributed import all_reduce_max, all_reduce_sum, print_main, world_size
+from utils.errors import UserError
 
 Scalars = dict[str, float]
 
@@ -24,6 +25,7 @@ class ActorUpdate:
 
     def __init__(self, actor: Actor, algorithm: Algorithm, names: list[str], args: argparse.Namespace):
         self.actor, self.algorithm, self.names, self.args = actor, algorithm, names, args
+        self.warned: set[str] = set()
 
     def step(self, batches: list[Experience]) -> Scalars | None:
         """One optimizer step on this rank's micro-batches; metrics, or None when a non-finite gradient skipped it."""
@@ -36,10 +38,12 @@ class ActorUpdate:
             if not gram.isfinite().all():
                 return None
             coefficients = self.algorithm.coefficients(gram)
+            self.warn_of_zero_gradients(gram)
             scalars = gram_scalars(gram, coefficients, self.names)
             alpha = self.algorithm.alpha(gram, coefficients).tolist()
             scalars |= {f"alpha/{name}": a for name, a in zip(self.names, alpha, strict=True)}
         scalars |= {f"coefficient/{name}": c for name, c in zip(self.names, coefficients.tolist(), strict=True)}
+        learning_rate = self.actor.engine.get_lr()[0]
         sums, maxima = [], []
         for batch in batches:
             batch_sums, batch_maximum = self.backward(output or self.forward(batch), batch, coefficients, actions)
@@ -53,8 +57,15 @@ class ActorUpdate:
             "clip_fraction": clipped,
             "approximate_kl": kl,
             "ratio_error": all_reduce_max(max(maxima)).item(),
-            "learning_rate/actor": self.actor.engine.get_lr()[0],
+            "learning_rate/actor": learning_rate,
         }
+
+    def warn_of_zero_gradients(self, gram: torch.Tensor) -> None:
+        """One line, once an objective: it has weight 0 as long as its gradient vanishes."""
+        for name, square in zip(self.names, gram.diagonal().tolist(), strict=True):
+            if square == 0 and name not in self.warned:
+                self.warned.add(name)
+                print_main(f"warning: the gradient of {name} is zero; it has weight 0 until it is not")
 
     def forward(self, batch: Experience) -> ActorOutput:
         return self.actor.forward(batch.input_ids, batch.attention_mask, batch.mask.shape[1])
@@ -102,6 +113,7 @@ class ActorUpdate:
         else:
             losses = self.losses(log_probs, batch, actions)
             loss = sum(c * part for c, part in zip(coefficients.tolist(), losses, strict=True))
+        require_finite(loss, "the actor's loss")
         self.actor.engine.backward(loss * world_size() * self.args.gradient_accumulation_steps)
         self.actor.engine.step()
         with torch.no_grad():
@@ -110,6 +122,12 @@ class ActorUpdate:
             kl = ((batch.log_probs - log_probs) * batch.mask).sum()
             ratio_error = ((torch.exp(log_probs - batch.log_probs) - 1.0).abs() * batch.mask).max()
             return torch.stack([loss.detach() * actions, entropy, clipped, kl]), ratio_error
+
+
+def require_finite(loss: torch.Tensor, what: str) -> None:
+    """Raise UserError, on all ranks together, rather than step on a loss that is not finite on one of them."""
+    if all_reduce_sum((~loss.detach().isfinite()).float()).item():
+        raise UserError(f"{what} is not finite: lower --actor_learning_rate or --critic_learning_rate")
 
 
 def mixed_advantages(batch: Experience, names: list[str], weights: torch.Tensor) -> torch.Tensor:
@@ -149,6 +167,7 @@ def critic_step(critic: Critic, batches: list[Experience], args: argparse.Namesp
                 for head, name in enumerate(critic.names)
             ]
         )
+        require_finite(losses.sum(), f"the loss of the critic of {', '.join(critic.names)}")
         critic.engine.backward(losses.sum() * world_size() * args.gradient_accumulation_steps)
         critic.engine.step()
         totals += losses.detach()

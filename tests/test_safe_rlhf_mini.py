@@ -14,8 +14,15 @@ from utils.errors import run_main
 from utils.safe_rlhf_mini import __main__ as command_line
 from utils.safe_rlhf_mini import gold_scores
 from utils.safe_rlhf_mini.generate import (
-    COST_SHARPNESS, HELPFULNESS_SHARPNESS, PREFERENCE_STYLES, SAFETY_SHARPNESS, all_prompts, compose, corpus,
-    corrupt, vocabulary,
+    COST_SHARPNESS,
+    HELPFULNESS_SHARPNESS,
+    PREFERENCE_STYLES,
+    SAFETY_SHARPNESS,
+    all_prompts,
+    compose,
+    corpus,
+    corrupt,
+    vocabulary,
 )
 from utils.safe_rlhf_mini.gold import MAX_FLAWS, meanings, sentences_of
 from utils.safe_rlhf_mini.templates import FILLERS, HEDGES, OPENERS, REFUSALS, TASKS, Task

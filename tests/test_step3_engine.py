@@ -52,6 +52,7 @@ class Plain:
     """The same step of the same models in plain torch."""
 
     def __init__(self, args: argparse.Namespace):
+        self.max_grad_norm = args.max_grad_norm
         self.policy = AutoModelForCausalLM.from_pretrained(args.actor_model)
         self.reference = copy.deepcopy(self.policy)
         paths = dict(args.reward_model + args.cost_model)
@@ -61,7 +62,9 @@ class Plain:
         self.tokenizers = {name: AutoTokenizer.from_pretrained(path) for name, path in paths.items()}
         self.critics = {name: copy.deepcopy(self.models[name]) for name in ("helpfulness", "harmlessness")}
         self.optimizers = {
-            name: torch.optim.AdamW(model.parameters(), LEARNING_RATE, (0.9, 0.95), 1e-5, weight_decay=0.0)
+            name: torch.optim.AdamW(
+                model.parameters(), LEARNING_RATE, (0.9, 0.95), args.adam_eps, weight_decay=0.0
+            )
             for name, model in {"policy": self.policy, **self.critics}.items()
         }
         # The head of a critic has a bias, where the mean of the rewards goes.
@@ -156,7 +159,8 @@ class Plain:
     def descend(self, name: str, loss: torch.Tensor) -> None:
         optimizer = self.optimizers[name]
         loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -187,6 +191,10 @@ def build(arguments: list[str]) -> tuple[argparse.Namespace, RLHFEngine, ActorUp
 def check_against_plain_torch(arguments: list[str], output: Path) -> None:
     args, engine, actor_update, prompts = build(arguments)
     plain = Plain(args)
+    for part in (engine.actor, *engine.critics):
+        assert part.engine.zero_optimization_stage() == args.zero_stage
+        partitioned = [hasattr(parameter, "ds_id") for parameter in part.engine.module.parameters()]
+        assert partitioned == [args.zero_stage == 3] * len(partitioned)
     for step in (1, 2):
         seed_everything(10 * step + rank())
         rollout = make_rollout(engine, prompts[rank() :: world_size()][ROWS * (step - 1) :][:ROWS], args)
@@ -240,12 +248,15 @@ def check_weights(engine: RLHFEngine, plain: Plain, output: Path) -> None:
 
 
 def engine_flags(workshop: Workshop, output: Path, **changes: object) -> list[str]:
-    """Every knob away from its default, and a third model that only scores."""
+    """Every knob away from its default, and a third model that only scores.
+
+    Adam's steps do not depend on the scale of the gradient unless its eps is large.
+    """
     knobs = {
         "score_scale": "harmlessness=3", "rescale_power": 2, "temperature": TEMPERATURE, "kl_coeff": KL,
         "gamma": GAMMA, "gae_lambda": LAMBDA, "clip_range_ratio": CLIP, "missing_eos_penalty": PENALTY,
         "per_device_train_batch_size": ROWS, "clip_range_value": 1000, "lr_scheduler_type": "constant",
-        "monitor": "foreign",
+        "monitor": "foreign", "adam_eps": 1e-3,
     }  # fmt: skip
     arguments = workshop.step3_flags(output.name, **knobs | changes)
     return [*arguments, "--reward_model", f"foreign={workshop.foreign}"]

@@ -6,8 +6,8 @@ import warnings
 
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed searches for accelerators and warns
+# DeepSpeed would search for an accelerator itself, and might pick one that `utils.distributed.device` does not know.
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 # DeepSpeed still calls collectives by the names torch 2.13 renamed; users can do nothing about it.

@@ -1,10 +1,9 @@
 """The command line: a parser with one-line errors and the groups of flags that several stages share."""
 
 import argparse
-import sys
 from typing import NoReturn
 
-from utils.errors import EXIT_BAD_INPUT
+from utils.errors import UserError, fail
 
 LR_SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
 
@@ -17,8 +16,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr, flush=True)
-        sys.exit(EXIT_BAD_INPUT)
+        fail(f"{message} (see {self.prog} --help)")
 
 
 def named_value(text: str) -> tuple[str, str]:
@@ -46,6 +44,14 @@ def positive_int(text: str) -> int:
     return value
 
 
+def non_negative_int(text: str) -> int:
+    """argparse type of an integer >= 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
 def positive_float(text: str) -> float:
     """argparse type of a finite number > 0."""
     value = float(text)
@@ -67,6 +73,14 @@ def fraction(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def adam_beta(text: str) -> float:
+    """argparse type of a number in [0, 1)."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 0 and below 1")
     return value
 
 
@@ -109,7 +123,7 @@ def add_supervised_arguments(parser: argparse.ArgumentParser) -> None:
         "--gradient_accumulation_steps", type=positive_int, default=1, help="micro-batches an optimizer step"
     )
     group.add_argument("--learning_rate", type=positive_float, default=2e-5, help="peak learning rate of AdamW")
-    group.add_argument("--adam_betas", type=fraction, nargs=2, default=(0.9, 0.95), metavar=("B1", "B2"), help="AdamW")
+    group.add_argument("--adam_betas", type=adam_beta, nargs=2, default=(0.9, 0.95), metavar=("B1", "B2"), help="AdamW")
     group.add_argument("--adam_eps", type=positive_float, default=1e-8, help="AdamW")
     group.add_argument(
         "--export",
@@ -125,7 +139,9 @@ def add_optimization_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimization and bookkeeping")
     group.add_argument("--weight_decay", type=non_negative_float, default=0.0, help="AdamW weight decay")
     group.add_argument("--lr_scheduler_type", choices=LR_SCHEDULERS, default="cosine", help="learning-rate schedule")
-    group.add_argument("--num_warmup_steps", type=int, default=None, help="warm-up steps; overrides --warmup_ratio")
+    group.add_argument(
+        "--num_warmup_steps", type=non_negative_int, default=None, help="warm-up steps; overrides --warmup_ratio"
+    )
     group.add_argument("--warmup_ratio", type=fraction, default=0.03, help="warm-up steps as a share of all steps")
     group.add_argument(
         "--max_grad_norm", type=non_negative_float, default=1.0, help="gradient clipping; 0 switches it off"
@@ -147,6 +163,12 @@ def add_deepspeed_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="precision of the models")
     group.add_argument("--local_rank", type=int, default=-1, help="set by the deepspeed launcher")
+
+
+def check_deepspeed_arguments(args: argparse.Namespace) -> None:
+    """Raise UserError for flags that DeepSpeed would silently ignore."""
+    if args.offload and args.zero_stage == 0:
+        raise UserError("--offload: needs --zero_stage 1, 2 or 3")
 
 
 def warmup_steps(args: argparse.Namespace, total_steps: int) -> int:

@@ -26,7 +26,7 @@ def init_distributed() -> None:
             port = free.getsockname()[1]
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
 
 
@@ -57,11 +57,6 @@ def is_main() -> bool:
 def print_main(*values: object) -> None:
     if is_main():
         print(*values, flush=True)
-
-
-def barrier() -> None:
-    if world_size() > 1:
-        dist.barrier()
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 EXIT_BAD_INPUT = 2
 
@@ -11,15 +12,17 @@ class UserError(Exception):
     """Bad input. The message is one line and names the culprit (a flag, or `file:line`)."""
 
 
-def run_main(main: Callable[[], None]) -> None:
-    """Run a script's `main`; a `UserError` becomes one line on stderr and exit code 2.
+def fail(message: str) -> NoReturn:
+    """End the script over bad input. Every rank meets the same input, so only rank 0 speaks."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    sys.exit(EXIT_BAD_INPUT)
 
-    Every rank meets the same bad input, so only rank 0 speaks.
-    """
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run a script's `main`; a `UserError` becomes one line on stderr and exit code 2."""
     try:
         main()
     except UserError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        sys.exit(EXIT_BAD_INPUT)
+        fail(str(error))

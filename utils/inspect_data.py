@@ -1,5 +1,6 @@
-"""What the loaders make of a data set, before any training: `python utils/inspect_data.py FILE_OR_SPEC
-...`.
+"""What the loaders make of a data set, before any training.
+
+    python utils/inspect_data.py FILE_OR_SPEC ...
 
 Prints for each file or hub data set its format, the rows read, how many become prompts, dialogues and
 pairs, why the others do not, and one example.

@@ -1,11 +1,14 @@
 """What a run tells its user: progress lines with an ETA, TensorBoard, and one JSON line a step."""
 
+import argparse
 import json
 import time
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
+
+from utils.output import write_json
 
 
 def format_duration(seconds: float) -> str:
@@ -36,6 +39,21 @@ class Progress:
         parts += [f"{name} {value:.4g}" for name, value in figures.items()]
         parts += [f"{seconds:.2g} s/step", f"ETA {format_duration(seconds * (self.total - done))}"]
         print(" · ".join(parts), flush=True)
+
+
+def start_record(args: argparse.Namespace, world_size: int) -> "MetricsLogger":
+    """Open the record of a run in `--output_dir`: TensorBoard, metrics.jsonl, and its settings in args.json.
+
+    An older result there is no longer the outcome of this record: its config.json, the mark of a finished
+    model folder, goes first.
+    """
+    output_dir = Path(args.output_dir)
+    (output_dir / "config.json").unlink(missing_ok=True)
+    logger = MetricsLogger(output_dir)
+    settings = vars(args) | {"world_size": world_size}
+    logger.text("hyperparameters", hyperparameter_table(settings), 0)
+    write_json(output_dir / "args.json", settings)
+    return logger
 
 
 class MetricsLogger:

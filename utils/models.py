@@ -1,6 +1,5 @@
 """Loading policies, reward and cost models and tokenizers; the score head on every token; exporting."""
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -133,7 +133,30 @@ def check_score_model(path: str, flag: str) -> Any:
         raise UserError(f"{flag} {path}: {found} is not a reward or cost model (train one with step2_reward/main.py)")
     if config.num_labels != 1:
         raise UserError(f"{flag} {path}: the score model has {config.num_labels} labels, one is needed")
+    check_decoder(path, flag)
     return config
+
+
+def check_positions(path: str, flag: str, length: int, lengths_flag: str) -> None:
+    """Raise UserError if a model has fewer positions than `length` tokens, as `lengths_flag` allows them."""
+    positions = getattr(load_config(path, flag), "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        raise UserError(f"{lengths_flag}: {length} tokens, but {flag} {path} has positions for {positions}")
+
+
+def sampling_config(tokenizer: PreTrainedTokenizerBase, temperature: float, max_new_tokens: int) -> GenerationConfig:
+    """Plain sampling at a temperature: a filter such as top-k would make the sampled distribution another one."""
+    return GenerationConfig(
+        do_sample=True,
+        use_cache=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=max_new_tokens,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
 
 def _load(auto_class: Any, path: str, flag: str, dtype: torch.dtype, **kwargs: Any) -> PreTrainedModel:
@@ -202,7 +225,3 @@ def export_model(
         model.save_pretrained(directory, state_dict=state_dict)
     tokenizer.save_pretrained(directory)
     model.config.use_cache = use_cache
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@
 
 set -m # every piece gets a process group of its own, so that all its ranks can be ended together
 
-JOBS=${JOBS:-$(n=$(nproc); echo $((n > 4 ? 4 : n)))}
+JOBS=${JOBS:-$(n=$(getconf _NPROCESSORS_ONLN); echo $((n > 4 ? 4 : n)))}
 STARTED=$SECONDS
 PLANNED=0   # guessed seconds of everything to be done
 DONE=0      # guessed seconds of what this call has done

@@ -1,7 +1,8 @@
-# Sourced by run_all.sh and tests/run.sh: leaves in PYTHON an interpreter that has the packages of requirements.txt.
+# Sourced from the repository's root: leaves in PYTHON an interpreter that has the packages of requirements.txt.
 #
 #   PYTHON=/path/to/python   given: used as it is, and refused in one line if packages are missing
-#   .venv                    otherwise used, made and filled from requirements.txt when that is needed
+#   .venv, python3           otherwise the first of them that has the packages
+#   .venv                    made and filled from requirements.txt when neither has them
 
 missing_packages() { # the lines of requirements.txt that interpreter $1 does not satisfy
     "$1" - <<'PY'
@@ -28,7 +29,8 @@ make_environment() {
     for base in python3 python3.13 python3.12 python3.11; do
         if "$base" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
             echo "installing requirements.txt into .venv (once, a few minutes)"
-            "$base" -m venv .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+            "$base" -m venv .venv
+            .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
             return
         fi
     done
@@ -39,9 +41,12 @@ make_environment() {
 if [ -n "${PYTHON:-}" ]; then
     reason=$(missing_packages "$PYTHON" 2>&1) || { echo "error: PYTHON=$PYTHON: $reason" >&2; exit 2; }
 else
-    PYTHON=$PWD/.venv/bin/python
-    if ! [ -x "$PYTHON" ] || ! missing_packages "$PYTHON" >/dev/null 2>&1; then
+    for PYTHON in "$PWD/.venv/bin/python" python3 ""; do
+        if [ -x "$(command -v "$PYTHON")" ] && missing_packages "$PYTHON" >/dev/null 2>&1; then break; fi
+    done
+    if [ -z "$PYTHON" ]; then
         make_environment || exit $?
+        PYTHON=$PWD/.venv/bin/python
     fi
 fi
 export PYTHON

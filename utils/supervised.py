@@ -19,7 +19,7 @@ from utils.data.records import ReadingSummary, Record
 from utils.distributed import all_reduce_sum, device, is_main, print_main, rank, world_size
 from utils.engines import Engine, gathered_weights, restore_weights
 from utils.errors import UserError
-from utils.metrics import MetricsLogger, Progress, format_duration, hyperparameter_table
+from utils.metrics import Progress, format_duration, start_record
 from utils.models import export_model, load_config
 from utils.output import finished_files, write_json
 
@@ -223,6 +223,7 @@ def require_finite(loss: float, args: argparse.Namespace, step: int) -> None:
 def optimizer_step(engine: Engine, micro_batches: list[list[Encoded]], task: Task, scale: float) -> dict[str, float]:
     """One optimizer step on this rank's micro-batches; means over the units of all ranks."""
     totals: dict[str, torch.Tensor] = {}
+    learning_rate = engine.get_lr()[0]
     for examples in micro_batches:
         sums = task.sums(examples)
         engine.backward(sums["loss"] * scale)
@@ -231,7 +232,7 @@ def optimizer_step(engine: Engine, micro_batches: list[list[Encoded]], task: Tas
         totals = {name: totals.get(name, 0.0) + value.detach() for name, value in sums.items()}
     *sums, units = all_reduce_sum(torch.stack([value.float() for value in totals.values()])).tolist()
     means = dict(zip(totals, (value / units for value in sums), strict=False))
-    return means | {"learning_rate": engine.get_lr()[0]}
+    return means | {"learning_rate": learning_rate}
 
 
 class RunRecord:
@@ -241,10 +242,7 @@ class RunRecord:
         self.shown, self.name = shown, Path(args.output_dir).name
         self.epochs = args.num_train_epochs
         self.progress = Progress(total_steps, self.name, args.print_interval)
-        self.logger = MetricsLogger(args.output_dir)
-        settings = vars(args) | {"world_size": world_size()}
-        self.logger.text("hyperparameters", hyperparameter_table(settings), 0)
-        write_json(Path(args.output_dir) / "args.json", settings)
+        self.logger = start_record(args, world_size())
 
     def step(self, step: int, figures: dict[str, float]) -> None:
         self.logger.log(step, figures)

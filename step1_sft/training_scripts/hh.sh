@@ -26,4 +26,4 @@ launch step1_sft/main.py "$OUTPUT/logs/sft.log" \
     --per_device_train_batch_size $BATCH_SIZE \
     --learning_rate $LEARNING_RATE \
     --seed $SEED \
-    --output_dir "$OUTPUT/sft"
+    --output_dir "$OUTPUT/sft"; exit

@@ -20,4 +20,4 @@ launch step2_reward/main.py "$OUTPUT/logs/reward_helpfulness.log" \
     --per_device_train_batch_size $BATCH_SIZE \
     --learning_rate $LEARNING_RATE \
     --seed $SEED \
-    --output_dir "$OUTPUT/reward/helpfulness"
+    --output_dir "$OUTPUT/reward/helpfulness"; exit

@@ -20,4 +20,4 @@ launch step2_reward/main.py "$OUTPUT/logs/cost_harmlessness.log" \
     --per_device_train_batch_size $BATCH_SIZE \
     --learning_rate $LEARNING_RATE \
     --seed $SEED \
-    --output_dir "$OUTPUT/cost/harmlessness"
+    --output_dir "$OUTPUT/cost/harmlessness"; exit

@@ -20,4 +20,4 @@ MAX_PROMPT_LENGTH=${MAX_PROMPT_LENGTH:-96}
 MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-96}
 SEED=${SEED:-42}
 
-train_policy "${1:-}"
+train_policy "${1:-}"; exit
