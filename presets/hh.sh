@@ -42,7 +42,8 @@ make_data() {
             return 2
         fi
     done
-    "$PYTHON" utils/inspect_data.py "${specs[@]}" --json "$OUTPUT/data/inspection.json"
+    # Every row is looked at, whatever the fraction.
+    "$PYTHON" utils/inspect_data.py "${specs[@]//:$FRACTION/}" --json "$OUTPUT/data/inspection.json"
     "$PYTHON" utils/split_data.py "${inputs[@]}" --output_dir "$OUTPUT/data"
     "$PYTHON" utils/make_base.py --sft_data "$OUTPUT/data/train/helpful.jsonl,$OUTPUT/data/train/safety.jsonl" \
         --preference_data "$OUTPUT/data/train/harmless.jsonl" \
