@@ -37,13 +37,13 @@ class Algorithm:
 
 
 def build_algorithm(
-    name: str, objectives: list[str], preference: dict[str, float], rescale_power: float, normalize: bool
+    name: str, objectives: list[str], preference: dict[str, float], rescale_power: float | None, normalize: bool
 ) -> Algorithm:
     """The algorithm called `name` for these objectives.
 
     Args:
         preference: weight of every objective; empty means equal weights.
-        rescale_power: p of GAPO.
+        rescale_power: p of GAPO; None for the others.
         normalize: rescale gradient-level coefficients to sum to one, the scale of fixed weights.
 
     Raises:

@@ -30,7 +30,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_ppo_arguments(parser)
     add_optimization_arguments(parser)
     add_deepspeed_arguments(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.rescale_power is None and args.algorithm == "gapo":
+        args.rescale_power = 1.0
+    return args
 
 
 def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +95,7 @@ def add_algorithm_arguments(parser: argparse.ArgumentParser) -> None:
         type=non_negative_float,
         default=None,
         metavar="P",
-        help="gapo: gradients are divided by the P-th power of their norm; 1 if not given",
+        help="gapo: gradients are divided by the P-th power of their norm; 1 unless given",
     )
     group.add_argument(
         "--preference",
@@ -200,8 +203,7 @@ def algorithm_of(args: argparse.Namespace, objectives: list[Objective]) -> Algor
         raise UserError(f"--rescale_power: --algorithm {args.algorithm} has none (it serves gapo)")
     if args.normalize_coefficients and args.algorithm in ("ppo", "morlhf"):
         raise UserError(f"--normalize_coefficients: the weights of --algorithm {args.algorithm} are fixed")
-    power = 1.0 if args.rescale_power is None else args.rescale_power
-    return build_algorithm(args.algorithm, optimized, preference, power, args.normalize_coefficients)
+    return build_algorithm(args.algorithm, optimized, preference, args.rescale_power, args.normalize_coefficients)
 
 
 def by_name(flag: str, pairs: list[tuple[str, float]]) -> dict[str, float]:

@@ -130,6 +130,7 @@ def test_an_interrupt_ends_every_process(tmp_path: Path) -> None:
     process = subprocess.Popen(
         ["bash", "-c", script], cwd=tmp_path, env=os.environ | {"JOBS": "2"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored when the tests run in the background
     )  # fmt: skip
     sleeping = ["pgrep", "-f", f"sleep {token}"]
     deadline = time.monotonic() + 20

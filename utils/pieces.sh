@@ -75,7 +75,7 @@ piece_ended() { # process $1, with exit code $2
 
 end_pieces() { # all ranks of everything that runs: asked first, killed after ten seconds
     local pid
-    for pid in "${!RUNNING[@]}"; do kill -INT -- "-$pid" 2>/dev/null || true; done
+    for pid in "${!RUNNING[@]}"; do kill -TERM -- "-$pid" 2>/dev/null || true; done
     for _ in $(seq 20); do
         local alive=false
         for pid in "${!RUNNING[@]}"; do if kill -0 -- "-$pid" 2>/dev/null; then alive=true; fi; done
