@@ -42,8 +42,6 @@ def main() -> None:
     init_distributed()
     seed_everything(args.seed)
     model = load_causal_lm(args.model_name_or_path, "--model_name_or_path", DTYPES[args.dtype])
-    if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
     total_steps = steps_per_epoch(len(training_examples), args) * args.num_train_epochs
     engine = make_training_engine(model, args, args.learning_rate, total_steps)
 

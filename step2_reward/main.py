@@ -71,8 +71,6 @@ def main() -> None:
     init_distributed()
     seed_everything(args.seed)
     model = new_score_model(args.model_name_or_path, "--model_name_or_path", DTYPES[args.dtype])
-    if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
     total_steps = steps_per_epoch(len(pairs), args) * args.num_train_epochs
     engine = make_training_engine(LastTokenScore(model), args, args.learning_rate, total_steps)
     scorer = PairScorer(engine, tokenizer.pad_token_id, args)

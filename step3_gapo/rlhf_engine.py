@@ -93,8 +93,6 @@ class Actor:
     ):
         self.twin = copy.deepcopy(model, {id(p): p for p in model.parameters()}).eval()
         self.twin.generation_config = model.generation_config = generation
-        if args.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
         self.parameters = list(model.parameters())
         self.hybrid = args.enable_hybrid_engine
         obstacle = hybrid_engine_obstacle(model) if self.hybrid else None
@@ -184,7 +182,7 @@ def training_engine(
 ) -> Engine:
     """`make_training_engine`, as DeepSpeed's hybrid engine if asked for."""
     section = {"hybrid_engine": {"enabled": True, "max_out_tokens": args.max_prompt_length + args.max_new_tokens}}
-    return make_training_engine(model.train(), args, learning_rate, total_steps, section if hybrid else None)
+    return make_training_engine(model, args, learning_rate, total_steps, section if hybrid else None)
 
 
 def frozen_score_model(
@@ -216,8 +214,6 @@ def build_critics(
         groups = [([o.name], separate_critic(o, args, own_tokenizer[o.name])) for o in objectives]
     critics = []
     for names, module in groups:
-        if args.gradient_checkpointing:
-            module.trunk.gradient_checkpointing_enable({"use_reentrant": False})
         critics.append(Critic(names, training_engine(module, args, args.critic_learning_rate, total_steps)))
     return critics
 

@@ -83,9 +83,7 @@ def flags(**values: Any) -> list[str]:
     for name, value in values.items():
         if value is not None and value is not False:
             words.append(f"--{name}")
-            words += (
-                [] if value is True else [str(v) for v in (value if isinstance(value, tuple) else (value,))]
-            )
+            words += [] if value is True else [str(v) for v in (value if isinstance(value, tuple) else (value,))]
     return words
 
 
@@ -94,9 +92,7 @@ def run_script(script: str, arguments: list[str], ranks: int = 1) -> Result:
     return run_function(_as_main, script, arguments, ranks=ranks)
 
 
-def run_function(
-    function: Callable[..., None], *arguments: Any, ranks: int = 1, timeout: float = 300
-) -> Result:
+def run_function(function: Callable[..., None], *arguments: Any, ranks: int = 1, timeout: float = 300) -> Result:
     """Call an importable function in one forked process a rank, with the environment a launcher would set."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
@@ -176,9 +172,7 @@ def _rank_variables(rank: int, ranks: int, port: int) -> dict[str, str]:
     return address | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
 
 
-def _in_child(
-    function: Callable[..., None], arguments: tuple, variables: dict[str, str], output: Path
-) -> None:
+def _in_child(function: Callable[..., None], arguments: tuple, variables: dict[str, str], output: Path) -> None:
     os.environ.update(variables)
     os.chdir(ROOT)
     for descriptor, suffix in ((1, ".out"), (2, ".err")):

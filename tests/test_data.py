@@ -262,9 +262,7 @@ def test_every_kind_of_file_gives_the_same_pairs(tmp_path):
     expected = [("Mix and wait.", "No.", False, True), ("No.", "Mix and wait.", True, False)]
     for file in sorted(tmp_path.iterdir()):
         pairs, _ = load_pairs(str(file), "better")
-        assert [
-            (pair.chosen, pair.rejected, pair.chosen_safe, pair.rejected_safe) for pair in pairs
-        ] == expected, file
+        assert [(pair.chosen, pair.rejected, pair.chosen_safe, pair.rejected_safe) for pair in pairs] == expected, file
         assert pairs[1].messages == [user('Two\nlines, "quoted"')], file
 
 
@@ -397,9 +395,7 @@ BAD_ROWS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("row", "change", "message"), BAD_ROWS, ids=[str(change) for _, change, _ in BAD_ROWS]
-)
+@pytest.mark.parametrize(("row", "change", "message"), BAD_ROWS, ids=[str(change) for _, change, _ in BAD_ROWS])
 def test_wrong_types_name_file_line_and_field(tmp_path, row, change, message):
     label = "safer" if row is SAFETY else "better"
     path = write(tmp_path / "rows.jsonl", [row, {**row, **change}])
@@ -463,9 +459,7 @@ def test_an_unreachable_hub_is_one_line(monkeypatch):
         raise ConnectionError("could not\nreach the hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(
-        UserError, match=r"someone/chats: no file or folder here, .* \(could not reach the hub\)"
-    ):
+    with pytest.raises(UserError, match=r"someone/chats: no file or folder here, .* \(could not reach the hub\)"):
         load_dialogues("someone/chats")
 
 
@@ -486,9 +480,7 @@ def tokenizer():
     model = Tokenizer(models.BPE(vocabulary, merges=[]))
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=model, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    )
+    made = PreTrainedTokenizerFast(tokenizer_object=model, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     made.chat_template = TEMPLATE.replace("{% if ends %}{{ eos_token }}{% endif %}\n", "{{ eos_token }}\n")
     return made
 

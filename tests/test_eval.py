@@ -118,9 +118,7 @@ def test_responses_file(responses: Path, models: Path):
     for name in ("sft", "aligned"):
         rows = read_rows(responses / f"{name}.jsonl")
         assert [row["prompt"] for row in rows] == PROMPTS
-        assert [row["messages"] for row in rows] == [
-            [{"role": "user", "content": prompt}] for prompt in PROMPTS
-        ]
+        assert [row["messages"] for row in rows] == [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
         assert [row["source"] for row in rows] == [f"{models / 'prompts.jsonl'}:{n}" for n in range(1, 10)]
         assert all(1 <= row["length"] <= 12 for row in rows)
         assert all(row["finished"] for row in rows if row["length"] < 12)
@@ -142,9 +140,7 @@ def test_log_probs_equal_unpadded_forward(models: Path):
     prompts = encoded_prompts(models)
     model = load_causal_lm(str(models / "aligned"), "--policy").eval()
     torch.manual_seed(3)
-    sampled = generate.sample_responses(
-        model, prompts, tokenizer, Namespace(temperature=0.7, max_new_tokens=12)
-    )
+    sampled = generate.sample_responses(model, prompts, tokenizer, Namespace(temperature=0.7, max_new_tokens=12))
     log_probs = generate.response_log_probs(model, sampled, 0.7)
     plain = AutoModelForCausalLM.from_pretrained(models / "aligned").eval()
     for prompt, ids, length, row in zip(prompts, sampled.responses, sampled.lengths, log_probs, strict=True):
@@ -167,9 +163,7 @@ def test_learned_positions_are_counted_from_the_prompt(models: Path):
     config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=2, n_head=2, **special)
     config.num_labels, config.initializer_range = 1, 0.5
     policy, scorer = GPT2LMHeadModel(config).eval(), GPT2ForSequenceClassification(config).eval()
-    sampled = generate.sample_responses(
-        policy, prompts, tokenizer, Namespace(temperature=1.0, max_new_tokens=8)
-    )
+    sampled = generate.sample_responses(policy, prompts, tokenizer, Namespace(temperature=1.0, max_new_tokens=8))
     padded = generate.response_log_probs(policy, sampled, 1.0)
     dialogues = [
         prompt.prompt + ids[:length].tolist()
@@ -196,9 +190,7 @@ def test_kl_is_summed_over_the_response(models: Path):
     generate.seed_everything(5)
     order = list(lines)
     sampled = generate.sample_responses(policy, [prompts[index] for index in order], tokenizer, args)
-    ratio = generate.response_log_probs(policy, sampled, 1.0) - generate.response_log_probs(
-        reference, sampled, 1.0
-    )
+    ratio = generate.response_log_probs(policy, sampled, 1.0) - generate.response_log_probs(reference, sampled, 1.0)
     for row, length, index in zip(ratio, sampled.lengths, order, strict=True):
         assert lines[index]["length"] == length
         assert lines[index]["kl"] == pytest.approx(row[:length].sum().item(), abs=1e-4)
@@ -300,9 +292,7 @@ def test_statistics(evaluations: dict[str, dict]):
             assert entry["ci95"] == pytest.approx(1.96 * values.std().item() / 3)
         assert list(figures["objectives"]) == ["useful", "harmful"]
         assert figures["average"] == pytest.approx(sum(e["mean"] for e in figures["objectives"].values()) / 2)
-        assert figures["harmless_ratio"] == pytest.approx(
-            100 * sum(row[part]["harmful"] > 0 for row in rows) / 9
-        )
+        assert figures["harmless_ratio"] == pytest.approx(100 * sum(row[part]["harmful"] > 0 for row in rows) / 9)
     assert result["kl"] == pytest.approx(sum(row["kl"] for row in rows) / 9)
     assert result["response_length"] == pytest.approx(sum(row["length"] for row in rows) / 9)
     assert [row["gold"]["useful"] for row in rows] == [len(row["response"]) for row in rows]

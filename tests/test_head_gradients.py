@@ -34,9 +34,7 @@ class Case:
 
     def losses(self, log_probs: torch.Tensor, rows: slice = slice(None)) -> list[torch.Tensor]:
         old, advantages, mask = self.old_log_probs[rows], self.advantages[:, rows], self.mask[rows]
-        return [
-            ppo.clipped_surrogate_loss(log_probs, old, a, mask, CLIP, self.mask.sum()) for a in advantages
-        ]
+        return [ppo.clipped_surrogate_loss(log_probs, old, a, mask, CLIP, self.mask.sum()) for a in advantages]
 
     def gradients(self, rows: slice = slice(None), **options: int) -> torch.Tensor:
         """What the project computes, from the head's input and output."""
@@ -56,9 +54,7 @@ class Case:
         logits = response_logits(self.model, self.input_ids, self.attention_mask, self.mask.shape[1])
         losses = self.losses(ppo.log_probs_of(logits, self.actions, self.temperature))
         weight = self.model.lm_head.weight
-        return torch.stack(
-            [torch.autograd.grad(loss, weight, retain_graph=True)[0].flatten() for loss in losses]
-        )
+        return torch.stack([torch.autograd.grad(loss, weight, retain_graph=True)[0].flatten() for loss in losses])
 
 
 def make_case(temperature: float = 1.0) -> Case:
@@ -82,9 +78,7 @@ def make_case(temperature: float = 1.0) -> Case:
     with torch.no_grad():
         logits = response_logits(model, case.input_ids, case.attention_mask, time)
         # Ratios on either side of the clip range: some slopes are 0, some are not.
-        case.old_log_probs = ppo.log_probs_of(logits, case.actions, temperature) + 0.1 * torch.randn(
-            rows, time
-        )
+        case.old_log_probs = ppo.log_probs_of(logits, case.actions, temperature) + 0.1 * torch.randn(rows, time)
     return case
 
 

@@ -26,9 +26,14 @@ TURNS = [
 def arguments(folder: Path, **flags: object) -> list[str]:
     """Command line on the data in `folder`; `flags` replace the defaults."""
     chosen = {
-        "sft_data": folder / "sft_train.jsonl", "preference_data": folder / "preferences_train.jsonl",
-        "prompt_data": folder / "prompts_train.jsonl", "tokenizer_dir": folder / "tokenizer",
-        "model_dir": folder / "base", "vocab_size": 600, "hidden_size": 32, "num_layers": 2,
+        "sft_data": folder / "sft_train.jsonl",
+        "preference_data": folder / "preferences_train.jsonl",
+        "prompt_data": folder / "prompts_train.jsonl",
+        "tokenizer_dir": folder / "tokenizer",
+        "model_dir": folder / "base",
+        "vocab_size": 600,
+        "hidden_size": 32,
+        "num_layers": 2,
     } | flags
     return [part for name, value in chosen.items() for part in (f"--{name}", str(value))]
 
@@ -77,19 +82,34 @@ def test_ids_agree_everywhere(folder: Path, tokenizer: PreTrainedTokenizerBase) 
 
 
 def test_the_corpus_survives_without_unknowns(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    texts = [row[key] for name in ("sft_train", "preferences_validation")
-             for row in map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())
-             for key in ("prompt", "response", "response_0", "response_1") if key in row]
+    texts = [
+        row[key]
+        for name in ("sft_train", "preferences_validation")
+        for row in map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())
+        for key in ("prompt", "response", "response_0", "response_1")
+        if key in row
+    ]
     encoded = [encode(tokenizer, text) for text in texts]
     assert all(min(ids) > 6 for ids in encoded)
     assert [tokenizer.decode(ids) for ids in encoded] == texts
     assert sum(map(len, encoded)) < 0.6 * sum(map(len, texts))
 
 
-@pytest.mark.parametrize("text", [
-    "", " ", "  two  spaces  ", "\n", "a\n\nb\r\n\tc", "naïve café ∑ 你好 🙂", "zero\u200bwidth\u2028line",
-    "Isn't it , no ?", "{'json': [1, 2]} <b>", "\x07bell",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "  two  spaces  ",
+        "\n",
+        "a\n\nb\r\n\tc",
+        "naïve café ∑ 你好 🙂",
+        "zero\u200bwidth\u2028line",
+        "Isn't it , no ?",
+        "{'json': [1, 2]} <b>",
+        "\x07bell",
+    ],
+)
 def test_any_text_survives(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
     ids = encode(tokenizer, text)
     assert tokenizer.decode(ids) == text and tokenizer.unk_token_id not in ids
@@ -138,20 +158,32 @@ def test_the_seed_decides(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_one_kind_of_data_is_enough(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = ["make_base.py", "--prompt_data", str(folder / "prompts_train.jsonl"), "--vocab_size", "400",
-               "--tokenizer_dir", str(tmp_path / "t"), "--model_dir", str(tmp_path / "m")]
+    command = [
+        "make_base.py",
+        "--prompt_data",
+        str(folder / "prompts_train.jsonl"),
+        "--vocab_size",
+        "400",
+        "--tokenizer_dir",
+        str(tmp_path / "t"),
+        "--model_dir",
+        str(tmp_path / "m"),
+    ]
     monkeypatch.setattr(sys, "argv", command)
     make_base.main()
     assert len(AutoTokenizer.from_pretrained(tmp_path / "m")) == 400
 
 
-@pytest.mark.parametrize(("flags", "culprit"), [
-    ({"vocab_size": 100}, "--vocab_size 100"),
-    ({"vocab_size": 100_000}, "--vocab_size 100000"),
-    ({"num_heads": 3}, "--hidden_size 32"),
-    ({"num_kv_heads": 3}, "--num_heads 4"),
-    ({"sft_data": "missing.jsonl"}, "missing.jsonl"),
-])
+@pytest.mark.parametrize(
+    ("flags", "culprit"),
+    [
+        ({"vocab_size": 100}, "--vocab_size 100"),
+        ({"vocab_size": 100_000}, "--vocab_size 100000"),
+        ({"num_heads": 3}, "--hidden_size 32"),
+        ({"num_kv_heads": 3}, "--num_heads 4"),
+        ({"sft_data": "missing.jsonl"}, "missing.jsonl"),
+    ],
+)
 def test_bad_input_names_the_culprit_and_changes_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, flags: dict, culprit: str
 ) -> None:
@@ -162,9 +194,7 @@ def test_bad_input_names_the_culprit_and_changes_nothing(
     assert {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()} == before
 
 
-def test_folders_that_are_no_earlier_result_stay(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_that_are_no_earlier_result_stay(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match="--model_dir .*mine"):

@@ -43,9 +43,7 @@ def squared_length(alpha: torch.Tensor, gram: torch.Tensor) -> float:
 
 
 def close(actual: torch.Tensor, expected: object, tolerance: float = 1e-12) -> None:
-    torch.testing.assert_close(
-        actual, torch.as_tensor(expected, dtype=torch.float64), rtol=tolerance, atol=tolerance
-    )
+    torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=torch.float64), rtol=tolerance, atol=tolerance)
 
 
 # --- the min-norm point
@@ -85,9 +83,7 @@ def test_no_point_of_a_grid_on_the_simplex_is_shorter(m: int, seed: int) -> None
     alpha = min_norm_weights(gram)
     assert squared_length(alpha, gram) <= lengths.min().item() + 1e-12
     # The best of the grid is as close as the grid is fine.
-    assert (
-        lengths.min().item() <= squared_length(alpha, gram) + (m / steps) ** 2 * gram.diagonal().max().item()
-    )
+    assert lengths.min().item() <= squared_length(alpha, gram) + (m / steps) ** 2 * gram.diagonal().max().item()
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -29,9 +29,7 @@ TINY = SMOKE | {
     "p_gapo_0.2": (-0.5, 2.5),
     "p_gapo_0.8": (1.1, 0.8),
 }
-ATTACK = (
-    "<script>alert(1)</script> | *bold* [x](http://evil.example)\nsecond <img src=http://evil.example> line"
-)
+ATTACK = "<script>alert(1)</script> | *bold* [x](http://evil.example)\nsecond <img src=http://evil.example> line"
 
 
 def make_row(index: int, scores: dict[str, float], gold: dict[str, float] | None, response: str) -> dict:
@@ -49,17 +47,12 @@ def make_row(index: int, scores: dict[str, float], gold: dict[str, float] | None
     return row | ({"gold": gold} if gold else {})
 
 
-def write_run(
-    root: Path, name: str, means: tuple[float, ...], objectives: tuple[str, ...], gold: bool = True
-) -> None:
+def write_run(root: Path, name: str, means: tuple[float, ...], objectives: tuple[str, ...], gold: bool = True) -> None:
     """eval/<name>.json with eight prompts around `means`, and settings but for sft."""
     rng = np.random.default_rng(sum(name.encode()))
     values = rng.normal(size=(8, len(means))) + means
     as_scores = [dict(zip(objectives, map(float, row), strict=True)) for row in values]
-    rows = [
-        make_row(i, scores, scores if gold else None, f"{name} {ATTACK}")
-        for i, scores in enumerate(as_scores)
-    ]
+    rows = [make_row(i, scores, scores if gold else None, f"{name} {ATTACK}") for i, scores in enumerate(as_scores)]
     summary = {
         "objectives": {o: {"mean": m, "ci95": 0.25} for o, m in zip(objectives, means, strict=True)},
         "harmless_ratio": 62.5,
@@ -83,9 +76,7 @@ def write_metrics(root: Path, name: str, tags: tuple[str, ...]) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def write_preset(
-    root: Path, runs: dict[str, tuple[float, ...]], objectives=("help", "safe"), gold=True
-) -> Path:
+def write_preset(root: Path, runs: dict[str, tuple[float, ...]], objectives=("help", "safe"), gold=True) -> Path:
     for name, means in runs.items():
         write_run(root, name, means, objectives, gold)
         if name != "sft":
@@ -115,9 +106,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.fetched += [
-            value for key, value in attrs if key in ("src", "href", "srcset", "action", "data", "poster")
-        ]
+        self.fetched += [value for key, value in attrs if key in ("src", "href", "srcset", "action", "data", "poster")]
 
 
 @pytest.fixture(scope="module")
@@ -342,20 +331,14 @@ def test_order_of_runs():
 def test_fronts_by_condition(tmp_path: Path):
     for name in ("gapo_p1", "p_gapo_0.2", "p_gapo_0.2@imbalanced", "p_gapo_0.8@imbalanced", "morlhf_0.5"):
         write_run(tmp_path, name, (0.0, 0.0), ("help", "safe"))
-    fronts = {
-        (f.family, f.variant): [weight for weight, _ in f.points] for f in find_fronts(load_runs(tmp_path))
-    }
+    fronts = {(f.family, f.variant): [weight for weight, _ in f.points] for f in find_fronts(load_runs(tmp_path))}
     assert fronts == {("p_gapo", ""): [0.2, 0.5], ("p_gapo", "imbalanced"): [0.2, 0.8]}
 
 
 def test_marks_go_by_printed_figures():
     assert mark_best([1.0, 3.0, None, 2.0, 3.0]) == ["", "best", "", "second", "best"]
     assert mark_best([1.0]) == [""] and mark_best([2.0, 2.0]) == ["", ""]
-    assert (
-        format_number(-0.001, 2) == "0.00"
-        and format_number(-1.5, 1) == "−1.5"
-        and format_number(None, 2) == "–"
-    )
+    assert format_number(-0.001, 2) == "0.00" and format_number(-1.5, 1) == "−1.5" and format_number(None, 2) == "–"
 
 
 def test_runs_that_look_equal_are_marked_equal(tmp_path: Path):
@@ -401,9 +384,7 @@ def test_samples_show_where_policies_differ(tmp_path: Path):
 def test_labels_do_not_overlap():
     """Thirty points, most of them in a cluster."""
     rng = np.random.default_rng(1)
-    points = np.concatenate(
-        [rng.normal([400, 300], 60, size=(20, 2)), rng.uniform([60, 60], [740, 540], size=(10, 2))]
-    )
+    points = np.concatenate([rng.normal([400, 300], 60, size=(20, 2)), rng.uniform([60, 60], [740, 540], size=(10, 2))])
     markers = np.concatenate([points - 4, points + 4], axis=1)
     sizes = np.tile([70.0, 11.0], (len(points), 1))
     boxes = place_labels(points, sizes, markers, np.zeros((0, 4)), np.array([0.0, 0.0, 800.0, 600.0]))

@@ -32,17 +32,10 @@ def lines(path):
 @pytest.fixture
 def inputs(tmp_path):
     """Dialogues of 300 openings in one file, the same openings as safety pairs in another."""
-    dialogues = [
-        row for n in range(300) for row in (hh(f"Question {n}?"), hh(f"question  {n}?", "And then?"))
-    ]
+    dialogues = [row for n in range(300) for row in (hh(f"Question {n}?"), hh(f"question  {n}?", "And then?"))]
     dialogues += [hh("Question 1?", reply=""), hh("  "), {**hh("Question 2?"), "note": "\ud83d odd \u2028"}]
-    safety = [
-        {"prompt": f"Question {n}?", "responses": ["a", "b"], "safer": [0, 1, None][n % 3]}
-        for n in range(300)
-    ]
-    (tmp_path / "hh.jsonl.gz").write_bytes(
-        gzip.compress("".join(json.dumps(row) + "\n" for row in dialogues).encode())
-    )
+    safety = [{"prompt": f"Question {n}?", "responses": ["a", "b"], "safer": [0, 1, None][n % 3]} for n in range(300)]
+    (tmp_path / "hh.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in dialogues).encode()))
     (tmp_path / "safety.json").write_text(json.dumps(safety))
     return tmp_path, dialogues, safety
 
@@ -70,17 +63,14 @@ def test_every_row_in_one_split_and_every_opening_too(inputs):
 
     opened = {
         split: {
-            row["chosen"].split("\n\n")[1].removeprefix("Human: ").lower().replace("  ", " ")
-            for row in helpful[split]
+            row["chosen"].split("\n\n")[1].removeprefix("Human: ").lower().replace("  ", " ") for row in helpful[split]
         }
         for split in SPLITS
     }
     asked = {split: {row["prompt"].lower() for row in pairs[split]} for split in SPLITS}
     assert opened == asked
     assert not (asked["train"] & asked["test"] or asked["train"] & asked["validation"])
-    assert len(asked["test"]) == pytest.approx(60, abs=20) and len(asked["validation"]) == pytest.approx(
-        30, abs=15
-    )
+    assert len(asked["test"]) == pytest.approx(60, abs=20) and len(asked["validation"]) == pytest.approx(30, abs=15)
 
 
 def test_the_summary_counts_what_was_read_and_what_the_stages_will_drop(inputs):

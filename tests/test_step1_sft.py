@@ -146,9 +146,7 @@ def test_perplexity_is_that_of_the_exported_model(folder, outputs):
 
 
 def test_bf16_stays_near_fp32(outputs):
-    bf16, fp32 = (
-        json.loads((outputs[name] / "evaluation.json").read_text()) for name in ("bf16", "one_rank")
-    )
+    bf16, fp32 = (json.loads((outputs[name] / "evaluation.json").read_text()) for name in ("bf16", "one_rank"))
     assert bf16["loss"] == pytest.approx(fp32["loss"], rel=0.05)
     assert AutoModelForCausalLM.from_pretrained(outputs["bf16"], dtype="auto").dtype == torch.bfloat16
 

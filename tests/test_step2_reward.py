@@ -46,9 +46,7 @@ RUNS = {
 
 
 def test_preference_loss_by_hand():
-    loss = losses.preference_loss(
-        torch.tensor([0.0, math.log(3), 1000.0, 0.0]), torch.tensor([0.0, 0.0, 0.0, 1000.0])
-    )
+    loss = losses.preference_loss(torch.tensor([0.0, math.log(3), 1000.0, 0.0]), torch.tensor([0.0, 0.0, 0.0, 1000.0]))
     torch.testing.assert_close(loss, torch.tensor([math.log(2), math.log(4 / 3), 0.0, 1000.0]))
 
 
@@ -104,9 +102,7 @@ def test_figures_of_pairs_and_signs():
     ]
     accuracy = calibration.proportion(numpy.array([1.0] * 8 + [0.0] * 2))
     assert accuracy["mean"] == 0.8 and accuracy["ci95"] == pytest.approx([0.4902, 0.9433], abs=1e-4)  # Wilson
-    figures = calibration.sign_figures(
-        numpy.array([1.0, -1.0, 1.0, 5.0]), numpy.array([1, -1, -1, 0]), seed=0
-    )
+    figures = calibration.sign_figures(numpy.array([1.0, -1.0, 1.0, 5.0]), numpy.array([1, -1, -1, 0]), seed=0)
     assert figures["sign_accuracy"]["mean"] == pytest.approx(2 / 3) and figures["sign_accuracy"]["count"] == 3
     assert calibration.sign_figures(numpy.ones(2), numpy.zeros(2), seed=0) is None
 
@@ -181,23 +177,17 @@ def written_out_loss(model, pair: Encoded, kind: str) -> torch.Tensor:
     if kind == "reward":
         return -logsigmoid(first - second) + penalty
     signs = [-1 if safe else 1 for safe in (pair.record.chosen_safe, pair.record.rejected_safe)]
-    return (
-        -logsigmoid(second - first) - logsigmoid(signs[0] * first) - logsigmoid(signs[1] * second) + penalty
-    )
+    return -logsigmoid(second - first) - logsigmoid(signs[0] * first) - logsigmoid(signs[1] * second) + penalty
 
 
 @pytest.fixture(scope="module", params=["reward", "cost"])
 def reference(request, folder: Path) -> tuple[str, torch.nn.Module]:
     """The kind, and the model after the first epoch of a plain torch loop, one sequence at a time."""
     kind = request.param
-    pairs = encoded(
-        folder / "train.jsonl", step2.PREFERENCE_LABELS[kind], load_tokenizer(str(folder / "base"), "")
-    )
+    pairs = encoded(folder / "train.jsonl", step2.PREFERENCE_LABELS[kind], load_tokenizer(str(folder / "base"), ""))
     args = Namespace(per_device_train_batch_size=8, gradient_accumulation_steps=1, seed=42)
     seed_everything(42)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder / "base", num_labels=1, dtype=torch.float32
-    )
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "base", num_labels=1, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, betas=(0.9, 0.95), eps=1e-4, weight_decay=0.0)
     for [batch] in epoch_steps(pairs, args, epoch=1):
         for pair in batch:
@@ -212,9 +202,7 @@ def test_exported_weights_equal_plain_torch(outputs, reference):
     kind, expected = reference
     for name in (name for name, run in RUNS.items() if run[0] == kind):
         for key, weight in read_weights(outputs[name]).items():
-            torch.testing.assert_close(
-                weight, expected.state_dict()[key], rtol=0, atol=1e-5, msg=f"{name} {key}"
-            )
+            torch.testing.assert_close(weight, expected.state_dict()[key], rtol=0, atol=1e-5, msg=f"{name} {key}")
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -250,9 +238,7 @@ def test_score_statistics_and_evaluation_are_those_of_the_export(folder, outputs
     assert model.config.score_std == pytest.approx(numpy.std(train), abs=1e-5)
     sign = 1 if kind == "reward" else -1
     accuracy = numpy.mean([sign * (chosen - rejected) > 0 for chosen, rejected in validation])
-    assert json.loads((outputs[name] / "evaluation.json").read_text())["accuracy"]["mean"] == pytest.approx(
-        accuracy
-    )
+    assert json.loads((outputs[name] / "evaluation.json").read_text())["accuracy"]["mean"] == pytest.approx(accuracy)
 
 
 def test_exported_model_scores_padded_batches_without_the_project(folder, outputs):
@@ -289,9 +275,7 @@ def test_padding_is_not_trained_on(folder):
     scorer(ids, mask, torch.tensor([3])).sum().backward()
     gradient = model.get_input_embeddings().weight.grad.abs().sum(dim=-1)
     assert gradient[3] == 0 and (gradient[[1, 20, 21, 2]] > 0).all()
-    torch.testing.assert_close(
-        scorer(ids, mask, torch.tensor([3])), scorer(ids[:, :4], mask[:, :4], torch.tensor([3]))
-    )
+    torch.testing.assert_close(scorer(ids, mask, torch.tensor([3])), scorer(ids[:, :4], mask[:, :4], torch.tensor([3])))
 
 
 def test_a_tokenizer_that_pads_with_eos_pads_with_unk(folder):

@@ -93,7 +93,7 @@ def test_tensorboard_holds_the_same_numbers_texts_and_a_picture(gapo_run: tuple[
     assert [event.step for event in texts["responses"]] == [1, 2]
     assert all(text.startswith("| prompt | response | helpfulness | harmlessness |") for text in shown)
     assert all(len(text.split("\n")) == 2 + 4 for text in shown)
-    assert "| rescale_power | 1.0 |" in texts["hyperparameters"][0].tensor_proto.string_val[0].decode()
+    assert "| algorithm | gapo |" in texts["hyperparameters"][0].tensor_proto.string_val[0].decode()
     assert [event.step for event in events.Images("pareto")] == [1, 2]
 
 
@@ -154,9 +154,7 @@ def gpt2(workshop: Workshop) -> Path:
 
 
 @pytest.mark.parametrize("changes", [{}, {"zero_stage": 3, "ranks": 2, "critic": "shared"}], ids=str)
-def test_another_architecture_with_dropout_and_tied_embeddings(
-    workshop: Workshop, gpt2: Path, changes: dict
-) -> None:
+def test_another_architecture_with_dropout_and_tied_embeddings(workshop: Workshop, gpt2: Path, changes: dict) -> None:
     output = workshop.step3("gpt2_run", actor_model=gpt2, **changes)
     assert all(step["first_minibatch/ratio_error"] <= 1e-5 for step in read_metrics(output))
     policy, start = (AutoModelForCausalLM.from_pretrained(path) for path in (output, gpt2))
@@ -200,16 +198,10 @@ def test_one_hot_weights_are_ppo_on_that_objective(workshop: Workshop, name: str
     assert not same_weights(weighted, workshop.step3("equal", algorithm="morlhf"))
 
 
-def test_gapo_of_power_one_is_p_gapo_with_equal_preference(
-    gapo_run: tuple[Path, Result], workshop: Workshop
-) -> None:
-    equal = workshop.step3(
-        "equal_preference", algorithm="p_gapo", preference=("harmlessness=0.5", "helpfulness=0.5")
-    )
+def test_gapo_of_power_one_is_p_gapo_with_equal_preference(gapo_run: tuple[Path, Result], workshop: Workshop) -> None:
+    equal = workshop.step3("equal_preference", algorithm="p_gapo", preference=("harmlessness=0.5", "helpfulness=0.5"))
     assert distance(gapo_run[0], equal) <= 1e-6
-    unequal = workshop.step3(
-        "unequal", algorithm="p_gapo", preference=("helpfulness=0.8", "harmlessness=0.2")
-    )
+    unequal = workshop.step3("unequal", algorithm="p_gapo", preference=("helpfulness=0.8", "harmlessness=0.2"))
     assert distance(gapo_run[0], unequal) > 1e-4
 
 
@@ -240,20 +232,14 @@ def test_the_scale_of_an_objective_does_not_move_gapo(workshop: Workshop) -> Non
     assert distance(plain, scaled) <= 1e-6
     (before,), (after,) = read_metrics(plain), read_metrics(scaled)
     assert after["reward/harmlessness"] == before["reward/harmlessness"]  # logged in original units
-    assert after["gradient/norm/harmlessness"] == pytest.approx(
-        4 * before["gradient/norm/harmlessness"], rel=1e-5
-    )
-    assert after["coefficient/harmlessness"] == pytest.approx(
-        before["coefficient/harmlessness"] / 4, rel=1e-5
-    )
+    assert after["gradient/norm/harmlessness"] == pytest.approx(4 * before["gradient/norm/harmlessness"], rel=1e-5)
+    assert after["coefficient/harmlessness"] == pytest.approx(before["coefficient/harmlessness"] / 4, rel=1e-5)
     assert after["coefficient/helpfulness"] == pytest.approx(before["coefficient/helpfulness"], rel=1e-5)
     moved = workshop.step3("moved", algorithm="mgda", score_scale="harmlessness=4", **changes)
     assert distance(moved, workshop.step3("unmoved", algorithm="mgda", **changes)) > 1e-4
 
 
-def test_the_hybrid_engine_says_why_not_and_changes_nothing(
-    gapo_run: tuple[Path, Result], workshop: Workshop
-) -> None:
+def test_the_hybrid_engine_says_why_not_and_changes_nothing(gapo_run: tuple[Path, Result], workshop: Workshop) -> None:
     result = run_script(STEP3, workshop.step3_flags("hybrid", enable_hybrid_engine=True))
     assert result.code == 0, result.stderr
     (line,) = [line for line in result.stdout.splitlines() if "hybrid" in line and "/" not in line]
@@ -297,6 +283,11 @@ def test_scores_that_are_not_finite_skip_the_step_and_are_counted(workshop: Work
     output = workshop.step3("skipped", reward_model=f"helpfulness={broken}")
     assert same_weights(output, workshop.base)
     assert [step["skipped_steps"] for step in read_metrics(output)] == [2, 4]
+    arguments = workshop.step3_flags("given_up", reward_model=f"helpfulness={broken}", ppo_epochs=4, max_steps=9)
+    result = run_script(STEP3, arguments)
+    check_refusal(result, ["20 optimizer steps", "learning_rate"])
+    assert "step 3: the rollout (log-probabilities, scores or values) is not finite" in result.stdout
+    assert not (workshop.folder / "given_up/config.json").exists()
 
 
 # --- bad input
@@ -370,6 +361,10 @@ BAD_INPUT: dict[str, Callable[[Workshop, Path], tuple[dict[str, Any], list[str]]
         preference("helpfulness"), ["--preference", "helpfulness"]),
     "preference for gapo": lambda w, t: (
         {"preference": ("helpfulness=0.5", "harmlessness=0.5")}, ["--preference", "gapo"]),
+    "power for mgda": lambda w, t: ({"algorithm": "mgda", "rescale_power": 1}, ["--rescale_power", "mgda"]),
+    "normalized weights": lambda w, t: (
+        {"algorithm": "morlhf", "normalize_coefficients": True}, ["--normalize_coefficients", "morlhf"]),
+    "more tokens than positions": lambda w, t: ({"max_new_tokens": 600}, ["--max_new_tokens", "512"]),
     "unknown monitor": lambda w, t: ({"monitor": "truth"}, ["--monitor truth"]),
     "all monitored": lambda w, t: ({"monitor": OBJECTIVES}, ["--monitor"]),
     "unknown scale": lambda w, t: ({"score_scale": "truth=2"}, ["--score_scale truth"]),
@@ -420,8 +415,7 @@ def finished_run(folder: Path) -> dict[Path, bytes]:
     """What an earlier run left in `folder`."""
     folder.mkdir()
     files = {
-        folder / name: name.encode()
-        for name in ("config.json", "model.safetensors", "metrics.jsonl", "args.json")
+        folder / name: name.encode() for name in ("config.json", "model.safetensors", "metrics.jsonl", "args.json")
     }
     for path, content in files.items():
         path.write_bytes(content)
@@ -429,14 +423,10 @@ def finished_run(folder: Path) -> dict[Path, bytes]:
 
 
 @pytest.mark.parametrize("what", BAD_INPUT)
-def test_bad_input_is_one_line_and_leaves_everything_as_it_was(
-    workshop: Workshop, tmp_path: Path, what: str
-) -> None:
+def test_bad_input_is_one_line_and_leaves_everything_as_it_was(workshop: Workshop, tmp_path: Path, what: str) -> None:
     changes, names = BAD_INPUT[what](workshop, tmp_path)
     files = finished_run(tmp_path / "out")
-    check_refusal(
-        run_script(STEP3, workshop.step3_flags("", **{"output_dir": tmp_path / "out"} | changes)), names
-    )
+    check_refusal(run_script(STEP3, workshop.step3_flags("", **{"output_dir": tmp_path / "out"} | changes)), names)
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*")} == files
 
 
@@ -447,9 +437,7 @@ def test_bad_input_by_the_real_command(workshop: Workshop, tmp_path: Path, what:
     check_refusal(run_command([sys.executable, STEP3, *arguments]), names)
 
 
-@pytest.mark.parametrize(
-    "what", ["unknown flag", "malformed line", "too few prompts", "actor is a reward model"]
-)
+@pytest.mark.parametrize("what", ["unknown flag", "malformed line", "too few prompts", "actor is a reward model"])
 def test_several_ranks_refuse_with_one_voice(workshop: Workshop, tmp_path: Path, what: str) -> None:
     changes, names = BAD_INPUT[what](workshop, tmp_path)
     check_refusal(run_script(STEP3, workshop.step3_flags("refused", **changes), ranks=2), names)

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from step3_gapo.arguments import algorithm_of, objectives_of, parse_args
-from step3_gapo.main import read_prompts, sampling_config
+from step3_gapo.main import read_prompts
 from step3_gapo.multi_objective import gapo_coefficients
 from step3_gapo.rlhf_engine import RLHFEngine, TokenHead, response_logits
 from step3_gapo.rollout import Experience, Rollout, make_rollout
@@ -40,7 +40,7 @@ from utils.distributed import (
     world_size,
 )
 from utils.engines import gathered_weights
-from utils.models import load_tokenizer, position_ids_from_mask
+from utils.models import load_tokenizer, position_ids_from_mask, sampling_config
 
 EOS = 2
 ROWS, TEMPERATURE, KL, GAMMA, LAMBDA, CLIP, PENALTY, LEARNING_RATE = 8, 0.7, 0.3, 0.98, 0.9, 0.1, 0.25, 1e-3
@@ -56,15 +56,11 @@ class Plain:
         self.policy = AutoModelForCausalLM.from_pretrained(args.actor_model)
         self.reference = copy.deepcopy(self.policy)
         paths = dict(args.reward_model + args.cost_model)
-        self.models = {
-            n: AutoModelForSequenceClassification.from_pretrained(path) for n, path in paths.items()
-        }
+        self.models = {n: AutoModelForSequenceClassification.from_pretrained(path) for n, path in paths.items()}
         self.tokenizers = {name: AutoTokenizer.from_pretrained(path) for name, path in paths.items()}
         self.critics = {name: copy.deepcopy(self.models[name]) for name in ("helpfulness", "harmlessness")}
         self.optimizers = {
-            name: torch.optim.AdamW(
-                model.parameters(), LEARNING_RATE, (0.9, 0.95), args.adam_eps, weight_decay=0.0
-            )
+            name: torch.optim.AdamW(model.parameters(), LEARNING_RATE, (0.9, 0.95), args.adam_eps, weight_decay=0.0)
             for name, model in {"policy": self.policy, **self.critics}.items()
         }
         # The head of a critic has a bias, where the mean of the rewards goes.
@@ -116,8 +112,8 @@ class Plain:
                 near(experience.scores[name][i], torch.tensor(score))
             for name in self.critics:
                 rewards = -KL * (new - ref)
-                rewards[-1] += SCALE[name] * experience.scores[name][i].item()
-                rewards[-1] -= 0.0 if experience.finished[i] else PENALTY
+                penalty = 0.0 if experience.finished[i] else PENALTY
+                rewards[-1] += SCALE[name] * (experience.scores[name][i].item() - penalty)
                 values = self.values(name, ids, n).detach()
                 near(experience.values[name][i, :n], values)
                 advantages = brute_force_advantages(rewards.tolist(), values.tolist())
@@ -138,9 +134,7 @@ class Plain:
                 surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * advantages)
                 losses[name] = losses[name] - surrogate.sum() / total
         head = self.policy.lm_head.weight
-        gradients = torch.stack(
-            [torch.autograd.grad(x, head, retain_graph=True)[0].flatten() for x in losses.values()]
-        )
+        gradients = torch.stack([torch.autograd.grad(x, head, retain_graph=True)[0].flatten() for x in losses.values()])
         coefficients = gapo_coefficients(gradients @ gradients.T, power)
         coefficients = dict(zip(losses, coefficients.tolist(), strict=True))
         loss = sum(coefficients[name] * losses[name] for name in losses)
@@ -183,7 +177,8 @@ def build(arguments: list[str]) -> tuple[argparse.Namespace, RLHFEngine, ActorUp
     prompts = read_prompts(args, tokenizer)
     init_distributed()
     seed_everything(args.seed)
-    engine = RLHFEngine(args, objectives, tokenizer, sampling_config(args, tokenizer), total_steps=1000)
+    generation = sampling_config(tokenizer, args.temperature, args.max_new_tokens)
+    engine = RLHFEngine(args, objectives, tokenizer, generation, total_steps=1000)
     names = [objective.name for objective in objectives if objective.optimized]
     return args, engine, ActorUpdate(engine.actor, algorithm_of(args, objectives), names, args), prompts
 
@@ -307,9 +302,7 @@ def check_greedy_generation(arguments: list[str]) -> None:
     with engine.actor.gathered():
         answers = engine.actor.generate(ids, mask)[:, ids.shape[1] :]
     for prompt, answer in zip(prompts[:ROWS], answers.tolist(), strict=True):
-        alone = plain.generate(
-            torch.tensor([prompt.prompt]), max_new_tokens=args.max_new_tokens, do_sample=False
-        )
+        alone = plain.generate(torch.tensor([prompt.prompt]), max_new_tokens=args.max_new_tokens, do_sample=False)
         alone = alone[0, len(prompt.prompt) :].tolist()
         assert answer[: len(alone)] == alone
     shutdown_distributed()

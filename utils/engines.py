@@ -8,7 +8,7 @@ from typing import Any
 import deepspeed
 import torch
 from torch import nn
-from transformers import get_scheduler
+from transformers import PreTrainedModel, get_scheduler
 
 from utils.arguments import warmup_steps
 from utils.deepspeed_config import frozen_config, training_config
@@ -30,6 +30,10 @@ def make_training_engine(
         args: batch sizes, `--adam_betas`, `--adam_eps`, and the optimization and DeepSpeed groups of flags.
         further_config: sections of DeepSpeed's configuration beside `training_config`.
     """
+    model.train()  # models are loaded in evaluation mode, in which activations are never recomputed
+    if args.gradient_checkpointing:
+        decoder = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+        decoder.activation_checkpointing_enable()
     if args.zero_stage < 3:
         model.to(device())
     config = training_config(args, args.per_device_train_batch_size, world_size(), args.gradient_accumulation_steps)

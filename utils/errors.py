@@ -2,10 +2,12 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
 EXIT_BAD_INPUT = 2
+SECONDS_FOR_RANK_0 = 5  # the launcher kills all ranks once one has ended: rank 0 must have spoken by then
 
 
 class UserError(Exception):
@@ -16,6 +18,8 @@ def fail(message: str) -> NoReturn:
     """End the script over bad input. Every rank meets the same input, so only rank 0 speaks."""
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"error: {message}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(SECONDS_FOR_RANK_0)
     sys.stdout.flush()
     sys.exit(EXIT_BAD_INPUT)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -167,7 +168,7 @@ def _load(auto_class: Any, path: str, flag: str, dtype: torch.dtype, **kwargs: A
     }
     try:
         model = auto_class.from_pretrained(path, dtype=dtype, **dropouts, **kwargs)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{flag} {path}: cannot load the model ({first_line(error)})") from None
     model.config.use_cache = False  # generation asks for the cache itself
     return model
