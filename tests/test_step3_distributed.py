@@ -63,12 +63,18 @@ def check_finished(output: Path, steps: int = 2) -> None:
 # --- the launcher
 
 
-def test_all_zero_stages_end_in_the_same_weights_and_metrics_on_two_ranks(workshop: Workshop) -> None:
-    reference = workshop.step3("zero0", ranks=2, zero_stage=0)
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_all_zero_stages_end_in_the_same_weights_and_metrics(workshop: Workshop, ranks: int) -> None:
+    reference = workshop.step3(f"zero0_{ranks}", ranks=ranks, zero_stage=0)
     check_finished(reference)
     assert distance(reference, workshop.base) > 1e-3
-    outputs = [workshop.step3(f"zero{stage}", ranks=2, zero_stage=stage) for stage in (1, 3)]
-    for output in [*outputs, launched(workshop, "zero2", ranks=2, zero_stage=2)]:
+    outputs = [workshop.step3(f"zero{stage}_{ranks}", ranks=ranks, zero_stage=stage) for stage in (1, 3)]
+    if ranks == 2:
+        outputs.append(launched(workshop, "launched", ranks=2, zero_stage=2))
+        outputs += [workshop.step3(f"offload{stage}", ranks=2, zero_stage=stage, offload=True) for stage in (2, 3)]
+    else:
+        outputs.append(workshop.step3(f"zero2_{ranks}", ranks=ranks, zero_stage=2))
+    for output in outputs:
         check_finished(output)
         check_same_run(reference, output)
 
@@ -109,9 +115,10 @@ def test_steps_are_those_of_plain_torch_on_all_ranks_responses(
     assert result.code == 0, result.stderr
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_bf16(workshop: Workshop, stage: int) -> None:
-    output = workshop.step3("bf16", ranks=2, zero_stage=stage, dtype="bf16", gradient_checkpointing=True)
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_bf16(workshop: Workshop, stage: int, ranks: int) -> None:
+    output = workshop.step3("bf16", ranks=ranks, zero_stage=stage, dtype="bf16", gradient_checkpointing=True)
     check_finished(output)
     weights, start = read_weights(output), read_weights(workshop.base)
     moved = 0

@@ -47,7 +47,11 @@ def make_training_engine(
     )
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup_steps(args, total_steps), total_steps)
     config |= further_config or {}
-    return initialize_quietly(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config)
+    engine = initialize_quietly(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config)
+    # Its optimizer for bf16 without ZeRO allocates the states by an empty step, which Adam's bias correction counts.
+    if args.dtype == "bf16" and args.zero_stage == 0:
+        optimizer.state.clear()
+    return engine
 
 
 def make_frozen_engine(model: nn.Module, args: argparse.Namespace) -> Engine:
