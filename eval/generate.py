@@ -36,9 +36,10 @@ from utils.models import (
     load_config,
     load_tokenizer,
     position_ids_from_mask,
+    same_tokenizer,
     sampling_config,
 )
-from utils.output import check_writable, write_text
+from utils.output import check_writable, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,7 @@ def check_policies(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase)
             raise UserError(f"--policy {name}: a run name is also a file name")
         if is_score_model(load_config(path, f"--policy {name}")):
             raise UserError(f"{flag}: this is a score model, not a language model")
-        own = load_tokenizer(path, f"--policy {name}")
-        if own.get_vocab() != tokenizer.get_vocab() or own.chat_template != tokenizer.chat_template:
+        if not same_tokenizer(load_tokenizer(path, f"--policy {name}"), tokenizer):
             raise UserError(f"{flag}: its tokenizer is not that of --reference_model {args.reference_model}")
 
 
@@ -128,9 +128,16 @@ def load_test_prompts(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBa
     return encoded
 
 
-def is_current(path: Path, policy: str, prompts: list[Encoded]) -> bool:
-    """Whether `path` holds responses to exactly these prompts, written after the policy was."""
-    if not path.is_file():
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What else decides the responses; kept beside them."""
+    names = ("reference_model", "temperature", "max_new_tokens", "batch_size", "dtype", "seed")
+    return {name: getattr(args, name) for name in names}
+
+
+def is_current(path: Path, policy: str, prompts: list[Encoded], args: argparse.Namespace) -> bool:
+    """Whether `path` holds responses to exactly these prompts, sampled alike and written after the policy was."""
+    settings = path.with_suffix(".settings.json")
+    if not path.is_file() or not settings.is_file() or json.loads(settings.read_text()) != settings_of(args):
         return False
     weights = [file.stat().st_mtime for file in Path(policy).glob("*.safetensors")]
     if weights and path.stat().st_mtime < max(weights):
@@ -225,6 +232,7 @@ def generate_all(
             progress.update(number * batches + batch)
         ordered = [rows[index] for index in range(len(prompts))]
         write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ordered))
+        write_json(file.with_suffix(".settings.json"), settings_of(args))
         kl, length = (sum(row[key] for row in ordered) / len(ordered) for key in ("kl", "length"))
         print(f"{name}: {len(ordered)} responses · KL {kl:.2f} · length {length:.1f} · {file}", flush=True)
 
@@ -238,7 +246,7 @@ def main() -> None:
     todo = []
     for name, path in args.policy:
         file = folder / f"{name}.jsonl"
-        if not args.overwrite and is_current(file, path, prompts):
+        if not args.overwrite and is_current(file, path, prompts, args):
             print(f"{name}: {file} is complete, skipped (--overwrite generates it again)", flush=True)
         else:
             todo.append((name, path, file))

@@ -16,7 +16,6 @@ import math
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.runs import find_args, read_json_lines
-from utils.arguments import Parser, named_value, positive_int
+from utils.arguments import Parser, positive_int
 from utils.data.batching import left_pad
 from utils.data.encoding import encode_prompt, encode_response
 from utils.distributed import device
@@ -34,31 +33,17 @@ from utils.errors import UserError, run_main
 from utils.metrics import Progress
 from utils.models import (
     DTYPES,
-    check_score_model,
     load_score_model,
     load_tokenizer,
-    objective_values,
     position_ids_from_mask,
     score_tokens,
 )
+from utils.objectives import Objective, add_score_model_arguments, named_objectives
 from utils.output import check_writable, write_json
 
 Row = dict[str, Any]
 Gold = Callable[[list[str], list[str]], dict[str, list[float]]]
 FIELDS = {"prompt", "messages", "source", "response", "length", "finished", "kl"}
-
-
-@dataclass(frozen=True)
-class Objective:
-    """A named score model; `kind` is 'reward' or 'cost'."""
-
-    name: str
-    kind: str
-    path: str
-
-    @property
-    def flag(self) -> str:
-        return f"--{self.kind}_model {self.name}"
 
 
 def parse_args() -> argparse.Namespace:
@@ -71,16 +56,7 @@ def parse_args() -> argparse.Namespace:
         metavar="FILE",
         help="files of eval/generate.py; the run is named after the file",
     )
-    for kind in ("reward", "cost"):
-        parser.add_argument(
-            f"--{kind}_model",
-            type=named_value,
-            nargs="+",
-            action="extend",
-            default=[],
-            metavar="NAME=PATH",
-            help=f"an objective and its {kind} model; may be repeated",
-        )
+    add_score_model_arguments(parser)
     parser.add_argument(
         "--gold",
         metavar="MODULE:FUNCTION",
@@ -90,24 +66,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=positive_int, default=64, help="dialogues at once")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="precision of the models")
     return parser.parse_args()
-
-
-def objectives_of(args: argparse.Namespace) -> list[Objective]:
-    """The named objectives, rewards first; every folder is checked to hold a score model.
-
-    Raises:
-        UserError: no objective, a name given twice, or a model of another kind.
-    """
-    objectives = [
-        Objective(name, kind, path) for kind in ("reward", "cost") for name, path in getattr(args, f"{kind}_model")
-    ]
-    if not objectives:
-        raise UserError("--reward_model, --cost_model: at least one objective is needed")
-    for number, objective in enumerate(objectives):
-        if objective.name in [earlier.name for earlier in objectives[:number]]:
-            raise UserError(f"{objective.flag}: the objective is given twice")
-        check_score_model(objective.path, objective.flag)
-    return objectives
 
 
 def load_gold(spec: str) -> Gold:
@@ -184,7 +142,7 @@ def score_objective(objective: Objective, runs: dict[str, list[Row]], batch_size
                     f" ({row['source']})"
                 )
         scores = last_token_scores(model, dialogues, tokenizer.pad_token_id, batch_size)
-        values = objective_values(scores, objective.kind, model.config).tolist()
+        values = objective.values(scores, model.config).tolist()
         add_values(rows, "scores", objective.name, values, objective.flag)
         progress.update(number, mean=statistics.fmean(values))
 
@@ -248,7 +206,7 @@ def evaluation(run: str, rows: list[Row], objectives: list[Objective], args: dic
 def main() -> None:
     args = parse_args()
     output_dir = check_writable(args.output_dir)
-    objectives = objectives_of(args)
+    objectives = named_objectives(args)
     gold = load_gold(args.gold) if args.gold else None
     runs = read_responses(args.responses)
     for objective in objectives:

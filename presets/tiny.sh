@@ -1,4 +1,4 @@
-# Preset tiny: SafeRLHF-mini and a 0.2M-parameter decoder; eight policies beside the SFT model.
+# Preset tiny: SafeRLHF-mini and a decoder of 228,000 parameters; eight policies beside the SFT model.
 
 RUNS=${RUNS:-ppo_helpfulness ppo_harmlessness morlhf_0.5 mgda gapo_p1 gapo_p2 p_gapo_0.2 p_gapo_0.8}
 DATA_SECONDS=10 SFT_SECONDS=50 REWARD_SECONDS=60 COST_SECONDS=45 POLICY_SECONDS=90 EVALUATION_SECONDS=60

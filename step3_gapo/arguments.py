@@ -1,10 +1,10 @@
 """The command line of step 3 and everything about it that can be checked before a model is built."""
 
 import argparse
+import dataclasses
 import math
 
 from step3_gapo.algorithms import ALGORITHMS, Algorithm, build_algorithm
-from step3_gapo.objectives import Objective
 from utils.arguments import (
     Parser,
     adam_beta,
@@ -13,12 +13,12 @@ from utils.arguments import (
     add_optimization_arguments,
     fraction,
     named_number,
-    named_value,
     non_negative_float,
     positive_float,
     positive_int,
 )
 from utils.errors import UserError
+from utils.objectives import Objective, add_score_model_arguments, named_objectives
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -41,22 +41,7 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--actor_model", required=True, metavar="PATH", help="SFT policy: start, reference and tokenizer"
     )
-    group.add_argument(
-        "--reward_model",
-        type=named_value,
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="an objective and its reward model; may be repeated",
-    )
-    group.add_argument(
-        "--cost_model",
-        type=named_value,
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="an objective and its cost model (value = -cost); may be repeated",
-    )
+    add_score_model_arguments(group)
     group.add_argument(
         "--monitor",
         nargs="+",
@@ -172,16 +157,10 @@ def objectives_of(args: argparse.Namespace) -> list[Objective]:
     """The named objectives, rewards first, in the order given.
 
     Raises:
-        UserError: none, a name given twice, an unknown name in --monitor or --score_scale, a scale not positive.
+        UserError: see `named_objectives`; an unknown name in --monitor or --score_scale, a scale not positive.
     """
-    named = [(name, "reward", path) for name, path in args.reward_model]
-    named += [(name, "cost", path) for name, path in args.cost_model]
-    names = [name for name, _, _ in named]
-    if not named:
-        raise UserError("--reward_model/--cost_model: at least one objective is needed")
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"--reward_model/--cost_model: the objective {name} is given twice")
+    objectives = named_objectives(args)
+    names = [objective.name for objective in objectives]
     for flag, given in (("--monitor", args.monitor), ("--score_scale", [name for name, _ in args.score_scale])):
         for name in given:
             if name not in names:
@@ -190,7 +169,9 @@ def objectives_of(args: argparse.Namespace) -> list[Objective]:
     for name, scale in scales.items():
         if not 0 < scale < math.inf:
             raise UserError(f"--score_scale {name}={scale:g}: must be positive")
-    return [Objective(n, kind, path, scales.get(n, 1.0), n not in args.monitor) for n, kind, path in named]
+    return [
+        dataclasses.replace(o, scale=scales.get(o.name, 1.0), optimized=o.name not in args.monitor) for o in objectives
+    ]
 
 
 def algorithm_of(args: argparse.Namespace, objectives: list[Objective]) -> Algorithm:

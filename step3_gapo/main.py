@@ -16,7 +16,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from step3_gapo.arguments import algorithm_of, check_batch_sizes, objectives_of, parse_args
-from step3_gapo.objectives import Objective
 from step3_gapo.rlhf_engine import RLHFEngine
 from step3_gapo.rollout import Experience, make_rollout
 from step3_gapo.tracking import Tracker, mean_scalars, rollout_scalars
@@ -34,7 +33,7 @@ from utils.distributed import (
     world_size,
 )
 from utils.errors import UserError, run_main
-from utils.models import check_causal_lm, check_positions, check_score_model, load_tokenizer, sampling_config
+from utils.models import check_causal_lm, check_positions, load_tokenizer, sampling_config
 from utils.output import check_writable
 
 MAX_SKIPPED_IN_A_ROW = 20
@@ -47,7 +46,7 @@ def main() -> None:
     algorithm = algorithm_of(args, objectives)
     check_deepspeed_arguments(args)
     minibatches = check_batch_sizes(args)
-    check_models(args, objectives)
+    check_policy(args)
     tokenizer = load_tokenizer(args.actor_model, "--actor_model")
     prompts = read_prompts(args, tokenizer)
     total_steps = count_rollouts(args, len(prompts))
@@ -91,13 +90,11 @@ def main() -> None:
     shutdown_distributed()
 
 
-def check_models(args: argparse.Namespace, objectives: list[Objective]) -> None:
-    """Raise UserError unless every model is of its kind and the policy has room for prompt and response."""
+def check_policy(args: argparse.Namespace) -> None:
+    """Raise UserError unless the policy is a language model with room for prompt and response."""
     check_causal_lm(args.actor_model, "--actor_model")
     length = args.max_prompt_length + args.max_new_tokens
     check_positions(args.actor_model, "--actor_model", length, "--max_prompt_length + --max_new_tokens")
-    for objective in objectives:
-        check_score_model(objective.path, objective.flag)
 
 
 def read_prompts(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:

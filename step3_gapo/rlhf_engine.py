@@ -11,9 +11,8 @@ import deepspeed
 import torch
 from deepspeed.module_inject.replace_policy import replace_policies
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from step3_gapo.objectives import Objective
 from utils.distributed import device, is_main, print_main
 from utils.engines import Engine, gathered_weights, make_frozen_engine, make_training_engine
 from utils.models import (
@@ -23,7 +22,9 @@ from utils.models import (
     load_score_model,
     load_tokenizer,
     position_ids_from_mask,
+    same_tokenizer,
 )
+from utils.objectives import Objective
 from utils.output import finished_files
 
 
@@ -51,12 +52,8 @@ class ScoreModel:
 
     objective: Objective
     engine: Engine
-    mean: float
+    config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase | None
-
-    def value(self, raw_scores: torch.Tensor) -> torch.Tensor:
-        """Raw scores -> objective values in original units, higher is better; any shape."""
-        return raw_scores - self.mean if self.objective.kind == "reward" else -raw_scores
 
 
 @dataclass
@@ -193,12 +190,7 @@ def frozen_score_model(
     tokenizer = load_tokenizer(objective.path, objective.flag)
     same = same_tokenizer(tokenizer, policy_tokenizer)
     engine = make_frozen_engine(TokenHead(model.base_model, model.score), args)
-    return ScoreModel(objective, engine, getattr(model.config, "score_mean", 0.0), None if same else tokenizer)
-
-
-def same_tokenizer(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
-    """Whether both turn every dialogue into the same ids."""
-    return a.get_vocab() == b.get_vocab() and a.chat_template == b.chat_template
+    return ScoreModel(objective, engine, model.config, None if same else tokenizer)
 
 
 def build_critics(
@@ -226,10 +218,9 @@ def separate_critic(objective: Objective, args: argparse.Namespace, foreign_toke
         return TokenHead(trunk, zero_head(trunk, 1, dtype))
     model = load_score_model(objective.path, objective.flag, dtype)
     head = zero_head(model.base_model, 1, dtype)
-    sign = 1.0 if objective.kind == "reward" else -1.0
+    sign, offset = objective.sign_and_offset(model.config)
     head.weight.data.copy_(sign * objective.scale * model.score.weight.data)
-    if objective.kind == "reward":
-        head.bias.data.fill_(-objective.scale * getattr(model.config, "score_mean", 0.0))
+    head.bias.data.fill_(objective.scale * offset)
     return TokenHead(model.base_model, head)
 
 

@@ -10,13 +10,13 @@ import torch
 from torch.nn.functional import pad
 
 from step3_gapo import ppo
-from step3_gapo.objectives import Objective
 from step3_gapo.rlhf_engine import RLHFEngine, ScoreModel, response_logits
 from utils.data.batching import left_pad, right_pad
 from utils.data.encoding import Encoded, encode_prompt, encode_response
 from utils.distributed import all_reduce_sum, device
 from utils.engines import Engine
 from utils.models import check_positions
+from utils.objectives import Objective
 
 NamedTensors = dict[str, torch.Tensor]
 
@@ -190,7 +190,7 @@ def score_responses(model: ScoreModel, sampled: Sampled, args: argparse.Namespac
         sampled = in_other_tokens(sampled, model)
     parts = [model.engine(*chunk).squeeze(-1) for chunk in sampled.chunks(args.per_device_train_batch_size)]
     scores = torch.cat(parts).gather(-1, sampled.last.unsqueeze(-1)).squeeze(-1)
-    return model.value(scores)
+    return model.objective.values(scores, model.config)
 
 
 def in_other_tokens(sampled: Sampled, model: ScoreModel) -> Sampled:

@@ -10,10 +10,10 @@ import numpy
 import torch
 from matplotlib import pyplot
 
-from step3_gapo.objectives import Objective
 from step3_gapo.rollout import Rollout
 from utils.distributed import all_reduce_sum, world_size
 from utils.metrics import Progress, start_record
+from utils.objectives import Objective
 
 Scalars = dict[str, float]
 

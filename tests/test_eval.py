@@ -223,6 +223,11 @@ def test_complete_files_are_kept(models: Path, tmp_path: Path, monkeypatch: pyte
     os.utime(file, (0, 0))
     call(generate, monkeypatch, *arguments)
     assert file.read_text() == complete, "a file older than its policy is generated again"
+    file.write_text(edited)
+    settings = file.with_suffix(".settings.json")
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"temperature": 0.3}))
+    call(generate, monkeypatch, *arguments)
+    assert file.read_text() == complete, "a file sampled with other settings is generated again"
 
 
 @pytest.fixture(scope="module")
@@ -355,9 +360,9 @@ def test_generate_bad_input(change, message, models: Path, tmp_path: Path, monke
         ({"--responses": ["{models}/missing.jsonl"]}, "--responses {models}/missing.jsonl: no such file"),
         ({"--responses": ["{models}/prompts.jsonl"]}, "prompts.jsonl:1: the field 'finished' is missing"),
         ({"--responses": ["{models}/grading.py"]}, "grading.py:1: not valid JSON"),
-        ({"--cost_model": ["useful={models}/harmful"]}, "--cost_model useful: the objective is given twice"),
+        ({"--cost_model": ["useful={models}/harmful"]}, "the objective useful is given twice"),
         ({"--cost_model": ["harmful={models}/sft"]}, "--cost_model harmful {models}/sft"),
-        ({"--reward_model": None}, "--reward_model, --cost_model: at least one objective"),
+        ({"--reward_model": None}, "--reward_model/--cost_model: at least one objective"),
         ({"--gold": ["no_such_module:scores"]}, "--gold no_such_module:scores"),
         ({"--gold": ["json:no_such_function"]}, "--gold json:no_such_function"),
     ],

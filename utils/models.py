@@ -61,6 +61,11 @@ def load_tokenizer(path: str, flag: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def same_tokenizer(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
+    """Whether both turn every dialogue into the same ids."""
+    return a.get_vocab() == b.get_vocab() and a.chat_template == b.chat_template
+
+
 def load_causal_lm(path: str, flag: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Language model with its head, dropout switched off.
 
@@ -197,15 +202,6 @@ def score_tokens(
         input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
     ).last_hidden_state  # [batch, time, hidden]
     return model.score(hidden).squeeze(-1).float()
-
-
-def objective_values(scores: torch.Tensor, kind: str, config: Any) -> torch.Tensor:
-    """Raw scores of a model -> the objective, higher is better; any shape.
-
-    A reward is centered by the mean stored in the model's configuration (Bradley-Terry leaves the origin free);
-    a cost keeps its origin, which divides safe from harmful, and changes its sign.
-    """
-    return scores - getattr(config, "score_mean", 0.0) if kind == "reward" else -scores
 
 
 def export_model(
