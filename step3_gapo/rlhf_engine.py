@@ -96,7 +96,10 @@ class Actor:
         if obstacle:
             print_main(f"--enable_hybrid_engine: {obstacle}; generating natively, parameters gathered once a rollout")
             self.hybrid = False
-        self.engine = training_engine(model, args, args.actor_learning_rate, total_steps, hybrid=self.hybrid)
+        section = {"hybrid_engine": {"enabled": True, "max_out_tokens": args.max_prompt_length + args.max_new_tokens}}
+        self.engine = make_training_engine(
+            model, args, args.actor_learning_rate, total_steps, section if self.hybrid else None
+        )
         for buffer in self.twin.buffers():
             buffer.data = buffer.data.to(device())
         self._head_input: torch.Tensor | None = None
@@ -174,14 +177,6 @@ class RLHFEngine:
                 export_model(model, self.tokenizer, folder, weights)
 
 
-def training_engine(
-    model: nn.Module, args: argparse.Namespace, learning_rate: float, total_steps: int, hybrid: bool = False
-) -> Engine:
-    """`make_training_engine`, as DeepSpeed's hybrid engine if asked for."""
-    section = {"hybrid_engine": {"enabled": True, "max_out_tokens": args.max_prompt_length + args.max_new_tokens}}
-    return make_training_engine(model, args, learning_rate, total_steps, section if hybrid else None)
-
-
 def frozen_score_model(
     objective: Objective, args: argparse.Namespace, policy_tokenizer: PreTrainedTokenizerBase
 ) -> ScoreModel:
@@ -204,10 +199,10 @@ def build_critics(
     else:
         own_tokenizer = {m.objective.name: m.tokenizer is not None for m in score_models}
         groups = [([o.name], separate_critic(o, args, own_tokenizer[o.name])) for o in objectives]
-    critics = []
-    for names, module in groups:
-        critics.append(Critic(names, training_engine(module, args, args.critic_learning_rate, total_steps)))
-    return critics
+    return [
+        Critic(names, make_training_engine(module, args, args.critic_learning_rate, total_steps))
+        for names, module in groups
+    ]
 
 
 def separate_critic(objective: Objective, args: argparse.Namespace, foreign_tokenizer: bool) -> TokenHead:

@@ -25,7 +25,7 @@ from utils.data import (
 from utils.data.batching import left_pad, length_grouped_batches, right_pad
 from utils.data.encoding import encode_prompt, encode_response, fit_lengths
 from utils.data.records import Row
-from utils.data.registry import detect_format, known_formats
+from utils.data.registry import detect_format
 from utils.errors import UserError, run_main
 from utils.inspect_data import main
 
@@ -96,7 +96,7 @@ def write(path, rows):
     ],
 )
 def test_a_format_is_known_by_its_fields(row, name):
-    assert detect_format(Row(row, "here:1")) is known_formats()[name]
+    assert detect_format(Row(row, "here:1")).name == name
 
 
 @pytest.mark.parametrize(

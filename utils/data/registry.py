@@ -65,11 +65,6 @@ def register(data_format: Format) -> None:
     _formats[data_format.name] = data_format
 
 
-def known_formats() -> dict[str, Format]:
-    """The registered formats by name, in the order of registration."""
-    return dict(_formats)
-
-
 def detect_format(row: Row) -> Format:
     """The format with the most fields among those whose fields the row has. Raises `UserError` if none."""
     fitting = [candidate for candidate in _formats.values() if set(candidate.fields) <= set(row.fields)]
