@@ -3,8 +3,8 @@
     python eval/report.py --input_dir output/tiny
 
 reads eval/*.json and policies/<run>/{metrics.jsonl,args.json} and writes report/ beside them: report.md,
-report.html (one self-contained file), results.json, table1.csv, front.csv, table1.png, pareto.png and
-training_curves.png.
+report.html (one self-contained file), results.json, table1.csv, front.csv, table1.png, pareto.png,
+training_curves.png and conflict.png; the last two where training left metrics for them.
 """
 
 import base64
@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from eval.report_conflict import conflict_figures, find_conflict, find_pairs, plot_conflict
 from eval.report_plots import plot_pareto, plot_table, plot_training_curves, run_style
 from eval.report_samples import choose_samples, read_labels
 from eval.report_tables import build_table, format_number, front_csv, table_csv
@@ -28,7 +29,7 @@ from utils.errors import UserError, run_main
 from utils.output import check_writable, finished_directory, write_json, write_text
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-IMAGES = ("pareto.png", "table1.png", "training_curves.png")
+IMAGES = ("pareto.png", "table1.png", "training_curves.png", "conflict.png")
 
 
 def parse_args() -> Any:
@@ -46,9 +47,10 @@ def parse_args() -> Any:
 
 
 def results(runs: list[Run]) -> dict[str, Any]:
-    """The content of results.json: intervals are half-widths, ratios percent, 'gold' only where computed."""
-    table = {}
+    """The content of results.json: intervals are half-widths, ratios percent; 'gold' and 'conflict' where computed."""
+    table, pairs = {}, find_pairs(runs)
     for run in runs:
+        conflict = conflict_figures(run, pairs)
         table[run.name.text] = {
             "algorithm": run.algorithm,
             "objectives": run.objectives,
@@ -56,6 +58,7 @@ def results(runs: list[Run]) -> dict[str, Any]:
             "average": run.evaluation["average"],
             "kl": run.evaluation.get("kl"),
             **({"gold": run.gold} if run.gold else {}),
+            **({"conflict": conflict} if conflict else {}),
             "seed": run.seed,
         }
     return {"runs": table}
@@ -157,11 +160,15 @@ def write_report(runs: list[Run], labels_file: Path, sample_count: int, preset: 
     plot_pareto(runs, fronts, output_dir / "pareto.png")
     plot_table(table, output_dir / "table1.png")
     has_curves = plot_training_curves(runs, output_dir / "training_curves.png")
+    conflict = find_conflict(runs)
+    if conflict:
+        plot_conflict(conflict, runs, output_dir / "conflict.png")
     page = {
         **page_facts(runs, fronts, preset),
         "runs": runs,
         "table": table,
         "has_curves": has_curves,
+        "conflict": conflict,
         "samples": choose_samples(runs, read_labels(labels_file), sample_count),
         "settings": split_settings(runs),
         "colors": {run.name.text: run_style(run.name)[0] for run in runs},

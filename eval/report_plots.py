@@ -1,4 +1,4 @@
-"""The pictures of the report: the plane of two objectives, the table, the training curves.
+"""The pictures of the report's results: the plane of two objectives, the table, the training curves.
 
 Colors follow the method, fill follows the condition, so that a run looks the same everywhere.
 """
@@ -55,6 +55,7 @@ PAPER = {
     "axes.unicode_minus": True,
     "savefig.facecolor": "white",
 }
+CURVES = PAPER | {"font.size": 9, "axes.titlesize": 9.5}
 DPI = 160
 
 
@@ -314,9 +315,9 @@ def draw_cell(axes: Axes, text: str, x: float, y: float, mark: str) -> None:
 
 
 def curve_tags(runs: list[Run]) -> list[str]:
-    """The tags to plot, in the order of the panels."""
+    """The tags to plot, in the order of the panels; cosines are in the picture of the conflict."""
     tags = list(dict.fromkeys(tag for run in runs for tag in run.metrics))
-    prefixes = ("reward/", "kl", "response_length", "gradient/cosine/", "gradient/norm/")
+    prefixes = ("reward/", "kl", "response_length", "gradient/norm/")
     return [
         tag
         for prefix in prefixes
@@ -353,8 +354,8 @@ def curve_colors(runs: list[Run]) -> dict[str, tuple[float, ...]]:
 
 
 def tag_title(tag: str) -> str:
-    """'gradient/norm/a' -> 'gradient norm: a'; 'gradient/cosine/a_b' -> 'cosine: a_b'."""
-    *kind, name = tag.removeprefix("gradient/" if "cosine" in tag else "").split("/")
+    """'gradient/norm/a' -> 'gradient norm: a'; 'response_length' -> 'response length'."""
+    *kind, name = tag.split("/")
     return f"{' '.join(kind)}: {name}" if kind else tag.replace("kl", "KL").replace("_", " ")
 
 
@@ -364,25 +365,30 @@ def plot_training_curves(runs: list[Run], path: Path) -> bool:
     tags = curve_tags(trained)
     if not tags:
         return False
-    columns = min(4, len(tags))
-    rows = -(-len(tags) // columns)
+    rows = -(-len(tags) // 4)
+    columns = -(-len(tags) // rows)
     colors = curve_colors(trained)
-    legend_rows = -(-len(trained) // 5)
-    with plt.rc_context(PAPER | {"font.size": 9, "axes.titlesize": 9.5}):
-        height = 2.6 * rows + 0.22 * legend_rows
-        figure, panels = plt.subplots(rows, columns, figsize=(3.3 * columns, height), squeeze=False)
+    with plt.rc_context(CURVES):
+        figure, panels = plt.subplots(rows, columns, figsize=(max(11, 3.3 * columns), 2.6 * rows), squeeze=False)
         for axes, tag in zip(panels.flat, tags, strict=False):
             draw_curves(axes, tag, trained, colors)
         for axes in panels.flat[len(tags) :]:
             axes.axis("off")
-        handles = [
-            Line2D([], [], color=colors[run.name.text], linestyle=line_style(run), label=run.name.label)
-            for run in trained
-        ]
-        figure.legend(handles=handles, loc="lower center", ncol=min(5, len(trained)), frameon=False)
-        figure.tight_layout(rect=(0, (0.22 * legend_rows + 0.1) / height, 1, 1))
+        add_run_legend(figure, trained, colors)
         save(figure, path)
     return True
+
+
+def add_run_legend(figure: Figure, runs: list[Run], colors: dict[str, tuple[float, ...]]) -> None:
+    """Make room below the panels for a legend of the runs."""
+    legend_height = 0.22 * -(-len(runs) // 5)
+    height = figure.get_figheight() + legend_height
+    figure.set_figheight(height)
+    handles = [
+        Line2D([], [], color=colors[run.name.text], linestyle=line_style(run), label=run.name.label) for run in runs
+    ]
+    figure.legend(handles=handles, loc="lower center", ncol=min(5, len(runs)), frameon=False)
+    figure.tight_layout(rect=(0, (legend_height + 0.1) / height, 1, 1))
 
 
 def line_style(run: Run) -> str:
@@ -392,17 +398,41 @@ def line_style(run: Run) -> str:
 
 def draw_curves(axes: Axes, tag: str, runs: list[Run], colors: dict[str, tuple[float, ...]]) -> None:
     for run in runs:
-        if tag not in run.metrics:
-            continue
-        steps, values = np.array(run.metrics[tag]).T
-        axes.plot(steps, values, color=colors[run.name.text], alpha=0.2 if len(runs) <= 16 else 0.08, linewidth=0.9)
-        axes.plot(steps, smooth(values), color=colors[run.name.text], linewidth=1.6, linestyle=line_style(run))
+        if tag in run.metrics:
+            steps, values = np.array(run.metrics[tag]).T
+            draw_curve(axes, run, steps, values, smooth(values), colors[run.name.text], crowded=len(runs) > 16)
     axes.set_title(tag_title(tag), loc="left")
-    axes.set_xlabel("step")
+    mark_steps(axes)
     if tag.startswith("gradient/norm/"):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
-    if tag.startswith("gradient/cosine/"):
-        axes.axhline(0, color="#888888", linewidth=0.8)
+        use_log_scale(axes)
+
+
+def draw_curve(
+    axes: Axes,
+    run: Run,
+    steps: np.ndarray,
+    values: np.ndarray,
+    smoothed: np.ndarray,
+    color: tuple[float, ...],
+    crowded: bool,
+) -> None:
+    """A strong line over the faint one that it smooths; all [steps]."""
+    axes.plot(steps, values, color=color, alpha=0.08 if crowded else 0.2, linewidth=0.9)
+    axes.plot(steps, smoothed, color=color, linewidth=1.6, linestyle=line_style(run))
+
+
+def mark_steps(axes: Axes) -> None:
+    """x counts training steps: no fractions."""
+    axes.set_xlabel("step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def use_log_scale(axes: Axes) -> None:
+    """Logarithmic y with ticks in plain numbers, three a decade over a few; linear where nothing drawn is positive."""
+    if not np.isfinite(axes.dataLim.minposy):
+        return
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 10000 * low else (1,)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())

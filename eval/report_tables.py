@@ -15,9 +15,10 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class Column:
-    """One figure of a run, found at `path` in its evaluation.
+    """One figure of a run, found at `path` among its nested figures (an evaluation, for the table of results).
 
-    `ranked` columns (higher is better) mark their highest values; the others have no better side.
+    `ranked` columns (higher is better) mark their highest values; the others have no better side. `prefix` tells
+    columns of the same title apart where no group stands over them.
     """
 
     path: tuple[str, ...]
@@ -26,15 +27,16 @@ class Column:
     decimals: int = 2
     ranked: bool = True
     has_interval: bool = False
+    prefix: str = ""
 
     @property
     def key(self) -> str:
         """Its name in the csv files: 'helpfulness', 'gold_helpfulness', 'gold_harmless_ratio', 'kl'."""
         return f"gold_{self.path[-1]}" if self.path[0] == "gold" else self.path[-1]
 
-    def value(self, run: Run) -> tuple[float | None, float | None]:
+    def value(self, figures: dict[str, Any]) -> tuple[float | None, float | None]:
         """(figure, half-width of its 95% interval); None where there is none."""
-        entry: Any = run.evaluation
+        entry: Any = figures
         for key in self.path:
             entry = (entry or {}).get(key)
         if self.has_interval and entry is not None:
@@ -78,10 +80,10 @@ def table_columns(runs: list[Run]) -> list[Column]:
         Column(("average",), model, "average"),
         Column(("kl",), policy, "KL", ranked=False),
         Column(("response_length",), policy, "length", decimals=1, ranked=False),
-        *(Column(("gold", "objectives", name), gold, name, has_interval=True) for name in gold_names),
-        Column(("gold", "harmless_ratio"), gold, "harmless %", decimals=1),
+        *(Column(("gold", "objectives", name), gold, name, has_interval=True, prefix="gold ") for name in gold_names),
+        Column(("gold", "harmless_ratio"), gold, "harmless %", decimals=1, prefix="gold "),
     ]
-    return [column for column in columns if any(column.value(run)[0] is not None for run in runs)]
+    return [column for column in columns if any(column.value(run.evaluation)[0] is not None for run in runs)]
 
 
 def format_number(value: float | None, decimals: int) -> str:
@@ -98,32 +100,37 @@ def mark_best(values: list[float | None]) -> list[str]:
     return ["" if value is None else marks.get(value, "") for value in values]
 
 
-def column_cells(column: Column, runs: list[Run]) -> list[Cell]:
-    """Marks are given on the rounded figures: what looks equal is marked equal."""
-    figures = [column.value(run) for run in runs]
-    rounded = [None if value is None else round(value, column.decimals) for value, _ in figures]
-    marks = mark_best(rounded) if column.ranked else [""] * len(runs)
+def column_cells(column: Column, figures: list[dict[str, Any]]) -> list[Cell]:
+    """Marks are given on the rounded values: what looks equal is marked equal."""
+    values = [column.value(entry) for entry in figures]
+    rounded = [None if value is None else round(value, column.decimals) for value, _ in values]
+    marks = mark_best(rounded) if column.ranked else [""] * len(values)
     return [
         Cell(
             format_number(value, column.decimals),
             "" if half_width is None else format_number(half_width, column.decimals),
             mark,
         )
-        for (value, half_width), mark in zip(figures, marks, strict=True)
+        for (value, half_width), mark in zip(values, marks, strict=True)
     ]
 
 
+def fill_table(columns: list[Column], rows: list[tuple[Run, dict[str, Any]]]) -> Table:
+    """The table of `columns` with one row for each (run, its figures)."""
+    cells = [column_cells(column, [figures for _, figures in rows]) for column in columns]
+    return Table(columns, [(run, [column[index] for column in cells]) for index, (run, _) in enumerate(rows)])
+
+
 def build_table(runs: list[Run]) -> Table:
-    columns = table_columns(runs)
-    cells = [column_cells(column, runs) for column in columns]
-    return Table(columns, [(run, [column[index] for column in cells]) for index, run in enumerate(runs)])
+    """The table of results."""
+    return fill_table(table_columns(runs), [(run, run.evaluation) for run in runs])
 
 
 def figures_by_key(run: Run, columns: list[Column]) -> dict[str, float | None]:
     """{column: figure, column_ci95: half-width} of one run, in the order of the columns."""
     row: dict[str, float | None] = {}
     for column in columns:
-        row[column.key], half_width = column.value(run)
+        row[column.key], half_width = column.value(run.evaluation)
         if column.has_interval:
             row[f"{column.key}_ci95"] = half_width
     return row

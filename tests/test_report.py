@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from base64 import b64encode
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from eval import report
 from eval.label_placement import overlap_areas, place_labels
+from eval.report_conflict import Pair, find_conflict, trace_pair
 from eval.report_plots import smooth
 from eval.report_samples import choose_samples
 from eval.report_tables import build_table, format_number, mark_best
@@ -72,7 +74,7 @@ def write_run(root: Path, name: str, means: tuple[float, ...], objectives: tuple
 def write_metrics(root: Path, name: str, tags: tuple[str, ...]) -> None:
     path = root / "policies" / name / "metrics.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"step": step, **{tag: 0.1 * step + 0.1 for tag in tags}}) for step in range(12)]
+    lines = [json.dumps({"step": step, **{tag: 0.08 * (step + 1) for tag in tags}}) for step in range(12)]
     path.write_text("\n".join(lines) + "\n")
 
 
@@ -135,7 +137,7 @@ def test_files(tiny: Path):
         "table1.png",
         "pareto.png",
     }
-    assert {path.name for path in tiny.iterdir()} == names | {"training_curves.png"}
+    assert {path.name for path in tiny.iterdir()} == names | {"training_curves.png", "conflict.png"}
     assert not list(tiny.parent.glob(".report*"))
 
 
@@ -143,7 +145,8 @@ def test_results_schema(tiny: Path):
     results = json.loads((tiny / "results.json").read_text())
     assert set(results) == {"runs"} and set(results["runs"]) == set(TINY)
     for name, entry in results["runs"].items():
-        assert set(entry) == {"algorithm", "objectives", "harmless_ratio", "average", "kl", "gold", "seed"}
+        known = {"algorithm", "objectives", "harmless_ratio", "average", "kl", "gold", "seed"}
+        assert set(entry) == known | ({"conflict"} if "gapo" in name else set())
         help_score, safe_score = TINY[name]
         assert entry["objectives"] == {
             "help": {"mean": help_score, "ci95": 0.25},
@@ -196,7 +199,8 @@ def test_pictures(tiny: Path):
     for name, (least_width, least_height) in {
         "pareto.png": (1800, 800),
         "table1.png": (1200, 400),
-        "training_curves.png": (1800, 700),
+        "training_curves.png": (1700, 700),
+        "conflict.png": (1700, 500),
     }.items():
         with Image.open(tiny / name) as image:
             assert image.width >= least_width and image.height >= least_height
@@ -207,7 +211,7 @@ def test_page_is_self_contained(tiny: Path):
     text = (tiny / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     assert not {"script", "link", "iframe", "b", "object", "embed"} & set(page.tags)
-    assert page.tags.count("img") == 2
+    assert page.tags.count("img") == 3
     assert all(value.startswith(("data:image/png;base64,", "#")) for value in page.fetched)
     style = text[text.index("<style>") : text.index("</style>")]
     assert "url(" not in style and "@import" not in style
@@ -231,6 +235,7 @@ def test_page_shows_every_run_and_prompt_kind(tiny: Path):
         "The trade-off",
         "Results",
         "Training",
+        "How much the objectives conflict",
         "Responses to the same prompts",
         "Settings",
         "How to read this",
@@ -248,6 +253,7 @@ def test_markdown_table(tiny: Path):
     )
     assert any(line.startswith("| P-GAPO 0.8 | <u>1.10 ± 0.25</u> |") for line in lines)
     assert "![Training curves](training_curves.png)" in lines
+    assert "![How much the objectives conflict](conflict.png)" in lines
 
 
 def test_smoke_preset(tmp_path: Path, monkeypatch):
@@ -277,7 +283,8 @@ def test_other_numbers_of_objectives(count: int, note: str, tmp_path: Path, monk
     folder = make_report(tmp_path, monkeypatch)
     page = (folder / "report.html").read_text()
     assert note in page and "No run left training metrics" in page
-    assert not (folder / "training_curves.png").exists()
+    assert not (folder / "training_curves.png").exists() and not (folder / "conflict.png").exists()
+    assert "How much the objectives conflict" not in page + (folder / "report.md").read_text()
     assert "gold" not in json.loads((folder / "results.json").read_text())["runs"]["sft"]
 
 
@@ -398,6 +405,143 @@ def test_smoothing():
     assert smooth(np.ones(7)).tolist() == [1.0] * 7
     assert smooth(values)[30] == pytest.approx(values[27:34].mean())
     assert np.isfinite(smooth(np.array([1.0, np.nan, 3.0]))).all()
+
+
+def gradient_row(names: tuple[str, ...], norms: tuple, cosines: tuple, progress: tuple | None = None, **more) -> dict:
+    """One step's gradient tags; `cosines` of the pairs in the order that training logs them: ab, ac, bc."""
+    pairs = [(names[j], names[i]) for i in range(len(names)) for j in range(i)]
+    return {
+        **{f"gradient/norm/{name}": norm for name, norm in zip(names, norms, strict=True)},
+        **{f"gradient/cosine/{a}_{b}": value for (a, b), value in zip(pairs, cosines, strict=True)},
+        **{f"gradient/progress/{name}": value for name, value in zip(names, progress or (), strict=bool(progress))},
+        **more,
+    }
+
+
+def write_gradients(root: Path, name: str, objectives: tuple[str, ...], rows: list[dict]) -> None:
+    """A run evaluated on `objectives` with one metrics line a row; floats that JSON lacks as Python writes them."""
+    write_run(root, name, (0.0,) * len(objectives), objectives, gold=False)
+    path = root / "policies" / name / "metrics.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"step": step, **row}) + "\n" for step, row in enumerate(rows, start=1)))
+
+
+def test_conflict_by_hand(tmp_path: Path, monkeypatch):
+    """Cosines, norms and progress that are undefined at some steps count at the others."""
+    names, nan = ("help", "safe"), float("nan")
+    rows = [
+        gradient_row(names, (2.0, 1.0), (-0.5,), (0.1, 0.2)),
+        gradient_row(names, (8.0, 1.0), (0.25,), (0.1, -0.2)),
+        gradient_row(names, (3.0, 1.0), (-1.0,), (0.1, 0.0)),
+        gradient_row(names, (5.0, 1.0), (-0.35,), (0.1, 0.3)),
+        gradient_row(names, (4.0, 1.0), (0.0,), (0.1, 0.3)),
+        gradient_row(names, (0.0, 1.0), (0.0,), (0.0, 0.2)),  # no angle and no ratio against a zero gradient
+        gradient_row(names, (1.0, 0.0), (0.0,), (nan, 0.2)),
+        gradient_row(names, (float("inf"), 1.0), (0.9,), (0.1, -0.2)),
+        gradient_row(names, (9.0, 1.0), (nan,), (0.1, float("inf"))),
+        {"kl": 1.0},  # a step without any gradient
+    ]
+    write_gradients(tmp_path, "gapo_p1", names, rows)
+    folder = make_report(tmp_path, monkeypatch)
+    assert json.loads((folder / "results.json").read_text())["runs"]["gapo_p1"]["conflict"] == {
+        "pairs": {
+            "help_safe": {"mean_cosine": -0.32, "negative_cosine_percent": 60.0, "median_norm_ratio": 4.5},
+        },
+        "common_progress_percent": pytest.approx(300 / 7),  # steps 1, 4, 5 of the seven with a figure for both
+    }
+    lines = (folder / "report.md").read_text(encoding="utf-8").splitlines()
+    assert "| run | cosine | below 0, % | norm ratio | all improve, % |" in lines
+    assert "| GAPO p=1 | −0.32 | 60 | 4.50 | 43 |" in lines
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    picture = "data:image/png;base64," + b64encode((folder / "conflict.png").read_bytes()).decode()
+    assert picture in page.fetched and "#conflict" in page.fetched
+
+
+def test_share_of_the_coefficients(tmp_path: Path):
+    """c_a / (c_a + c_b), where that is a share."""
+    coefficients = [(1.0, 3.0), (2.0, 0.0), (0.0, 0.0), (-1.0, 2.0)]
+    rows = [
+        gradient_row(("a", "b"), (1.0, 1.0), (0.5,), **{"coefficient/a": a, "coefficient/b": b})
+        for a, b in coefficients
+    ]
+    write_gradients(tmp_path, "mgda", ("a", "b"), rows)
+    (run,) = load_runs(tmp_path)
+    np.testing.assert_array_equal(trace_pair(run, Pair("a", "b")).share, [0.25, 1.0, np.nan, np.nan])
+    np.testing.assert_array_equal(trace_pair(run, Pair("b", "a")).share, [0.75, 0.0, np.nan, np.nan])
+
+
+def test_runs_without_gradients_are_left_out_of_the_conflict(tmp_path: Path, monkeypatch):
+    names = ("help", "safe")
+    write_gradients(tmp_path, "gapo_p1", names, [gradient_row(names, (1.0, 2.0), (0.5,))] * 3)
+    write_gradients(tmp_path, "ppo_help", names, [{"gradient/norm/help": 1.0, "coefficient/help": 1.0}] * 3)
+    write_gradients(tmp_path, "morlhf_0.5", names, [{"coefficient/help": 0.5, "coefficient/safe": 0.5}] * 3)
+    write_run(tmp_path, "sft", (0.0, 0.0), names, gold=False)
+    folder = make_report(tmp_path, monkeypatch)
+    results = json.loads((folder / "results.json").read_text())["runs"]
+    assert [name for name in results if "conflict" in results[name]] == ["gapo_p1"]
+    assert results["gapo_p1"]["conflict"]["common_progress_percent"] is None
+    conflict = find_conflict(load_runs(tmp_path))
+    assert [run.name.text for run in conflict.runs] == ["gapo_p1"]
+    assert conflict.caption.endswith("without --log_gradients: PPO help, MORLHF 0.5.")
+    assert conflict.caption in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_conflict_of_three_objectives(tmp_path: Path, monkeypatch):
+    """Pairs follow the report's order of objectives, whatever order a run was given them in."""
+    names = ("help", "safe", "short")
+    row = gradient_row(names, (6.0, 3.0, 2.0), (-0.1, -0.2, 0.3), (1.0, 1.0, -1.0))
+    turned = gradient_row(names[::-1], (2.0, 3.0, 6.0), (0.3, -0.2, -0.1), (1.0, 1.0, 1.0))
+    write_gradients(tmp_path, "mgda", names, [row] * 4)
+    write_gradients(tmp_path, "gapo_p1", names, [turned] * 4)
+    folder = make_report(tmp_path, monkeypatch)
+    results = json.loads((folder / "results.json").read_text())["runs"]
+    assert {key: (pair["mean_cosine"], pair["median_norm_ratio"])
+            for key, pair in results["mgda"]["conflict"]["pairs"].items()} == {
+        "help_safe": (pytest.approx(-0.1), 2.0),
+        "help_short": (pytest.approx(-0.2), 3.0),
+        "safe_short": (pytest.approx(0.3), 1.5),
+    }  # fmt: skip
+    assert results["mgda"]["conflict"]["pairs"] == results["gapo_p1"]["conflict"]["pairs"]
+    assert [results[name]["conflict"]["common_progress_percent"] for name in ("mgda", "gapo_p1")] == [0.0, 100.0]
+    lines = (folder / "report.md").read_text(encoding="utf-8").splitlines()
+    row = "| −0.10 | 100 | 2.00 | −0.20 | 100 | 3.00 | 0.30 | 0 | 1.50 |"
+    assert f"| MGDA {row} 0 |" in lines and f"| GAPO p=1 {row} 100 |" in lines
+    assert any("| safe / short: norm ratio | all improve, % |" in line for line in lines)
+
+
+def test_conflict_of_many_pairs_shows_the_most_opposed(tmp_path: Path):
+    names = ("a", "b", "c", "d")
+    cosines = (0.3, -0.2, 0.1, 0.2, -0.6, -0.7)  # ab, ac, bc, ad, bd, cd
+    write_gradients(tmp_path, "mgda", names, [gradient_row(names, (1.0,) * 4, cosines)] * 2)
+    conflict = find_conflict(load_runs(tmp_path))
+    assert [pair.key for pair in conflict.pairs] == ["a_c", "b_d", "c_d"] and conflict.pair_count == 6
+    assert "Of 6 pairs, those with the 3 lowest mean cosines are shown." in conflict.caption
+    assert [title for title, _ in conflict.table.groups] == ["a / c", "b / d", "c / d", "update"]
+
+
+def test_conflict_picture_has_a_row_for_every_pair_and_condition(tmp_path: Path, monkeypatch):
+    heights = []
+    for folder, runs, names in (
+        ("plain", ("gapo_p1", "gapo_p1#2"), ("a", "b")),
+        ("conditions", ("gapo_p1", "gapo_p1@imbalanced"), ("a", "b")),
+        ("three", ("gapo_p1", "mgda"), ("a", "b", "c")),
+    ):
+        for run in runs:
+            row = gradient_row(names, (1.0,) * len(names), (0.5,) * (len(names) * (len(names) - 1) // 2))
+            write_gradients(tmp_path / folder, run, names, [row] * 3)
+        with Image.open(make_report(tmp_path / folder, monkeypatch) / "conflict.png") as image:
+            heights.append(image.height)
+    one, two, three = heights
+    assert two - one == three - two == 480  # 3 inches
+
+
+@pytest.mark.filterwarnings("error")
+def test_conflict_with_a_gradient_that_is_always_zero(tmp_path: Path, monkeypatch):
+    """Nothing to compare: dashes, empty panels, no warning."""
+    write_gradients(tmp_path, "mgda", ("a", "b"), [gradient_row(("a", "b"), (0.0, 1.0), (0.0,), (0.0, 1.0))] * 3)
+    folder = make_report(tmp_path, monkeypatch)
+    assert "| MGDA | – | – | – | 0 |" in (folder / "report.md").read_text(encoding="utf-8").splitlines()
+    assert (folder / "conflict.png").is_file()
 
 
 @pytest.mark.parametrize(
