@@ -1,7 +1,8 @@
 """The algorithms of step 3, each one answer to the same question: how do m objectives make one update?
 
-Reward level (ppo, morlhf): fixed weights mix the advantages before the loss. Gradient level (mgda, gapo, p_gapo):
-coefficients of the losses are computed at every optimizer step from the Gram matrix of the objectives' gradients.
+Reward level (ppo, morlhf): fixed weights mix the advantages before the loss. Gradient level (mgda, gapo, p_gapo and
+the weightings of torchjd): coefficients of the losses are computed at every optimizer step from the Gram matrix of the
+objectives' gradients.
 """
 
 from collections.abc import Callable
@@ -9,11 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
+from step3_gapo.gram_weightings import GRAM_WEIGHTINGS, gram_weighting, weighting_options
 from step3_gapo.multi_objective import gapo_coefficients, min_norm_weights, p_gapo_coefficients
 from utils.errors import UserError
 
-ALGORITHMS = ("ppo", "morlhf", "mgda", "gapo", "p_gapo")
-WEIGHTED = ("morlhf", "p_gapo")  # the algorithms that read --preference
+ALGORITHMS = ("ppo", "morlhf", "mgda", "gapo", "p_gapo", *GRAM_WEIGHTINGS)
+# The algorithms that read --preference.
+WEIGHTED = ("morlhf", "p_gapo", *(name for name, weighting in GRAM_WEIGHTINGS.items() if weighting.preferring))
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,12 @@ class Algorithm:
 
 
 def build_algorithm(
-    name: str, objectives: list[str], preference: dict[str, float], rescale_power: float | None, normalize: bool
+    name: str,
+    objectives: list[str],
+    preference: dict[str, float],
+    rescale_power: float | None,
+    normalize: bool,
+    options: dict[str, str] | None = None,
 ) -> Algorithm:
     """The algorithm called `name` for these objectives.
 
@@ -45,11 +53,12 @@ def build_algorithm(
         preference: weight of every objective; empty means equal weights.
         rescale_power: p of GAPO; None for the others.
         normalize: rescale gradient-level coefficients to sum to one, the scale of fixed weights.
+        options: of torchjd's weightings, by name.
 
     Raises:
-        UserError: the preference does not fit the algorithm or the objectives.
+        UserError: preference or options do not fit the algorithm or the objectives; a library is missing.
     """
-    weights = preference_weights(name, objectives, preference)
+    weights, options = preference_weights(name, objectives, preference), weighting_options(name, options or {})
     if name == "ppo":
         if len(objectives) != 1:
             raise UserError(
@@ -64,7 +73,7 @@ def build_algorithm(
         "gapo": (rescale_power, lambda gram: gapo_coefficients(gram, rescale_power)),
         "p_gapo": (1.0, lambda gram: p_gapo_coefficients(gram, weights)),
     }
-    power, solver = solvers[name]
+    power, solver = solvers[name] if name in solvers else (0.0, gram_weighting(name, weights, options))
     coefficients = (lambda gram: _sum_to_one(solver(gram))) if normalize else solver
     return Algorithm(name, coefficients=coefficients, power=power)
 
@@ -74,13 +83,13 @@ def preference_weights(name: str, objectives: list[str], preference: dict[str, f
     if not preference:
         return torch.full((len(objectives),), 1.0 / len(objectives), dtype=torch.float64)
     if name not in WEIGHTED:
-        raise UserError(f"--preference: --algorithm {name} has none (it serves {' and '.join(WEIGHTED)})")
+        raise UserError(f"--preference: --algorithm {name} has none (it serves {', '.join(WEIGHTED)})")
     for objective, weight in preference.items():
         if objective not in objectives:
             raise UserError(f"--preference {objective}: no such objective (there are {', '.join(objectives)})")
-        if not 0 <= weight <= 1 or (name == "p_gapo" and weight == 0):
+        if not 0 <= weight <= 1 or (name != "morlhf" and weight == 0):
             raise UserError(
-                f"--preference {objective}={weight:g}: must be {'positive' if name == 'p_gapo' else 'at least 0'}"
+                f"--preference {objective}={weight:g}: must be {'at least 0' if name == 'morlhf' else 'positive'}"
                 " and at most 1"
             )
     missing = [objective for objective in objectives if objective not in preference]

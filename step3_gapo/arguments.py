@@ -3,8 +3,10 @@
 import argparse
 import dataclasses
 import math
+from typing import Any
 
-from step3_gapo.algorithms import ALGORITHMS, Algorithm, build_algorithm
+from step3_gapo.algorithms import ALGORITHMS, WEIGHTED, Algorithm, build_algorithm
+from step3_gapo.gram_weightings import GRAM_WEIGHTINGS
 from utils.arguments import (
     Parser,
     adam_beta,
@@ -13,6 +15,7 @@ from utils.arguments import (
     add_optimization_arguments,
     fraction,
     named_number,
+    named_value,
     non_negative_float,
     positive_float,
     positive_int,
@@ -73,7 +76,7 @@ def add_algorithm_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="ppo: one objective; morlhf: fixed weights of the rewards; mgda: min-norm weights of the"
         " gradients; gapo: min-norm weights of rescaled gradients; p_gapo: preference over unit"
-        " gradients",
+        " gradients; the others: torchjd's weightings of the gradients",
     )
     group.add_argument(
         "--rescale_power",
@@ -88,7 +91,20 @@ def add_algorithm_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="NAME=W",
-        help="morlhf, p_gapo: weight of every objective, sum 1 (default: equal)",
+        help=f"{', '.join(WEIGHTED)}: weight of every objective, sum 1 (default: equal)",
+    )
+    group.add_argument(
+        "--weighting_options",
+        type=named_value,
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="torchjd's weightings: "
+        + ", ".join(
+            f"{name} {key}={default}"
+            for name, weighting in GRAM_WEIGHTINGS.items()
+            for key, (_, default) in weighting.options.items()
+        ),
     )
     group.add_argument(
         "--normalize_coefficients",
@@ -184,11 +200,18 @@ def algorithm_of(args: argparse.Namespace, objectives: list[Objective]) -> Algor
         raise UserError(f"--rescale_power: --algorithm {args.algorithm} has none (it serves gapo)")
     if args.normalize_coefficients and args.algorithm in ("ppo", "morlhf"):
         raise UserError(f"--normalize_coefficients: the weights of --algorithm {args.algorithm} are fixed")
-    return build_algorithm(args.algorithm, optimized, preference, args.rescale_power, args.normalize_coefficients)
+    return build_algorithm(
+        args.algorithm,
+        optimized,
+        preference,
+        args.rescale_power,
+        args.normalize_coefficients,
+        by_name("--weighting_options", args.weighting_options),
+    )
 
 
-def by_name(flag: str, pairs: list[tuple[str, float]]) -> dict[str, float]:
-    """NAME=NUMBER arguments as a dictionary; raises UserError for a name given twice."""
+def by_name(flag: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """NAME=VALUE arguments as a dictionary; raises UserError for a name given twice."""
     values = dict(pairs)
     if len(values) < len(pairs):
         raise UserError(f"{flag}: a name is given twice ({', '.join(name for name, _ in pairs)})")
