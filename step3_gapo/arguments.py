@@ -113,9 +113,22 @@ def add_algorithm_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--gradient_scope",
-        choices=("last_layer",),
+        choices=("last_layer", "full"),
         default="last_layer",
-        help="gradients that gradient-level algorithms compare: those of the output head",
+        help="gradients that gradient-level algorithms compare: those of the output head (cheap, the paper's choice),"
+        " or of all parameters (exact; a backward pass an objective)",
+    )
+    group.add_argument(
+        "--gram_per",
+        choices=("step", "micro_batch"),
+        default="step",
+        help="last_layer with accumulation: one set of coefficients an optimizer step (exact), or one a micro-batch"
+        " (noisier; spares a forward pass where the policy has moved since the rollout)",
+    )
+    group.add_argument(
+        "--log_gradients",
+        action="store_true",
+        help="log norms and cosines of the objectives' last-layer gradients for morlhf, too",
     )
 
 
@@ -198,8 +211,13 @@ def algorithm_of(args: argparse.Namespace, objectives: list[Objective]) -> Algor
     preference = by_name("--preference", args.preference)
     if args.rescale_power is not None and args.algorithm != "gapo":
         raise UserError(f"--rescale_power: --algorithm {args.algorithm} has none (it serves gapo)")
-    if args.normalize_coefficients and args.algorithm in ("ppo", "morlhf"):
-        raise UserError(f"--normalize_coefficients: the weights of --algorithm {args.algorithm} are fixed")
+    if args.algorithm in ("ppo", "morlhf"):
+        if args.normalize_coefficients:
+            raise UserError(f"--normalize_coefficients: the weights of --algorithm {args.algorithm} are fixed")
+        if args.gradient_scope == "full":
+            raise UserError(f"--gradient_scope full: --algorithm {args.algorithm} compares no gradients")
+    if args.gradient_scope == "full" and args.gram_per == "micro_batch":
+        raise UserError("--gram_per micro_batch: serves --gradient_scope last_layer, where it spares work")
     return build_algorithm(
         args.algorithm,
         optimized,

@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 import torch
 
-from utils.distributed import all_reduce_sum
+from step3_gapo.rlhf_engine import Actor
+from utils.distributed import all_reduce_sum, device
 
 
 def surrogate_slopes(losses: Callable[[torch.Tensor], list[torch.Tensor]], log_probs: torch.Tensor) -> torch.Tensor:
@@ -31,50 +32,80 @@ def surrogate_slopes(losses: Callable[[torch.Tensor], list[torch.Tensor]], log_p
         return torch.stack([torch.autograd.grad(loss, leaf)[0] for loss in losses(leaf)])
 
 
+class HeadGradients:
+    """Sums, over micro-batches, this rank's gradients of m objectives with respect to the actor's output head."""
+
+    def __init__(self, actor: Actor, objectives: int, temperature: float):
+        self.actor, self.temperature = actor, temperature
+        head = actor.twin.get_output_embeddings()
+        # [vocabulary, m, features] float32
+        self.total = torch.zeros(head.out_features, objectives, head.in_features, device=device())
+
+    @torch.no_grad()
+    def add(
+        self,
+        hidden: torch.Tensor,
+        logits: torch.Tensor | None,
+        actions: torch.Tensor,
+        slopes: torch.Tensor,
+    ) -> None:
+        """Add one micro-batch.
+
+        Args:
+            hidden: [batch, time, features], the head's input.
+            logits: [batch, time, vocabulary], its output; None to compute it here.
+            actions: [batch, time] int64.
+            slopes: [m, batch, time], see `surrogate_slopes`.
+        """
+        if logits is not None:
+            add_head_gradients(self.total, lambda *at: logits[at], hidden, actions, slopes, self.temperature)
+        else:
+            with self.actor.gathered_head() as head:
+                add_head_gradients(self.total, lambda *at: head(hidden[at]), hidden, actions, slopes, self.temperature)
+
+    def gram(self) -> torch.Tensor:
+        """Gram matrix [m, m] over all ranks, see `global_gram`; uses the gradients up."""
+        return global_gram(self.total)
+
+
 @torch.no_grad()
-def head_gradients(
-    logits: torch.Tensor,
+def add_head_gradients(
+    total: torch.Tensor,
+    logits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     hidden: torch.Tensor,
     actions: torch.Tensor,
     slopes: torch.Tensor,
     temperature: float,
-    chunk_size: int = 2048,
-) -> torch.Tensor:
-    """This rank's gradients of all objectives with respect to the output head.
+    chunk_size: int = 1024,
+) -> None:
+    """Add this rank's gradients of all objectives with respect to the output head to `total`.
 
     Works through the tokens in chunks: no float32 copy of all logits exists.
 
     Args:
-        logits: [batch, time, vocabulary].
+        total: [vocabulary, m, features] float32, contiguous.
+        logits: rows [k] and positions [k] -> logits of these tokens, [k, vocabulary].
         hidden: [batch, time, features], the head's input.
         actions: [batch, time] int64.
-        slopes: [m, batch, time], see `surrogate_slopes`.
-
-    Returns:
-        [m, vocabulary · features] float32.
+        slopes: [m, batch, time], see `surrogate_slopes`; tokens without any (padding) are left out.
+        chunk_size: tokens of a chunk.
     """
-    m, vocabulary, features = len(slopes), logits.shape[-1], hidden.shape[-1]
-    used = slopes.ne(0).any(dim=0).flatten()  # padding has slope 0 and is left out
-    logits, hidden = logits.flatten(0, 1)[used], hidden.flatten(0, 1)[used]  # [tokens, ...]
-    actions, slopes = actions.flatten()[used], slopes.flatten(1)[:, used]  # [tokens], [m, tokens]
-    gradients = torch.zeros(vocabulary, m * features, device=logits.device)
-    for start in range(0, len(actions), chunk_size):
-        chunk = slice(start, start + chunk_size)
-        residual = -(logits[chunk].float() / temperature).softmax(dim=-1)  # [chunk, vocabulary]
-        residual[torch.arange(len(residual), device=residual.device), actions[chunk]] += 1.0
-        weighted = slopes[:, chunk].T.unsqueeze(-1) * hidden[chunk].float().unsqueeze(1)  # [chunk, m, features]
-        gradients.addmm_(residual.T, weighted.flatten(1), alpha=1.0 / temperature)
-    return gradients.view(vocabulary, m, features).transpose(0, 1).flatten(1)
+    rows, positions = slopes.ne(0).any(dim=0).nonzero(as_tuple=True)
+    for row, position in zip(rows.split(chunk_size), positions.split(chunk_size), strict=True):
+        residual = -(logits(row, position).float() / temperature).softmax(dim=-1)  # [chunk, vocabulary]
+        residual.scatter_add_(-1, actions[row, position].unsqueeze(-1), torch.ones_like(residual[:, :1]))
+        weighted = slopes[:, row, position].T.unsqueeze(-1) * hidden[row, position].float().unsqueeze(1)
+        total.flatten(1).addmm_(residual.T, weighted.flatten(1), alpha=1.0 / temperature)  # [chunk, m · features]
 
 
 def global_gram(gradients: torch.Tensor) -> torch.Tensor:
     """Gram matrix of the gradients summed over ranks (not the sum of per-rank Gram matrices).
 
     Args:
-        gradients: [m, n] float32, this rank's part; overwritten by the sum.
+        gradients: [vocabulary, m, features] float32, this rank's part; overwritten by the sum.
 
     Returns:
         [m, m] float64 on the host.
     """
     gradients = all_reduce_sum(gradients)
-    return (gradients @ gradients.T).to("cpu", torch.float64)
+    return (gradients @ gradients.transpose(1, 2)).sum(dim=0, dtype=torch.float64).cpu()

@@ -19,7 +19,7 @@ from step3_gapo.arguments import algorithm_of, check_batch_sizes, objectives_of,
 from step3_gapo.rlhf_engine import RLHFEngine
 from step3_gapo.rollout import Experience, make_rollout
 from step3_gapo.tracking import Tracker, mean_scalars, rollout_scalars
-from step3_gapo.update import ActorUpdate, critic_step
+from step3_gapo.update import ActorUpdate, optimizer_step
 from utils.arguments import check_deepspeed_arguments
 from utils.data import load_prompts
 from utils.data.encoding import Encoded, fit_lengths
@@ -67,16 +67,16 @@ def main() -> None:
         seed_everything(args.seed + 1000 * step + rank())
         rollout = make_rollout(engine, batch, args)
         start, updates = time.monotonic(), []
-        for micro_batches in optimizer_batches(rollout.experience, args):
-            update = actor_update.step(micro_batches) if rollout.finite else None
-            if update is None:
-                skipped_steps, skipped_in_a_row = skipped_steps + 1, skipped_in_a_row + 1
-                report_skip(step, skipped_in_a_row, rollout.finite)
-                continue
-            skipped_in_a_row = 0
-            for critic in engine.critics:
-                update |= critic_step(critic, micro_batches, args)
-            updates.append(update)
+        for number, micro_batches in enumerate(optimizer_batches(rollout.experience, args)):
+            update, not_finite = {}, "the rollout (log-probabilities, scores or values)"
+            if rollout.finite:
+                update, not_finite = optimizer_step(actor_update, engine.critics, micro_batches, number == 0, args)
+            skipped_in_a_row = skipped_in_a_row + 1 if not_finite else 0
+            if not_finite:
+                skipped_steps += 1
+                report_skip(step, skipped_in_a_row, not_finite)
+            if update:
+                updates.append(update)
         scalars = rollout_scalars(rollout) | mean_scalars(updates)
         scalars |= {"time/update": time.monotonic() - start, "skipped_steps": skipped_steps}
         if tracker:
@@ -105,10 +105,9 @@ def read_prompts(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -
     return encoded
 
 
-def report_skip(step: int, in_a_row: int, finite_rollout: bool) -> None:
+def report_skip(step: int, in_a_row: int, not_finite: str) -> None:
     """Say that an optimizer step was skipped; raise UserError when nothing but skipping is left."""
-    what = "an objective's gradient" if finite_rollout else "the rollout (log-probabilities, scores or values)"
-    print_main(f"step {step}: {what} is not finite; optimizer step skipped")
+    print_main(f"step {step}: {not_finite} is not finite; optimizer step skipped")
     if in_a_row == MAX_SKIPPED_IN_A_ROW:
         raise UserError(
             f"{in_a_row} optimizer steps in a row were not finite, the last at step {step}: lower"

@@ -6,6 +6,8 @@ denominator: the caller passes the number of actions of the whole optimizer step
 add up to exactly one global mean.
 """
 
+from collections.abc import Iterator
+
 import torch
 
 
@@ -28,6 +30,8 @@ def response_mask(response_ids: torch.Tensor, eos_token_id: int) -> torch.Tensor
 def log_probs_of(logits: torch.Tensor, actions: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """Log-probabilities, under the sampled distribution, of the actions taken.
 
+    No float32 copy of the logits is kept: they are read in chunks, and once more on the way back.
+
     Args:
         logits: [batch, time, vocabulary], any float dtype; position t predicts `actions[:, t]`.
         actions: [batch, time] int64.
@@ -35,14 +39,53 @@ def log_probs_of(logits: torch.Tensor, actions: torch.Tensor, temperature: float
     Returns:
         [batch, time] float32.
     """
-    log_probs = (logits.float() / temperature).log_softmax(dim=-1)
-    return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+    return _LogProbs.apply(logits, actions, temperature)
+
+
+class _LogProbs(torch.autograd.Function):
+    """log softmax(z / T)_a, whose derivative is (e_a - softmax(z / T)) / T."""
+
+    @staticmethod
+    def forward(ctx, logits: torch.Tensor, actions: torch.Tensor, temperature: float) -> torch.Tensor:
+        ctx.save_for_backward(logits, actions)
+        ctx.temperature = temperature
+        log_probs = torch.empty(actions.shape, device=logits.device)
+        for at in token_chunks(logits):
+            distribution = (logits[at].float() / temperature).log_softmax(dim=-1)
+            log_probs[at] = distribution.gather(-1, actions[at].unsqueeze(-1)).squeeze(-1)
+        return log_probs
+
+    @staticmethod
+    def backward(ctx, slopes: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        logits, actions = ctx.saved_tensors
+        slopes = slopes.unsqueeze(-1) / ctx.temperature  # [batch, time, 1]
+        gradient = torch.empty_like(logits)
+        for at in token_chunks(logits):
+            residual = (logits[at].float() / ctx.temperature).softmax(dim=-1).mul_(-slopes[at])
+            gradient[at] = residual.scatter_add_(-1, actions[at].unsqueeze(-1), slopes[at])
+        return gradient, None, None
+
+
+def token_chunks(logits: torch.Tensor) -> Iterator[tuple[slice, slice]]:
+    """Indices of pieces of [batch, time, vocabulary] logits, each of 4 MB in float32 on CPU and 64 MB on GPU.
+
+    On CPU this is several times faster than one large piece: its memory is returned and mapped again at every call.
+    """
+    batch, time, vocabulary = logits.shape
+    tokens = max(1, (2**24 if logits.is_cuda else 2**20) // vocabulary)
+    rows, columns = max(1, tokens // time), min(time, tokens)
+    for row in range(0, batch, rows):
+        for column in range(0, time, columns):
+            yield slice(row, row + rows), slice(column, column + columns)
 
 
 def entropy_of(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """Entropy in nats of the sampled distribution: [batch, time, vocabulary] -> [batch, time] float32."""
-    log_probs = (logits.float() / temperature).log_softmax(dim=-1)
-    return -(log_probs.exp() * log_probs).sum(dim=-1)
+    entropy = torch.empty(logits.shape[:2], device=logits.device)
+    for at in token_chunks(logits):
+        log_probs = (logits[at].float() / temperature).log_softmax(dim=-1)
+        entropy[at] = -(log_probs.exp() * log_probs).sum(dim=-1)
+    return entropy
 
 
 def masked_mean(

@@ -102,17 +102,28 @@ class Actor:
         )
         for buffer in self.twin.buffers():
             buffer.data = buffer.data.to(device())
-        self._head_input: torch.Tensor | None = None
-        self.engine.module.get_output_embeddings().register_forward_pre_hook(self._keep_head_input)
+        self.has_plain_head: bool | None = None  # whether the logits are just the head's output; known after a pass
+        self._head: tuple[torch.Tensor, torch.Tensor] | None = None  # input and output in the last pass
+        self.engine.module.get_output_embeddings().register_forward_hook(self._keep_head)
 
-    def _keep_head_input(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        self._head_input = inputs[0]
+    def _keep_head(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        self._head = inputs[0], output
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int) -> ActorOutput:
         """[batch, prompt + response] ids and mask -> output on the last `response_length` positions."""
         logits = response_logits(self.engine, input_ids, attention_mask, response_length)
-        hidden, self._head_input = self._head_input, None
+        (hidden, output), self._head = self._head, None
+        if self.has_plain_head is None:  # some models scale or cap them
+            self.has_plain_head = torch.allclose(output[0, -2], logits[0, -1], equal_nan=True)
         return ActorOutput(logits, hidden[:, -response_length - 1 : -1])
+
+    @contextmanager
+    def gathered_head(self) -> Iterator[nn.Module]:
+        """The output head with whole parameters on every rank, without hooks."""
+        head = self.twin.get_output_embeddings()
+        partitioned = [p for p in head.parameters() if hasattr(p, "ds_id")]
+        with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
+            yield head
 
     @contextmanager
     def gathered(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import pad
 
 from step3_gapo import ppo
-from step3_gapo.rlhf_engine import RLHFEngine, ScoreModel, response_logits
+from step3_gapo.rlhf_engine import Actor, RLHFEngine, ScoreModel, response_logits
 from utils.data.batching import left_pad, right_pad
 from utils.data.encoding import Encoded, encode_prompt, encode_response
 from utils.distributed import all_reduce_sum, device
@@ -61,6 +61,8 @@ class Experience:
         log_probs, ref_log_probs: [batch, time] float32 of the actions, at the sampling temperature.
         scores: name -> [batch] float32 objective values in original units, for every scored objective.
         values, advantages, returns: name -> [batch, time] float32, for every optimized objective.
+        hidden: [batch, time, features], the input of the output head when the log-probabilities were computed, where
+            an update has use for it.
     """
 
     input_ids: torch.Tensor
@@ -73,6 +75,7 @@ class Experience:
     values: NamedTensors
     advantages: NamedTensors = field(default_factory=dict)
     returns: NamedTensors = field(default_factory=dict)
+    hidden: torch.Tensor | None = None
 
     @property
     def actions(self) -> torch.Tensor:
@@ -82,8 +85,10 @@ class Experience:
     def select(self, rows: torch.Tensor) -> "Experience":
         """The rows with these indices ([k] int64)."""
 
-        def pick(value: torch.Tensor | NamedTensors) -> torch.Tensor | NamedTensors:
-            return {k: v[rows] for k, v in value.items()} if isinstance(value, dict) else value[rows]
+        def pick(value: torch.Tensor | NamedTensors | None) -> torch.Tensor | NamedTensors | None:
+            if isinstance(value, dict):
+                return {name: tensor[rows] for name, tensor in value.items()}
+            return None if value is None else value[rows]
 
         return Experience(**{f.name: pick(getattr(self, f.name)) for f in dataclasses.fields(self)})
 
@@ -112,15 +117,17 @@ def make_rollout(engine: RLHFEngine, prompts: list[Encoded], args: argparse.Name
     start = time.monotonic()
     sampled = sample_responses(engine, prompts, args)
     generated = time.monotonic()
+    log_probs, hidden = actor_log_probs(engine.actor, sampled, args)
     experience = Experience(
         sampled.input_ids,
         sampled.attention_mask,
         sampled.mask,
         sampled.finished,
-        log_probs=log_probs_of_actions(engine.actor.engine, sampled, args),
+        log_probs=log_probs,
         ref_log_probs=log_probs_of_actions(engine.reference, sampled, args),
         scores={model.objective.name: score_responses(model, sampled, args) for model in engine.score_models},
         values=values_of_states(engine, sampled, args),
+        hidden=hidden,
     )
     add_advantages(experience, [m.objective for m in engine.score_models if m.objective.optimized], args)
     finite = experience.is_finite()
@@ -157,6 +164,25 @@ def sample_responses(engine: RLHFEngine, prompts: list[Encoded], args: argparse.
         mask=mask,
         finished=((response_ids == eos_id) & (mask > 0)).any(dim=-1).float(),
     )
+
+
+@torch.no_grad()
+def actor_log_probs(
+    actor: Actor, sampled: Sampled, args: argparse.Namespace
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probabilities of the actions, [batch, time], and `Experience.hidden` where an update has use for it.
+
+    Where micro-batches accumulate, their gradients are compared before the first backward pass. For the first
+    optimizer step the pass made here serves: the policy is still the same.
+    """
+    useful = args.gradient_accumulation_steps > 1 and args.gradient_scope == "last_layer" and args.gram_per == "step"
+    time_steps, log_probs, hidden = sampled.mask.shape[1], [], []
+    for ids, attention in sampled.chunks(args.per_device_train_batch_size):
+        output = actor.forward(ids, attention, time_steps)
+        log_probs.append(ppo.log_probs_of(output.logits, ids[:, -time_steps:], args.temperature))
+        if useful:
+            hidden.append(output.hidden)
+    return torch.cat(log_probs) * sampled.mask, torch.cat(hidden) if useful else None
 
 
 @torch.no_grad()

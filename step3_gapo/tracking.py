@@ -61,7 +61,11 @@ def mean_scalars(updates: list[Scalars]) -> Scalars:
     """Mean over the optimizer steps of a rollout, tag by tag; the first step's distance from on-policy beside it."""
     if not updates:
         return {}
-    means = {tag: sum(update[tag] for update in updates) / len(updates) for tag in updates[0]}
+    values: dict[str, list[float]] = {}
+    for update in updates:
+        for tag, value in update.items():
+            values.setdefault(tag, []).append(value)
+    means = {tag: sum(numbers) / len(numbers) for tag, numbers in values.items()}
     return means | {
         "first_minibatch/approximate_kl": updates[0]["approximate_kl"],
         "first_minibatch/ratio_error": updates[0]["ratio_error"],

@@ -1,19 +1,38 @@
 """From experience to one optimizer step: the actor under the chosen algorithm, then every critic."""
 
 import argparse
+from dataclasses import dataclass
 
 import torch
 
 from step3_gapo import ppo
 from step3_gapo.algorithms import Algorithm
-from step3_gapo.head_gradients import global_gram, head_gradients, surrogate_slopes
+from step3_gapo.head_gradients import HeadGradients, surrogate_slopes
 from step3_gapo.multi_objective import cosine_matrix
 from step3_gapo.rlhf_engine import Actor, ActorOutput, Critic
 from step3_gapo.rollout import Experience
-from utils.distributed import all_reduce_max, all_reduce_sum, print_main, world_size
+from step3_gapo.zero_gradients import ObjectiveGradients, forget_gradients, step_if_finite
+from utils.distributed import all_reduce_max, all_reduce_sum, broadcast_from_main, print_main, world_size
 from utils.errors import UserError
 
 Scalars = dict[str, float]
+
+
+@dataclass
+class Pass:
+    """One forward pass of the policy over a micro-batch; log_probs of the actions are [batch, time] float32."""
+
+    batch: Experience
+    output: ActorOutput
+    log_probs: torch.Tensor
+
+
+@dataclass
+class Outcome:
+    """What is known of a step once its gradient lies in the engine: metrics, and `statistics` of every micro-batch."""
+
+    scalars: Scalars
+    statistics: list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class ActorUpdate:
@@ -27,38 +46,136 @@ class ActorUpdate:
         self.actor, self.algorithm, self.names, self.args = actor, algorithm, names, args
         self.warned: set[str] = set()
 
-    def step(self, batches: list[Experience]) -> Scalars | None:
-        """One optimizer step on this rank's micro-batches; metrics, or None when a non-finite gradient skipped it."""
+    def step(self, batches: list[Experience], on_policy: bool = False) -> Scalars | None:
+        """One optimizer step on this rank's micro-batches.
+
+        Args:
+            on_policy: the policy is still the one that computed the experience, which then can serve in place of a
+                forward pass (`Experience.hidden`).
+
+        Returns:
+            Metrics; None when a gradient was not finite on some rank: then nothing has changed on any.
+        """
         actions = all_reduce_sum(sum(batch.mask.sum() for batch in batches))
-        output, scalars = None, {}
-        if self.algorithm.coefficients is None:
-            coefficients = self.algorithm.weights
-        else:
-            gram, output = self.gram_matrix(batches, actions)
-            if not gram.isfinite().all():
-                return None
-            coefficients = self.algorithm.coefficients(gram)
-            self.warn_of_zero_gradients(gram)
-            scalars = gram_scalars(gram, coefficients, self.names)
-            alpha = self.algorithm.alpha(gram, coefficients).tolist()
-            scalars |= {f"alpha/{name}": a for name, a in zip(self.names, alpha, strict=True)}
-        scalars |= {f"coefficient/{name}": c for name, c in zip(self.names, coefficients.tolist(), strict=True)}
         learning_rate = self.actor.engine.get_lr()[0]
-        sums, maxima = [], []
-        for batch in batches:
-            batch_sums, batch_maximum = self.backward(output or self.forward(batch), batch, coefficients, actions)
-            sums.append(batch_sums)
-            maxima.append(batch_maximum)
-            output = None
-        loss, entropy, clipped, kl = (all_reduce_sum(sum(sums)) / actions).tolist()
-        return scalars | {
-            "loss/actor": loss,
+        if self.args.gradient_scope == "full":
+            outcome = self.combine_full_gradients(batches, actions)
+        else:
+            outcome = self.weigh_losses(batches, actions, on_policy)
+        norm = step_if_finite(self.actor.engine) if outcome else None
+        if norm is None:
+            forget_gradients(self.actor.engine)
+            return None
+        sums, maxima = zip(*outcome.statistics, strict=True)
+        entropy, clipped, kl = (all_reduce_sum(sum(sums)) / actions).tolist()
+        return outcome.scalars | {
             "entropy": entropy,
             "clip_fraction": clipped,
             "approximate_kl": kl,
             "ratio_error": all_reduce_max(max(maxima)).item(),
+            "gradient/step_norm": norm,
             "learning_rate/actor": learning_rate,
         }
+
+    # --- two ways to the combined gradient; both leave it in the engine, and None if it is not finite
+
+    def combine_full_gradients(self, batches: list[Experience], actions: torch.Tensor) -> Outcome | None:
+        """Scope `full`: a backward pass an objective, all parameters' gradients compared, then combined."""
+        engine, m, total, statistics = self.actor.engine, len(self.names), torch.zeros(len(self.names)), []
+        gradients = ObjectiveGradients(engine, m)
+        # ZeRO-3 releases the parameters with the first backward pass: there, each needs a forward pass of its own.
+        once = engine.zero_optimization_stage() < 3
+        for batch in batches:
+            for i in range(m):
+                if i == 0 or not once:
+                    done = self.run(batch)
+                    losses = self.losses(done.log_probs, batch, actions)
+                forget_gradients(engine)
+                self.backward(losses[i], boundary=True, retain_graph=once and i + 1 < m)
+                gradients.add(i)
+            statistics.append(self.statistics(done))
+            total += torch.stack(losses).detach().cpu()
+        coefficients, scalars = self.weigh(gradients.gram())
+        if not coefficients.isfinite().all():
+            return None
+        gradients.combine(coefficients)
+        loss = all_reduce_sum(coefficients.float() @ total)
+        return Outcome(scalars | {"loss/actor": loss.item()}, statistics)
+
+    def weigh_losses(self, batches: list[Experience], actions: torch.Tensor, on_policy: bool) -> Outcome | None:
+        """Scope `last_layer`, and fixed weights: a backward pass of the combined loss.
+
+        A group of micro-batches shares its coefficients: all of a step, or with `--gram_per micro_batch` just one.
+        """
+        by_micro_batch = self.args.gram_per == "micro_batch"
+        total, logged, statistics = 0.0, [], []
+        for group in [[batch] for batch in batches] if by_micro_batch else [batches]:
+            coefficients, scalars, passes = self.algorithm.weights, {}, []
+            if self.compares_gradients:
+                gram, passes = self.head_gram(group, on_policy)
+                coefficients, scalars = self.weigh(gram)
+                if not coefficients.isfinite().all():
+                    return None
+            logged.append(scalars | self.named("coefficient", coefficients))
+            for batch in group:
+                done = passes.pop() if passes else self.run(batch)
+                loss = self.combined_loss(done, coefficients, actions)
+                self.backward(loss, boundary=batch is batches[-1])
+                statistics.append(self.statistics(done))
+                total = total + loss.detach()
+        scalars = {tag: sum(one[tag] for one in logged) / len(logged) for tag in logged[0]}
+        return Outcome(scalars | {"loss/actor": all_reduce_sum(total).item()}, statistics)
+
+    # --- gradients compared
+
+    @property
+    def compares_gradients(self) -> bool:
+        return self.algorithm.coefficients is not None or self.args.log_gradients
+
+    def head_gram(self, batches: list[Experience], on_policy: bool) -> tuple[torch.Tensor, list[Pass]]:
+        """Gram matrix of the last-layer gradients of the mean losses over these micro-batches.
+
+        A single micro-batch's forward pass is handed on for the update. Several need a pass without gradients
+        before it, or what the rollout has kept of one while the policy is still the same.
+
+        Returns:
+            [m, m] float64 on the host; the passes to go on with.
+        """
+        gradients = HeadGradients(self.actor, len(self.names), self.args.temperature)
+        actions, passes = all_reduce_sum(sum(batch.mask.sum() for batch in batches)), []
+        for batch in batches:
+            if on_policy and batch.hidden is not None:
+                log_probs, logits, hidden = batch.log_probs, None, batch.hidden
+            else:
+                with torch.set_grad_enabled(len(batches) == 1):
+                    done = self.run(batch)
+                log_probs, logits, hidden = done.log_probs.detach(), done.output.logits.detach(), done.output.hidden
+                passes = [done] if len(batches) == 1 else []
+            self.require_plain_head()
+            slopes = surrogate_slopes(lambda values, b=batch: self.losses(values, b, actions), log_probs)
+            gradients.add(hidden.detach(), logits, batch.actions, slopes)
+        return gradients.gram(), passes
+
+    def require_plain_head(self) -> None:
+        """Raise UserError where the derivative of the logits is not that of the output head."""
+        if not self.actor.has_plain_head:
+            raise UserError(
+                "--gradient_scope last_layer: this model scales or caps the logits after its output head;"
+                " use --gradient_scope full"
+            )
+
+    def weigh(self, gram: torch.Tensor) -> tuple[torch.Tensor, Scalars]:
+        """Coefficients [m] of the losses, and what to log of them; NaN where the Gram matrix is not finite."""
+        if not gram.isfinite().all():
+            return torch.full((len(gram),), torch.nan, dtype=torch.float64), {}
+        fixed = self.algorithm.coefficients is None
+        coefficients = self.algorithm.weights if fixed else self.algorithm.coefficients(gram)
+        coefficients = broadcast_from_main(coefficients)  # some weightings draw random numbers
+        self.warn_of_zero_gradients(gram)
+        scalars = gram_scalars(gram, coefficients, self.names) | self.named("coefficient", coefficients)
+        if not fixed:
+            scalars |= self.named("alpha", self.algorithm.alpha(gram, coefficients))
+        return coefficients, scalars
 
     def warn_of_zero_gradients(self, gram: torch.Tensor) -> None:
         """One line, once an objective: it has weight 0 as long as its gradient vanishes."""
@@ -67,72 +184,50 @@ class ActorUpdate:
                 self.warned.add(name)
                 print_main(f"warning: the gradient of {name} is zero; it has weight 0 until it is not")
 
-    def forward(self, batch: Experience) -> ActorOutput:
-        return self.actor.forward(batch.input_ids, batch.attention_mask, batch.mask.shape[1])
+    def named(self, tag: str, values: torch.Tensor) -> Scalars:
+        return {f"{tag}/{name}": value for name, value in zip(self.names, values.tolist(), strict=True)}
+
+    # --- passes
+
+    def run(self, batch: Experience) -> Pass:
+        output = self.actor.forward(batch.input_ids, batch.attention_mask, batch.mask.shape[1])
+        return Pass(batch, output, ppo.log_probs_of(output.logits, batch.actions, self.args.temperature))
+
+    def surrogate_loss(
+        self, log_probs: torch.Tensor, batch: Experience, advantages: torch.Tensor, actions: torch.Tensor
+    ) -> torch.Tensor:
+        """Clipped surrogate (paper, eq. 15-16) over `actions` in all; scalar."""
+        clip_range = self.args.clip_range_ratio
+        return ppo.clipped_surrogate_loss(log_probs, batch.log_probs, advantages, batch.mask, clip_range, actions)
 
     def losses(self, log_probs: torch.Tensor, batch: Experience, actions: torch.Tensor) -> list[torch.Tensor]:
-        """One clipped surrogate an objective (paper, eq. 15-16), same mask and denominator; m scalars."""
-        return [
-            ppo.clipped_surrogate_loss(
-                log_probs, batch.log_probs, batch.advantages[name], batch.mask, self.args.clip_range_ratio, actions
-            )
-            for name in self.names
-        ]
+        """One surrogate an objective, same mask and denominator; m scalars."""
+        return [self.surrogate_loss(log_probs, batch, batch.advantages[name], actions) for name in self.names]
 
-    def gram_matrix(self, batches: list[Experience], actions: torch.Tensor) -> tuple[torch.Tensor, ActorOutput | None]:
-        """Gram matrix [m, m] of the last-layer gradients of the whole step.
-
-        With one micro-batch its forward pass is handed on for the update; with several, a pass without
-        gradients goes first, so that there is one Gram matrix a step whatever the accumulation.
-        """
-        single, gradients = len(batches) == 1, 0.0
-        for batch in batches:
-            with torch.set_grad_enabled(single):
-                output = self.forward(batch)
-            log_probs = ppo.log_probs_of(output.logits.detach(), batch.actions, self.args.temperature)
-            slopes = surrogate_slopes(lambda values, b=batch: self.losses(values, b, actions), log_probs)
-            gradients = gradients + head_gradients(
-                output.logits.detach(), output.hidden.detach(), batch.actions, slopes, self.args.temperature
-            )
-        return global_gram(gradients), output if single else None
-
-    def backward(
-        self, output: ActorOutput, batch: Experience, coefficients: torch.Tensor, actions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Backward pass of one micro-batch and the engine's (accumulating) step.
-
-        Returns:
-            For the metrics: [4] sums of loss, entropy, clipped ratios and log-ratio; scalar maximum of |ratio - 1|.
-        """
-        log_probs = ppo.log_probs_of(output.logits, batch.actions, self.args.temperature)
+    def combined_loss(self, done: Pass, coefficients: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Σ c_i L_i; with fixed weights the loss of Σ w_i A_i, the advantage of Σ w_i r_i by linearity of GAE."""
+        weights, batch = coefficients.tolist(), done.batch
         if self.algorithm.coefficients is None:
-            advantages = mixed_advantages(batch, self.names, coefficients)
-            loss = ppo.clipped_surrogate_loss(
-                log_probs, batch.log_probs, advantages, batch.mask, self.args.clip_range_ratio, actions
-            )
-        else:
-            losses = self.losses(log_probs, batch, actions)
-            loss = sum(c * part for c, part in zip(coefficients.tolist(), losses, strict=True))
-        require_finite(loss, "the actor's loss")
-        self.actor.engine.backward(loss * world_size() * self.args.gradient_accumulation_steps)
-        self.actor.engine.step()
-        with torch.no_grad():
-            entropy = (ppo.entropy_of(output.logits, self.args.temperature) * batch.mask).sum()
-            clipped = ppo.clip_fraction(log_probs, batch.log_probs, batch.mask, self.args.clip_range_ratio, 1.0)
-            kl = ((batch.log_probs - log_probs) * batch.mask).sum()
-            ratio_error = ((torch.exp(log_probs - batch.log_probs) - 1.0).abs() * batch.mask).max()
-            return torch.stack([loss.detach() * actions, entropy, clipped, kl]), ratio_error
+            mixed = sum(w * batch.advantages[name] for w, name in zip(weights, self.names, strict=True))
+            return self.surrogate_loss(done.log_probs, batch, mixed, actions)
+        losses = self.losses(done.log_probs, batch, actions)
+        return sum(c * loss for c, loss in zip(weights, losses, strict=True))
 
+    def backward(self, loss: torch.Tensor, boundary: bool, retain_graph: bool = False) -> None:
+        """Backward pass of a part of the global mean; at a `boundary` DeepSpeed makes the gradient of all parts."""
+        engine = self.actor.engine
+        engine.set_gradient_accumulation_boundary(boundary)
+        engine.backward(loss * world_size(), retain_graph=retain_graph, scale_wrt_gas=False)
 
-def require_finite(loss: torch.Tensor, what: str) -> None:
-    """Raise UserError, on all ranks together, rather than step on a loss that is not finite on one of them."""
-    if all_reduce_sum((~loss.detach().isfinite()).float()).item():
-        raise UserError(f"{what} is not finite: lower --actor_learning_rate or --critic_learning_rate")
-
-
-def mixed_advantages(batch: Experience, names: list[str], weights: torch.Tensor) -> torch.Tensor:
-    """Σ w_i A_i: by linearity of GAE, the advantage of the scalar reward Σ w_i r_i; [batch, time]."""
-    return sum(w * batch.advantages[name] for w, name in zip(weights.tolist(), names, strict=True))
+    @torch.no_grad()
+    def statistics(self, done: Pass) -> tuple[torch.Tensor, torch.Tensor]:
+        """[3] sums of entropy, clipped ratios and log-ratio over actions; scalar maximum of |ratio - 1|."""
+        batch, log_probs = done.batch, done.log_probs.detach()
+        entropy = (ppo.entropy_of(done.output.logits, self.args.temperature) * batch.mask).sum()
+        clipped = ppo.clip_fraction(log_probs, batch.log_probs, batch.mask, self.args.clip_range_ratio, 1.0)
+        kl = ((batch.log_probs - log_probs) * batch.mask).sum()
+        ratio_error = ((torch.exp(log_probs - batch.log_probs) - 1.0).abs() * batch.mask).max()
+        return torch.stack([entropy, clipped, kl]), ratio_error
 
 
 def gram_scalars(gram: torch.Tensor, coefficients: torch.Tensor, names: list[str]) -> Scalars:
@@ -148,8 +243,36 @@ def gram_scalars(gram: torch.Tensor, coefficients: torch.Tensor, names: list[str
     return scalars
 
 
-def critic_step(critic: Critic, batches: list[Experience], args: argparse.Namespace) -> Scalars:
-    """One optimizer step of one critic on this rank's micro-batches; its losses, one an objective."""
+def optimizer_step(
+    actor_update: ActorUpdate,
+    critics: list[Critic],
+    batches: list[Experience],
+    on_policy: bool,
+    args: argparse.Namespace,
+) -> tuple[Scalars, str | None]:
+    """One step of the policy, then of every critic.
+
+    Returns:
+        Metrics, empty when the policy took no step (the critics then take none either); what was not finite, if any.
+    """
+    scalars = actor_update.step(batches, on_policy)
+    if scalars is None:
+        return {}, "the gradient of the policy"
+    not_finite = None
+    for critic in critics:
+        losses = critic_step(critic, batches, args)
+        if losses is None:
+            not_finite = f"the gradient of the critic of {', '.join(critic.names)}"
+        scalars |= losses or {}
+    return scalars, not_finite
+
+
+def critic_step(critic: Critic, batches: list[Experience], args: argparse.Namespace) -> Scalars | None:
+    """One optimizer step of one critic on this rank's micro-batches.
+
+    Returns:
+        Its losses, one an objective; None when the gradient was not finite on some rank: then nothing has changed.
+    """
     actions = all_reduce_sum(sum(batch.mask.sum() for batch in batches))
     totals = torch.zeros(len(critic.names), device=batches[0].mask.device)
     for batch in batches:
@@ -167,8 +290,10 @@ def critic_step(critic: Critic, batches: list[Experience], args: argparse.Namesp
                 for head, name in enumerate(critic.names)
             ]
         )
-        require_finite(losses.sum(), f"the loss of the critic of {', '.join(critic.names)}")
-        critic.engine.backward(losses.sum() * world_size() * args.gradient_accumulation_steps)
-        critic.engine.step()
+        critic.engine.set_gradient_accumulation_boundary(batch is batches[-1])
+        critic.engine.backward(losses.sum() * world_size(), scale_wrt_gas=False)
         totals += losses.detach()
+    if step_if_finite(critic.engine) is None:
+        forget_gradients(critic.engine)
+        return None
     return {f"loss/critic/{n}": v for n, v in zip(critic.names, all_reduce_sum(totals).tolist(), strict=True)}

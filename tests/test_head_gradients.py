@@ -7,7 +7,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from step3_gapo import ppo
-from step3_gapo.head_gradients import global_gram, head_gradients, surrogate_slopes
+from step3_gapo.head_gradients import add_head_gradients, global_gram, surrogate_slopes
 from step3_gapo.rlhf_engine import response_logits
 from tests.helpers import run_function
 from utils.distributed import init_distributed, rank, shutdown_distributed
@@ -57,6 +57,18 @@ class Case:
         return torch.stack([torch.autograd.grad(loss, weight, retain_graph=True)[0].flatten() for loss in losses])
 
 
+def head_gradients(logits, hidden, actions, slopes, temperature: float, **options: int) -> torch.Tensor:
+    """[m, vocabulary · features]."""
+    total = torch.zeros(logits.shape[-1], len(slopes), hidden.shape[-1])
+    add_head_gradients(total, lambda *at: logits[at], hidden, actions, slopes, temperature, **options)
+    return total.transpose(0, 1).flatten(1)
+
+
+def gram_of(gradients: torch.Tensor) -> torch.Tensor:
+    """`global_gram` of [m, vocabulary · features]."""
+    return global_gram(gradients.view(len(gradients), VOCABULARY, FEATURES).transpose(0, 1).contiguous())
+
+
 def make_case(temperature: float = 1.0) -> Case:
     torch.manual_seed(0)
     model = MistralForCausalLM(MistralConfig(
@@ -89,7 +101,7 @@ def test_as_autograd_has_them(temperature: float) -> None:
     assert actual.shape == (OBJECTIVES, VOCABULARY * FEATURES)
     for i in range(OBJECTIVES):
         assert (actual[i] - expected[i]).norm() <= 1e-5 * expected[i].norm()
-    torch.testing.assert_close(global_gram(actual), (expected @ expected.T).double(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(gram_of(actual), (expected @ expected.T).double(), rtol=1e-5, atol=0)
 
 
 def test_some_tokens_are_clipped_and_some_are_not() -> None:
@@ -146,7 +158,7 @@ def check_gram_over_ranks(ranks: int) -> None:
     expected = case.autograd_gradients()
     expected = (expected @ expected.T).double()
     per_rank = (own @ own.T).double()
-    torch.testing.assert_close(global_gram(own), expected, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(gram_of(own), expected, rtol=1e-5, atol=1e-9)
     torch.distributed.all_reduce(per_rank)
     assert (per_rank - expected).abs().max() > 0.02 * expected.abs().max()
     assert (per_rank / ranks - expected).abs().max() > 0.02 * expected.abs().max()

@@ -73,6 +73,15 @@ def all_reduce_max(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def broadcast_from_main(tensor: torch.Tensor) -> torch.Tensor:
+    """The main rank's numbers on every rank; for few numbers on the host."""
+    if world_size() > 1:
+        shared = tensor.to(device())
+        dist.broadcast(shared, src=0)
+        return shared.to(tensor.device)
+    return tensor
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch. Ranks that must draw differently add their rank to `seed`."""
     random.seed(seed)
