@@ -33,6 +33,13 @@ STYLES = {  # family: (color, marker)
     "p_gapo": ("#E8743B", "o"),
     "morlhf": ("#1B8A5A", "o"),
     "rewarded_soup": ("#7A5BB0", "o"),
+    "upgrad": ("#1F4E79", "X"),
+    "dualproj": ("#6C8EBF", "X"),
+    "cagrad": ("#5E8C0A", "X"),
+    "pcgrad": ("#0E7C86", "X"),
+    "imtl_g": ("#9E9D24", "X"),
+    "aligned_mtl": ("#AD1457", "X"),
+    "fairgrad": ("#5D4037", "X"),
 }
 OTHER_COLORS = ("#7F7F7F", "#1F4E79", "#5E8C0A", "#0E7C86")
 INK, GRID = "#222222", "#E6E6E6"

@@ -23,6 +23,13 @@ FAMILY_LABELS = {
     "p_gapo": "P-GAPO",
     "morlhf": "MORLHF",
     "rewarded_soup": "Rewarded Soup",
+    "upgrad": "UPGrad",
+    "dualproj": "DualProj",
+    "cagrad": "CAGrad",
+    "pcgrad": "PCGrad",
+    "imtl_g": "IMTL-G",
+    "aligned_mtl": "Aligned-MTL",
+    "fairgrad": "FairGrad",
 }
 FRONT_FAMILIES = ("p_gapo", "morlhf", "rewarded_soup")
 SINGLE_RUNS = ("safe_rlhf", "fast_rl", "morlhf_0.5", "mgda", "gapo_p1", "gapo_p2")
@@ -51,7 +58,7 @@ class RunName:
     def label(self) -> str:
         """What tables and plots call the run: 'GAPO p=1', 'PPO helpfulness', 'MORLHF 0.5 (imbalanced)'."""
         rest = self.base[len(self.family) :].strip("_").replace("_", " ")
-        rest = re.sub(r"^p(?=[\d.]+$)", "p=", rest)
+        rest = re.sub(r"^p(?=\d)", "p=", rest)
         label = f"{FAMILY_LABELS.get(self.family, self.family)} {rest}".strip()
         return f"{label} ({self.variant})" if self.variant else label
 

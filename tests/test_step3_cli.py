@@ -12,7 +12,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from tests.helpers import (
     STEP3,
@@ -290,6 +297,58 @@ def test_scores_that_are_not_finite_skip_the_step_and_are_counted(workshop: Work
     assert not (workshop.folder / "given_up/config.json").exists()
 
 
+# --- which gradients are compared
+
+COSINE = "gradient/cosine/helpfulness_harmlessness"
+
+
+def test_all_gradients_on_several_ranks(workshop: Workshop) -> None:
+    """GAPO with p = 1 still is P-GAPO with equal preferences, and other numbers are compared than the last layer's."""
+    shape = {"ranks": 2, "zero_stage": 3, "gradient_accumulation_steps": 2, "max_steps": 1}
+    full = workshop.step3("gapo_full", gradient_scope="full", **shape)
+    equal = workshop.step3("p_gapo_full", gradient_scope="full", algorithm="p_gapo", **shape)
+    last_layer = workshop.step3("gapo_last_layer", **shape)
+    assert distance(full, equal) <= 1e-6
+    assert distance(full, last_layer) > 1e-6
+    (metrics,), (others,) = read_metrics(full), read_metrics(last_layer)
+    assert metrics["gradient/step_norm"] == pytest.approx(metrics["gradient/direction_norm"], rel=1e-4)
+    for name in OBJECTIVES:
+        assert metrics[f"gradient/norm/{name}"] > others[f"gradient/norm/{name}"]
+        assert metrics[f"gradient/progress/{name}"] > 0
+
+
+def test_fixed_weights_can_log_gradients(workshop: Workshop) -> None:
+    plain = workshop.step3("morlhf_plain", algorithm="morlhf")
+    logged = workshop.step3("morlhf_logged", algorithm="morlhf", log_gradients=True)
+    assert same_weights(plain, logged)
+    gapo = read_metrics(workshop.step3("gapo_beside", max_steps=1))
+    assert COSINE not in read_metrics(plain)[0]
+    assert -1 <= read_metrics(logged)[0][COSINE] <= 1
+    assert not any(tag.startswith("alpha/") for tag in read_metrics(logged)[0])
+    # The first optimizer step of a rollout compares the same gradients whatever it makes of them.
+    one_step = {"per_device_train_batch_size": 8, "max_steps": 1}
+    (logged,) = read_metrics(workshop.step3("morlhf_one", algorithm="morlhf", log_gradients=True, **one_step))
+    (gapo,) = read_metrics(workshop.step3("gapo_one", **one_step))
+    assert logged[COSINE] == pytest.approx(gapo[COSINE], rel=1e-5)
+
+
+def test_a_model_that_caps_its_logits_needs_all_gradients(workshop: Workshop) -> None:
+    capped = workshop.folder / "capped"
+    tokenizer = AutoTokenizer.from_pretrained(workshop.base)
+    torch.manual_seed(0)
+    Gemma2ForCausalLM(Gemma2Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, final_logit_softcapping=0.5, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )).save_pretrained(capped)  # fmt: skip
+    tokenizer.save_pretrained(capped)
+    changes = {"actor_model": capped, "max_steps": 1}
+    result = run_script(STEP3, workshop.step3_flags("capped_last_layer", **changes))
+    check_refusal(result, ["--gradient_scope last_layer", "--gradient_scope full"])
+    (metrics,) = read_metrics(workshop.step3("capped_full", gradient_scope="full", **changes))
+    assert metrics["gradient/progress/helpfulness"] > 0
+
+
 # --- bad input
 
 
@@ -364,6 +423,10 @@ BAD_INPUT: dict[str, Callable[[Workshop, Path], tuple[dict[str, Any], list[str]]
     "power for mgda": lambda w, t: ({"algorithm": "mgda", "rescale_power": 1}, ["--rescale_power", "mgda"]),
     "normalized weights": lambda w, t: (
         {"algorithm": "morlhf", "normalize_coefficients": True}, ["--normalize_coefficients", "morlhf"]),
+    "all gradients of fixed weights": lambda w, t: (
+        {"algorithm": "morlhf", "gradient_scope": "full"}, ["--gradient_scope full", "morlhf"]),
+    "all gradients a micro-batch": lambda w, t: (
+        {"gradient_scope": "full", "gram_per": "micro_batch"}, ["--gram_per micro_batch", "last_layer"]),
     "more tokens than positions": lambda w, t: ({"max_new_tokens": 600}, ["--max_new_tokens", "512"]),
     "unknown monitor": lambda w, t: ({"monitor": "truth"}, ["--monitor truth"]),
     "all monitored": lambda w, t: ({"monitor": OBJECTIVES}, ["--monitor"]),

@@ -314,6 +314,35 @@ def test_padding_does_not_change_the_answers(workshop: Workshop, tmp_path: Path,
     assert result.code == 0, result.stderr
 
 
+# --- the rollout's own forward pass
+
+
+def check_rollout_serves(arguments: list[str]) -> None:
+    """While the policy has not moved, its gradients need no other forward pass; afterwards they do."""
+    args, engine, actor_update, prompts = build(arguments)
+    experience = make_rollout(engine, prompts[rank() :: world_size()][:ROWS], args).experience
+    micro_batches = [experience.select(part) for part in torch.randperm(ROWS).split(args.per_device_train_batch_size)]
+    passes = []
+    engine.actor.engine.module.model.layers[0].register_forward_pre_hook(lambda *_: passes.append(1))
+    served, _ = actor_update.head_gram(micro_batches, on_policy=True)
+    assert not passes
+    computed, _ = actor_update.head_gram(micro_batches, on_policy=False)
+    assert len(passes) == len(micro_batches)
+    torch.testing.assert_close(served, computed, rtol=1e-5, atol=0)
+    actor_update.step(micro_batches, on_policy=True)
+    moved, _ = actor_update.head_gram(micro_batches, on_policy=False)
+    assert (moved - served).abs().max() > 1e-3 * served.abs().max()
+    shutdown_distributed()
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_the_rollout_serves_the_first_gram_matrix(workshop: Workshop, tmp_path: Path, zero_stage: int) -> None:
+    accumulated = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    arguments = engine_flags(workshop, tmp_path, zero_stage=zero_stage, **accumulated)
+    result = run_function(check_rollout_serves, arguments, ranks=2)
+    assert result.code == 0, result.stderr
+
+
 # --- export
 
 

@@ -4,6 +4,10 @@
 #   ppo_helpfulness  ppo_harmlessness   one objective; the other is scored and logged
 #   morlhf_W  p_gapo_W                  weight or preference W for helpfulness, 1 - W for harmlessness
 #   mgda  gapo_p1  gapo_p2
+#   upgrad  dualproj  cagrad  pcgrad  imtl_g  aligned_mtl  fairgrad    torchjd's weightings
+#
+# GRADIENT_SCOPE=full compares the gradients of all parameters in place of the last layer's; so does a name with _full
+# at its end (gapo_p1_full), for having both in one report.
 
 source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch.sh"
 
@@ -12,17 +16,21 @@ preference() { # helpfulness=$1 and the rest
 }
 
 method_flags() { # of run $1
-    case $1 in
+    local scope=${GRADIENT_SCOPE:-last_layer} run=$1
+    [[ $run == *_full ]] && scope=full run=${run%_full}
+    local compared="--gradient_scope $scope"
+    case $run in
         ppo_helpfulness) echo "--algorithm ppo --monitor harmlessness" ;;
         ppo_harmlessness) echo "--algorithm ppo --monitor helpfulness" ;;
-        morlhf_*) echo "--algorithm morlhf --preference $(preference "${1#morlhf_}")" ;;
-        mgda) echo "--algorithm mgda" ;;
-        gapo_p1) echo "--algorithm gapo --rescale_power 1" ;;
+        morlhf_*) echo "--algorithm morlhf --log_gradients --preference $(preference "${run#morlhf_}")" ;;
+        mgda) echo "--algorithm mgda $compared" ;;
+        gapo_p1) echo "--algorithm gapo --rescale_power 1 $compared" ;;
         # Dividing by squared norms makes steps of very uneven length; fixing the sum of the coefficients evens them out.
-        gapo_p2) echo "--algorithm gapo --rescale_power 2 --normalize_coefficients" ;;
-        p_gapo_*) echo "--algorithm p_gapo --preference $(preference "${1#p_gapo_}")" ;;
+        gapo_p2) echo "--algorithm gapo --rescale_power 2 --normalize_coefficients $compared" ;;
+        p_gapo_*) echo "--algorithm p_gapo --preference $(preference "${run#p_gapo_}") $compared" ;;
+        upgrad | dualproj | cagrad | pcgrad | imtl_g | aligned_mtl | fairgrad) echo "--algorithm $run $compared" ;;
         *) echo "error: no method is known for the run \"$1\" (there are ppo_helpfulness, ppo_harmlessness, morlhf_W, mgda," \
-                "gapo_p1, gapo_p2, p_gapo_W)" >&2; return 2 ;;
+                "gapo_p1, gapo_p2, p_gapo_W, upgrad, dualproj, cagrad, pcgrad, imtl_g, aligned_mtl, fairgrad)" >&2; return 2 ;;
     esac
 }
 
