@@ -15,6 +15,7 @@ from step3_gapo.multi_objective import gapo_coefficients, min_norm_weights, p_ga
 from utils.errors import UserError
 
 ALGORITHMS = ("ppo", "morlhf", "mgda", "gapo", "p_gapo", *GRAM_WEIGHTINGS)
+FIXED = ("ppo", "morlhf")  # reward level: no gradient is compared
 # The algorithms that read --preference.
 WEIGHTED = ("morlhf", "p_gapo", *(name for name, weighting in GRAM_WEIGHTINGS.items() if weighting.preferring))
 

@@ -5,7 +5,7 @@ import dataclasses
 import math
 from typing import Any
 
-from step3_gapo.algorithms import ALGORITHMS, WEIGHTED, Algorithm, build_algorithm
+from step3_gapo.algorithms import ALGORITHMS, FIXED, WEIGHTED, Algorithm, build_algorithm
 from step3_gapo.gram_weightings import GRAM_WEIGHTINGS
 from utils.arguments import (
     Parser,
@@ -211,7 +211,7 @@ def algorithm_of(args: argparse.Namespace, objectives: list[Objective]) -> Algor
     preference = by_name("--preference", args.preference)
     if args.rescale_power is not None and args.algorithm != "gapo":
         raise UserError(f"--rescale_power: --algorithm {args.algorithm} has none (it serves gapo)")
-    if args.algorithm in ("ppo", "morlhf"):
+    if args.algorithm in FIXED:
         if args.normalize_coefficients:
             raise UserError(f"--normalize_coefficients: the weights of --algorithm {args.algorithm} are fixed")
         if args.gradient_scope == "full":

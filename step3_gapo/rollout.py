@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import pad
 
 from step3_gapo import ppo
+from step3_gapo.algorithms import FIXED
 from step3_gapo.rlhf_engine import Actor, RLHFEngine, ScoreModel, response_logits
 from utils.data.batching import left_pad, right_pad
 from utils.data.encoding import Encoded, encode_prompt, encode_response
@@ -175,7 +176,8 @@ def actor_log_probs(
     Where micro-batches accumulate, their gradients are compared before the first backward pass. For the first
     optimizer step the pass made here serves: the policy is still the same.
     """
-    useful = args.gradient_accumulation_steps > 1 and args.gradient_scope == "last_layer" and args.gram_per == "step"
+    compared = args.gradient_scope == "last_layer" and (args.algorithm not in FIXED or args.log_gradients)
+    useful = compared and args.gradient_accumulation_steps > 1 and args.gram_per == "step"
     time_steps, log_probs, hidden = sampled.mask.shape[1], [], []
     for ids, attention in sampled.chunks(args.per_device_train_batch_size):
         output = actor.forward(ids, attention, time_steps)

@@ -81,7 +81,7 @@ class ActorUpdate:
 
     def combine_full_gradients(self, batches: list[Experience], actions: torch.Tensor) -> Outcome | None:
         """Scope `full`: a backward pass an objective, all parameters' gradients compared, then combined."""
-        engine, m, total, statistics = self.actor.engine, len(self.names), torch.zeros(len(self.names)), []
+        engine, m, totals, statistics = self.actor.engine, len(self.names), 0.0, []
         gradients = ObjectiveGradients(engine, m)
         # ZeRO-3 releases the parameters with the first backward pass: there, each needs a forward pass of its own.
         once = engine.zero_optimization_stage() < 3
@@ -94,12 +94,12 @@ class ActorUpdate:
                 self.backward(losses[i], boundary=True, retain_graph=once and i + 1 < m)
                 gradients.add(i)
             statistics.append(self.statistics(done))
-            total += torch.stack(losses).detach().cpu()
+            totals = totals + torch.stack(losses).detach()  # [m]
         coefficients, scalars = self.weigh(gradients.gram())
         if not coefficients.isfinite().all():
             return None
         gradients.combine(coefficients)
-        loss = all_reduce_sum(coefficients.float() @ total)
+        loss = coefficients @ all_reduce_sum(totals).cpu().double()
         return Outcome(scalars | {"loss/actor": loss.item()}, statistics)
 
     def weigh_losses(self, batches: list[Experience], actions: torch.Tensor, on_policy: bool) -> Outcome | None:

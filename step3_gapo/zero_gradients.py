@@ -16,7 +16,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_local_grad, safe_set_local_grad
 
-from utils.distributed import all_reduce_sum, rank, world_size
+from utils.distributed import all_reduce_sum, device, rank, world_size
 from utils.engines import Engine
 
 BEFORE_FIRST_BACKWARD = -1  # ZeRO-1/2 count the backward passes of a step from here
@@ -37,14 +37,14 @@ class ObjectiveGradients:
         """Add what the last backward pass has left in the engine to an objective's gradient."""
         pieces = gradient_shards(self.engine)
         if self.shards is None:
-            device = "cpu" if is_offloaded(self.engine) else pieces[0].device
-            self.shards = torch.zeros(self.objectives, sum(piece.numel() for piece in pieces), device=device)
+            place = "cpu" if is_offloaded(self.engine) else device()
+            self.shards = torch.zeros(self.objectives, sum(piece.numel() for piece in pieces), device=place)
         for own, piece in zip(split_like(self.shards[objective], pieces), pieces, strict=True):
             own.add_(piece.to(own.device))
 
     def gram(self) -> torch.Tensor:
         """Gram matrix of the objectives' data-parallel mean gradients; [m, m] float64 on the host."""
-        return all_reduce_sum(shard_gram(self.shards)).cpu()
+        return all_reduce_sum(shard_gram(self.shards).to(device())).cpu()
 
     def combine(self, coefficients: torch.Tensor) -> None:
         """Leave Σ c_i g_i in the engine, ready for its step. Works in place: the gradients are used up.
@@ -85,7 +85,7 @@ def step_if_finite(engine: Engine) -> float | None:
     """
     shards = gradient_shards(engine)
     norms = torch.stack([torch.linalg.vector_norm(shard, dtype=torch.float32) for shard in shards])
-    norm = all_reduce_sum(norms.square().sum()).sqrt().item()
+    norm = all_reduce_sum(norms.square().sum().to(device())).sqrt().item()
     if not math.isfinite(norm):
         return None
     engine.step()

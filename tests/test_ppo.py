@@ -225,3 +225,31 @@ def test_value_loss_in_every_regime(value: float, old: float, target: float, los
     result = ppo.clipped_value_loss(values, torch.tensor([[old]]), torch.tensor([[target]]), torch.ones(1, 1), 1.0)
     close(result, loss)
     close(torch.autograd.grad(result, values)[0], [[slope]])
+
+
+# --- log-probabilities in chunks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(30, 40, 1000), (2, 3, 400_000), (5, 1, 7)])
+def test_chunks_do_not_change_log_probs_entropy_or_gradients(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(shape[0], shape[1] + 1, shape[2])).to(dtype)[:, :-1].requires_grad_()
+    actions, slopes = torch.randint(shape[2], shape[:2]), torch.randn(shape[:2])
+    expected_all = (logits.float() / 0.7).log_softmax(dim=-1)
+    expected = expected_all.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+    actual = ppo.log_probs_of(logits, actions, 0.7)
+    torch.testing.assert_close(actual, expected)
+    gradients = [torch.autograd.grad(x, logits, slopes)[0] for x in (actual, expected)]
+    assert gradients[0].dtype == dtype
+    torch.testing.assert_close(*gradients)
+    entropy = -(expected_all.exp() * expected_all).sum(dim=-1)
+    torch.testing.assert_close(ppo.entropy_of(logits.detach(), 0.7), entropy.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_no_float32_copy_of_bf16_logits_is_kept_for_the_way_back() -> None:
+    logits = torch.randn(4, 5, 100).bfloat16().requires_grad_()
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        ppo.log_probs_of(logits, torch.zeros(4, 5, dtype=torch.int64))
+    assert [(tensor.dtype, tensor.numel()) for tensor in kept] == [(torch.bfloat16, 2000), (torch.int64, 20)]
