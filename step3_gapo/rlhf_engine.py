@@ -136,13 +136,23 @@ class Actor:
                 self.engine.train()
         else:
             partitioned = [p for p in self.parameters if hasattr(p, "ds_id")]
-            with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
+            with plain_linear(), deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
                 yield
 
     def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """[batch, prompt] left-padded -> [batch, prompt + response]; call inside `gathered()`."""
         generator = self.engine if self.hybrid else self.twin
         return generator.generate(input_ids=input_ids, attention_mask=attention_mask)
+
+
+@contextmanager
+def plain_linear() -> Iterator[None]:
+    """torch's own `linear`. What ZeRO-3 puts in its place serves backward passes, and slows a small model's tokens."""
+    replacement, torch.nn.functional.linear = torch.nn.functional.linear, torch._C._nn.linear
+    try:
+        yield
+    finally:
+        torch.nn.functional.linear = replacement
 
 
 def response_logits(

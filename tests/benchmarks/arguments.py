@@ -1,0 +1,110 @@
+"""The command line of the benchmarks."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from tests.benchmarks.accumulation import MICRO_BATCHES
+from tests.benchmarks.section import Settings
+from tests.benchmarks.synthetic import SIZES, Load
+from utils.arguments import Parser, positive_int
+from utils.errors import UserError
+from utils.models import DTYPES
+from utils.output import check_writable
+
+STAGES = (0, 1, 2, 3)
+FULL = {
+    "stages": STAGES, "ranks": (1, 2), "objectives": (2, 3, 4), "rounds": 5, "batch_size": 64, "prompt_length": 96,
+    "response_length": 96, "memory_size": "20m", "growth_sizes": ("tiny", "1m", "5m", "20m"),
+    "growth_objectives": (1, 2, 4, 8),
+}  # fmt: skip
+QUICK = FULL | {
+    "stages": (2, 3), "ranks": (2,), "objectives": (2,), "rounds": 2, "batch_size": 16, "prompt_length": 48,
+    "response_length": 48, "memory_size": "5m", "growth_sizes": ("tiny", "1m"), "growth_objectives": (1, 4),
+}  # fmt: skip
+
+
+def parse_settings(sections: list[str], argv: list[str] | None = None) -> Settings:
+    """Settings from the command line, complete and checked."""
+    parser = Parser(
+        prog="python -m tests.benchmarks",
+        description="Time and memory of gradient-level algorithms against fixed weights, and what single tricks bring."
+        " Models are random; every ratio is measured side by side. Prints tables; about 10 minutes on 2 cores.",
+        formatter_class=argparse.HelpFormatter,
+    )
+    parser.add_argument("--sections", nargs="+", choices=sections, default=sections, help="what to run (all)")
+    parser.add_argument("--quick", action="store_true", help="small settings: a look in a minute or two")
+    parser.add_argument("--output", metavar="PATH", help="also write the tables to this file: .md or .json")
+    add_size_arguments(parser)
+    add_layout_arguments(parser)
+    args = parser.parse_args(argv)
+    for name, value in (QUICK if args.quick else FULL).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    load = Load(args.model_size, args.dtype, args.batch_size, args.prompt_length, args.response_length)
+    names = ("stages", "ranks", "objectives", "growth_sizes", "growth_objectives")
+    lists = {name: tuple(dict.fromkeys(getattr(args, name))) for name in names}
+    sections = tuple(name for name in sections if name in args.sections)
+    settings = Settings(load, sections, rounds=args.rounds, memory_size=args.memory_size, output=args.output, **lists)
+    check_settings(settings)
+    return settings
+
+
+def default_of(name: str) -> str:
+    """For the help: the default, and that of --quick."""
+    full, quick = (" ".join(map(str, d[name])) if isinstance(d[name], tuple) else d[name] for d in (FULL, QUICK))
+    return f"({full}; quick: {quick})"
+
+
+def add_size_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sizes")
+    group.add_argument("--model_size", choices=SIZES, default="tiny", help="policy and critics, by name (tiny)")
+    group.add_argument("--dtype", choices=DTYPES, default="fp32", help="precision of the models (fp32)")
+    group.add_argument(
+        "--batch_size",
+        type=positive_int,
+        help=f"sequences of an optimizer step over all ranks {default_of('batch_size')}",
+    )
+    group.add_argument("--prompt_length", type=positive_int, help=f"tokens {default_of('prompt_length')}")
+    group.add_argument("--response_length", type=positive_int, help=f"tokens {default_of('response_length')}")
+    group.add_argument("--memory_size", choices=SIZES, help=f"model of section memory {default_of('memory_size')}")
+    group.add_argument(
+        "--growth_sizes",
+        nargs="+",
+        choices=SIZES,
+        help=f"models of sections growth and rollout {default_of('growth_sizes')}",
+    )
+
+
+def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("layouts and rounds")
+    group.add_argument(
+        "--stages", type=int, nargs="+", choices=STAGES, metavar="STAGE", help=f"of ZeRO {default_of('stages')}"
+    )
+    for name, what in (
+        ("ranks", "numbers of ranks"),
+        ("objectives", "numbers of objectives"),
+        ("growth_objectives", "numbers of objectives in section growth"),
+    ):
+        group.add_argument(
+            f"--{name}", type=positive_int, nargs="+", metavar=name[0].upper(), help=f"{what} {default_of(name)}"
+        )
+    group.add_argument("--rounds", type=positive_int, help=f"times that everything is measured {default_of('rounds')}")
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise UserError for settings that cannot be measured."""
+    devices = torch.cuda.device_count()
+    for ranks in settings.ranks:
+        if settings.load.batch % (ranks * MICRO_BATCHES):
+            raise UserError(
+                f"--batch_size {settings.load.batch}: not a multiple of {ranks} ranks × {MICRO_BATCHES} micro-batches"
+            )
+        if torch.cuda.is_available() and ranks > devices:
+            raise UserError(f"--ranks {ranks}: there are {devices} GPUs")
+    if settings.output:
+        path = Path(settings.output)
+        if path.suffix not in (".md", ".json"):
+            raise UserError(f"--output {path}: must end in .md or .json")
+        check_writable(path.parent, "--output")

@@ -1,0 +1,136 @@
+"""What single tricks bring, on one rank."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from step3_gapo.ppo import log_probs_of
+from step3_gapo.rollout import Experience
+from step3_gapo.update import ActorUpdate
+from step3_gapo.zero_gradients import shard_gram
+from tests.benchmarks.measure import ratio_of, time_in_turns
+from tests.benchmarks.section import Job, Row, Section, Settings, in_order
+from tests.benchmarks.step import FLAGS
+from tests.benchmarks.synthetic import (
+    SIZES,
+    Load,
+    arguments_of,
+    make_actor,
+    make_decoder,
+    make_experience,
+    make_update,
+)
+from utils.distributed import device, seed_everything
+from utils.models import DTYPES
+
+TEMPERATURE = 0.8
+LOGITS = ((32, 96, 768), (4, 96, 32000))  # [batch, time, vocabulary]
+OBJECTIVES = 4
+
+
+def row_of(piece: str, plain: Callable[[], object], ours: Callable[[], object], rounds: int) -> Row:
+    seconds = time_in_turns({"plain": plain, "ours": ours}, rounds)
+    return {
+        "piece": piece,
+        "plain / ours": ratio_of(seconds["plain"], seconds["ours"]),
+        "ours [ms]": round(1e3 * seconds["ours"].median().item(), 2),
+    }
+
+
+# --- log-probabilities of the actions
+
+
+def plain_log_probs(logits: torch.Tensor, actions: torch.Tensor, temperature: float) -> torch.Tensor:
+    """[batch, time, vocabulary], [batch, time] -> [batch, time] float32."""
+    return (logits.float() / temperature).log_softmax(dim=-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+
+def log_probs_row(shape: tuple[int, int, int], dtype: str, rounds: int) -> Row:
+    seed_everything(0)
+    logits = torch.randn(shape, dtype=DTYPES[dtype], device=device()).requires_grad_()
+    actions = torch.randint(shape[-1], shape[:2], device=device())
+
+    def there_and_back(log_probs: Callable[..., torch.Tensor]) -> None:
+        torch.autograd.grad(log_probs(logits, actions, TEMPERATURE).sum(), logits)
+
+    piece = f"log-probabilities in chunks, vocabulary {shape[-1]:,}: forward and backward"
+    return row_of(piece, lambda: there_and_back(plain_log_probs), lambda: there_and_back(log_probs_of), rounds)
+
+
+# --- one forward pass for all objectives
+
+
+class RepeatedForward(ActorUpdate):
+    """Scope `full` on one micro-batch, with a forward pass more for every objective but the first."""
+
+    def step(self, batches: list[Experience], on_policy: bool = False) -> object:
+        (self.batch,) = batches
+        return super().step(batches, on_policy)
+
+    def backward(self, loss: torch.Tensor, boundary: bool, retain_graph: bool = False) -> None:
+        super().backward(loss, boundary, retain_graph)
+        if retain_graph:  # another objective follows
+            self.run(self.batch)
+
+
+def forward_row(load: Load, rounds: int) -> Row:
+    args = arguments_of(load, ranks=1, zero_stage=2)
+    actor = make_actor(load, args)
+    experience = make_experience(actor, load, args, OBJECTIVES)
+    ours = make_update(actor, args, OBJECTIVES, **FLAGS["full"])
+    plain = RepeatedForward(actor, ours.algorithm, ours.names, ours.args)
+    piece = f"full: one forward pass for {OBJECTIVES} objectives"
+    return row_of(piece, lambda: plain.step(experience), lambda: ours.step(experience), rounds)
+
+
+# --- the Gram matrix
+
+
+def gram_by_parameter(gradients: list[torch.Tensor]) -> torch.Tensor:
+    """m(m + 1)/2 dot products a parameter.
+
+    Args:
+        gradients: [m, size] float32, one a parameter.
+
+    Returns:
+        [m, m] float64.
+    """
+    objectives = len(gradients[0])
+    gram = torch.zeros(objectives, objectives, dtype=torch.float64, device=gradients[0].device)
+    for gradient in gradients:
+        for i in range(objectives):
+            for j in range(i + 1):
+                gram[i, j] += gradient[i].dot(gradient[j])
+    return gram + gram.tril(-1).T
+
+
+def gram_row(load: Load, rounds: int) -> Row:
+    sizes = [parameter.numel() for parameter in make_decoder(load).parameters()]
+    shards = torch.randn(OBJECTIVES, sum(sizes), device=device())
+    by_parameter = [part.contiguous() for part in shards.split(sizes, dim=1)]
+    torch.testing.assert_close(shard_gram(shards), gram_by_parameter(by_parameter), rtol=1e-4, atol=1.0)
+    piece = f"Gram matrix in chunks of shards: m = {OBJECTIVES}, {SIZES[load.size].parameters:,} parameters"
+    return row_of(piece, lambda: gram_by_parameter(by_parameter), lambda: shard_gram(shards), rounds)
+
+
+def piece_rows(load: Load, memory_size: str, rounds: int) -> list[Row]:
+    return [
+        *(log_probs_row(shape, load.dtype, rounds) for shape in LOGITS),
+        forward_row(load, rounds),
+        *(gram_row(replace(load, size=size), rounds) for size in dict.fromkeys([load.size, memory_size])),
+    ]
+
+
+def jobs(settings: Settings) -> list[Job]:
+    load = replace(settings.load, batch=max(1, settings.load.batch // 2))
+    arguments = load, settings.memory_size, settings.rounds
+    return [Job("one rank", piece_rows, arguments, ranks=1, weight=25)]
+
+
+SECTION = Section(
+    title="Time of the plain way, over that of ours",
+    note="One rank, everything else alike.",
+    jobs=jobs,
+    rows=in_order,
+)

@@ -1,0 +1,86 @@
+"""The benchmarks run as one command and fill every table; how fast anything is, no test asks."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.benchmarks.arguments import parse_settings
+from tests.benchmarks.measure import Ratio, ratio_of
+from tests.benchmarks.ranks import BenchmarkError, run_ranks
+from tests.benchmarks.rollout import rollout_rows
+from tests.benchmarks.synthetic import SIZES, Load, make_decoder
+from tests.helpers import flags, run_command
+from utils.distributed import rank
+from utils.errors import UserError
+
+TINY = {
+    "quick": True, "stages": 3, "ranks": 1, "batch_size": 4, "prompt_length": 6, "response_length": 6, "rounds": 1,
+    "memory_size": "tiny", "growth_sizes": "tiny", "growth_objectives": (1, 3),
+}  # fmt: skip
+
+
+def test_every_section_fills_its_table(tmp_path: Path) -> None:
+    path = tmp_path / "tables.json"
+    result = run_command([sys.executable, "-m", "tests.benchmarks", *flags(**TINY, output=path)])
+    assert result.code == 0, result.stderr
+    sections = json.loads(path.read_text())["sections"]
+    assert {name: len(section["rows"]) for name, section in sections.items()} == {
+        "step": 1, "memory": 1, "growth": 3, "accumulation": 4, "rollout": 3, "pieces": 4,
+    }  # fmt: skip
+    for name, section in sections.items():
+        assert section["title"] in result.stdout
+        for row in section["rows"]:
+            ratios = [cell for cell in row.values() if isinstance(cell, dict)]
+            assert ratios, (name, row)
+            assert all(math.isfinite(r["median"]) and 0 < r["low"] <= r["median"] <= r["high"] for r in ratios), name
+    assert "[100%] pieces" in result.stderr
+    assert {row["m"] for row in sections["growth"]["rows"]} == {1, 2, 3}
+    step, memory = sections["step"]["rows"][0], sections["memory"]["rows"][0]
+    assert (step["ZeRO"], step["ranks"], step["m"]) == (memory["ZeRO"], memory["ranks"], memory["m"]) == (3, 1, 2)
+    assert (step["last_layer: step"]["bar"], step["full: step"]["bar"]) == pytest.approx((1.1, 1.6))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ranks": (1, 3)}, "--batch_size 64: not a multiple of 3 ranks × 4 micro-batches"),
+        ({"output": "tables.txt"}, "--output tables.txt: must end in .md or .json"),
+    ],
+)
+def test_impossible_settings_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_settings(["step"], flags(**changes))
+    assert str(error.value) == message
+
+
+def test_generation_on_two_ranks_gives_the_same_tokens_either_way() -> None:
+    (row,) = run_ranks(rollout_rows, Load("tiny", "fp32", 4, 6, 6), 2, True, 1, ranks=2)
+    assert (row["ranks"], row["prompts a rank"], row["same tokens"]) == (2, 2, "yes")
+
+
+def fail_on_the_last_rank() -> None:
+    if rank() == 1:
+        raise ValueError("out of paper")
+    torch.distributed.barrier()
+
+
+def test_a_rank_that_fails_is_heard() -> None:
+    with pytest.raises(BenchmarkError, match="out of paper"):
+        run_ranks(fail_on_the_last_rank, ranks=2)
+
+
+def test_ratios_pair_what_was_measured_in_the_same_round() -> None:
+    slow, fast = torch.tensor([2.0, 30.0, 9.0]).double(), torch.tensor([1.0, 10.0, 4.5]).double()
+    assert ratio_of(slow, fast, bar=2.0) == Ratio(2.0, 2.0, 2.5, 2.0)
+    assert ratio_of(slow, fast, bar=2.0).holds and not ratio_of(slow, fast, bar=1.9).holds
+    assert not ratio_of(slow, fast, bar=2.1, at_least=True).holds
+
+
+@pytest.mark.parametrize("size", ["tiny", "5m"])
+def test_sizes_count_their_parameters(size: str) -> None:
+    assert make_decoder(Load(size, "fp32", 1, 8, 8)).num_parameters() == SIZES[size].parameters
