@@ -5,6 +5,7 @@ the weightings of torchjd): coefficients of the losses are computed at every opt
 objectives' gradients.
 """
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,11 @@ ALGORITHMS = ("ppo", "morlhf", "mgda", "gapo", "p_gapo", *GRAM_WEIGHTINGS)
 FIXED = ("ppo", "morlhf")  # reward level: no gradient is compared
 # The algorithms that read --preference.
 WEIGHTED = ("morlhf", "p_gapo", *(name for name, weighting in GRAM_WEIGHTINGS.items() if weighting.preferring))
+
+
+def compares_gradients(args: argparse.Namespace) -> bool:
+    """Whether a run computes Gram matrices, to weigh objectives or to log them."""
+    return args.algorithm not in FIXED or args.log_gradients
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Algorithm:
     power: float = 0.0
 
     def alpha(self, gram: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
-        """Weights α of the rescaled gradients behind the coefficients c_i = α_i / ‖g_i‖^p; [m] float64, sum 1."""
+        """Weights α of the rescaled gradients behind the coefficients c_i = α_i / ‖g_i‖^p; [m] float64, sum 1 or 0."""
         return _sum_to_one(coefficients * gram.diagonal().clamp(min=0).sqrt() ** self.power)
 
 

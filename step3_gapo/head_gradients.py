@@ -1,4 +1,4 @@
-"""Gradients of the objectives with respect to the policy's last layer, without a backward pass.
+"""Gradients of the objectives with respect to the weights of the policy's last layer, without a backward pass.
 
 Every objective's loss reaches the output head only through the log-probabilities of the actions taken. With
 u_t = ∂L/∂log π(a_t) (a number a token), head input h_t and logits z_t at temperature T,

@@ -107,11 +107,11 @@ def read_prompts(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -
 
 def report_skip(step: int, in_a_row: int, not_finite: str) -> None:
     """Say that an optimizer step was skipped; raise UserError when nothing but skipping is left."""
-    print_main(f"step {step}: {not_finite} is not finite; optimizer step skipped")
+    print_main(f"step {step}: {not_finite} is not finite; that optimizer step is skipped")
     if in_a_row == MAX_SKIPPED_IN_A_ROW:
         raise UserError(
-            f"{in_a_row} optimizer steps in a row were not finite, the last at step {step}: lower"
-            " --actor_learning_rate or --critic_learning_rate"
+            f"{in_a_row} optimizer steps in a row were not finite, the last at step {step} ({not_finite}): lower"
+            " --actor_learning_rate or --critic_learning_rate, or try another --algorithm"
         )
 
 
@@ -143,9 +143,9 @@ def optimizer_batches(experience: Experience, args: argparse.Namespace) -> Itera
     size, steps = args.per_device_train_batch_size, args.gradient_accumulation_steps
     for _ in range(args.ppo_epochs):
         rows = torch.randperm(len(experience.mask)).to(experience.mask.device)
-        micro_batches = [experience.select(part) for part in rows.split(size)]
-        for start in range(0, len(micro_batches), steps):
-            yield micro_batches[start : start + steps]
+        for part in rows.split(size * steps):
+            yield [experience.select(micro_batch) for micro_batch in part.split(size)]
+            experience.hidden = None  # of the policy that sampled; it has moved
 
 
 if __name__ == "__main__":

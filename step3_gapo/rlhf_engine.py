@@ -69,11 +69,11 @@ class ActorOutput:
     """What one forward pass of the policy gives for the response positions.
 
     Attributes:
-        logits: [batch, time, vocabulary], position t predicts action t.
+        logits: [batch, time, vocabulary], position t predicts action t; None where only the rest was kept.
         hidden: [batch, time, features], input of the output head.
     """
 
-    logits: torch.Tensor
+    logits: torch.Tensor | None
     hidden: torch.Tensor
 
 

@@ -3,19 +3,19 @@
 import argparse
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch.nn.functional import pad
 
 from step3_gapo import ppo
-from step3_gapo.algorithms import FIXED
+from step3_gapo.algorithms import compares_gradients
 from step3_gapo.rlhf_engine import Actor, RLHFEngine, ScoreModel, response_logits
 from utils.data.batching import left_pad, right_pad
 from utils.data.encoding import Encoded, encode_prompt, encode_response
 from utils.distributed import all_reduce_sum, device
-from utils.engines import Engine
 from utils.models import check_positions
 from utils.objectives import Objective
 
@@ -125,7 +125,7 @@ def make_rollout(engine: RLHFEngine, prompts: list[Encoded], args: argparse.Name
         sampled.mask,
         sampled.finished,
         log_probs=log_probs,
-        ref_log_probs=log_probs_of_actions(engine.reference, sampled, args),
+        ref_log_probs=log_probs_of_actions(partial(response_logits, engine.reference), sampled, args),
         scores={model.objective.name: score_responses(model, sampled, args) for model in engine.score_models},
         values=values_of_states(engine, sampled, args),
         hidden=hidden,
@@ -176,23 +176,32 @@ def actor_log_probs(
     Where micro-batches accumulate, their gradients are compared before the first backward pass. For the first
     optimizer step the pass made here serves: the policy is still the same.
     """
-    compared = args.gradient_scope == "last_layer" and (args.algorithm not in FIXED or args.log_gradients)
-    useful = compared and args.gradient_accumulation_steps > 1 and args.gram_per == "step"
-    time_steps, log_probs, hidden = sampled.mask.shape[1], [], []
-    for ids, attention in sampled.chunks(args.per_device_train_batch_size):
-        output = actor.forward(ids, attention, time_steps)
-        log_probs.append(ppo.log_probs_of(output.logits, ids[:, -time_steps:], args.temperature))
+    accumulates = args.gradient_accumulation_steps > 1 and args.gram_per == "step"
+    useful = accumulates and args.gradient_scope == "last_layer" and compares_gradients(args)
+    hidden: list[torch.Tensor] = []
+
+    def logits_of(*chunk: torch.Tensor) -> torch.Tensor:
+        output = actor.forward(*chunk)
         if useful:
             hidden.append(output.hidden)
-    return torch.cat(log_probs) * sampled.mask, torch.cat(hidden) if useful else None
+        return output.logits
+
+    log_probs = log_probs_of_actions(logits_of, sampled, args)
+    return log_probs, torch.cat(hidden) if useful else None
 
 
 @torch.no_grad()
-def log_probs_of_actions(engine: Engine, sampled: Sampled, args: argparse.Namespace) -> torch.Tensor:
-    """Log-probabilities of the actions, [batch, time]; in chunks of the training batch to bound the memory."""
+def log_probs_of_actions(
+    logits_of: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor], sampled: Sampled, args: argparse.Namespace
+) -> torch.Tensor:
+    """Log-probabilities of the actions, [batch, time]; in chunks of the training batch to bound the memory.
+
+    Args:
+        logits_of: (input_ids, attention_mask, time) -> [rows, time, vocabulary] logits over the response.
+    """
     time_steps, parts = sampled.mask.shape[1], []
     for ids, attention in sampled.chunks(args.per_device_train_batch_size):
-        logits = response_logits(engine, ids, attention, time_steps)
+        logits = logits_of(ids, attention, time_steps)
         parts.append(ppo.log_probs_of(logits, ids[:, -time_steps:], args.temperature))
     return torch.cat(parts) * sampled.mask
 

@@ -58,18 +58,12 @@ def rollout_scalars(rollout: Rollout) -> Scalars:
 
 
 def mean_scalars(updates: list[Scalars]) -> Scalars:
-    """Mean over the optimizer steps of a rollout, tag by tag; the first step's distance from on-policy beside it."""
-    if not updates:
-        return {}
+    """Mean over the optimizer steps of a rollout, tag by tag, of those that have it."""
     values: dict[str, list[float]] = {}
     for update in updates:
         for tag, value in update.items():
             values.setdefault(tag, []).append(value)
-    means = {tag: sum(numbers) / len(numbers) for tag, numbers in values.items()}
-    return means | {
-        "first_minibatch/approximate_kl": updates[0]["approximate_kl"],
-        "first_minibatch/ratio_error": updates[0]["ratio_error"],
-    }
+    return {tag: sum(numbers) / len(numbers) for tag, numbers in values.items()}
 
 
 def sample_table(rollout: Rollout, rows: int = 4) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from step3_gapo import ppo
-from step3_gapo.algorithms import Algorithm
+from step3_gapo.algorithms import Algorithm, compares_gradients
 from step3_gapo.head_gradients import HeadGradients, surrogate_slopes
 from step3_gapo.multi_objective import cosine_matrix
 from step3_gapo.rlhf_engine import Actor, ActorOutput, Critic
@@ -16,6 +16,7 @@ from utils.distributed import all_reduce_max, all_reduce_sum, broadcast_from_mai
 from utils.errors import UserError
 
 Scalars = dict[str, float]
+Statistics = tuple[torch.Tensor, torch.Tensor]  # see `ActorUpdate.statistics`
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Outcome:
     """What is known of a step once its gradient lies in the engine: metrics, and `statistics` of every micro-batch."""
 
     scalars: Scalars
-    statistics: list[tuple[torch.Tensor, torch.Tensor]]
+    statistics: list[Statistics]
 
 
 class ActorUpdate:
@@ -45,6 +46,7 @@ class ActorUpdate:
     def __init__(self, actor: Actor, algorithm: Algorithm, names: list[str], args: argparse.Namespace):
         self.actor, self.algorithm, self.names, self.args = actor, algorithm, names, args
         self.warned: set[str] = set()
+        self.not_finite = ""  # what the last step failed on, where it did
 
     def step(self, batches: list[Experience], on_policy: bool = False) -> Scalars | None:
         """One optimizer step on this rank's micro-batches.
@@ -58,6 +60,7 @@ class ActorUpdate:
         """
         actions = all_reduce_sum(sum(batch.mask.sum() for batch in batches))
         learning_rate = self.actor.engine.get_lr()[0]
+        self.not_finite = "the gradient of the policy"
         if self.args.gradient_scope == "full":
             outcome = self.combine_full_gradients(batches, actions)
         else:
@@ -81,26 +84,34 @@ class ActorUpdate:
 
     def combine_full_gradients(self, batches: list[Experience], actions: torch.Tensor) -> Outcome | None:
         """Scope `full`: a backward pass an objective, all parameters' gradients compared, then combined."""
-        engine, m, totals, statistics = self.actor.engine, len(self.names), 0.0, []
-        gradients = ObjectiveGradients(engine, m)
-        # ZeRO-3 releases the parameters with the first backward pass: there, each needs a forward pass of its own.
-        once = engine.zero_optimization_stage() < 3
+        gradients, totals, statistics = ObjectiveGradients(self.actor.engine, len(self.names)), 0.0, []
         for batch in batches:
-            for i in range(m):
-                if i == 0 or not once:
-                    done = self.run(batch)
-                    losses = self.losses(done.log_probs, batch, actions)
-                forget_gradients(engine)
-                self.backward(losses[i], boundary=True, retain_graph=once and i + 1 < m)
-                gradients.add(i)
-            statistics.append(self.statistics(done))
-            totals = totals + torch.stack(losses).detach()  # [m]
+            losses, numbers = self.add_full_gradients(gradients, batch, actions)
+            totals = totals + losses
+            statistics.append(numbers)
         coefficients, scalars = self.weigh(gradients.gram())
         if not coefficients.isfinite().all():
             return None
         gradients.combine(coefficients)
         loss = coefficients @ all_reduce_sum(totals).cpu().double()
         return Outcome(scalars | {"loss/actor": loss.item()}, statistics)
+
+    def add_full_gradients(
+        self, gradients: ObjectiveGradients, batch: Experience, actions: torch.Tensor
+    ) -> tuple[torch.Tensor, Statistics]:
+        """Add one micro-batch's part to every objective's gradient; its [m] losses, and its statistics."""
+        engine, m = self.actor.engine, len(self.names)
+        # ZeRO-3 releases the parameters with the first backward pass: there, each needs a forward pass of its own.
+        once = engine.zero_optimization_stage() < 3
+        for i in range(m):
+            if i == 0 or not once:
+                done = losses = None  # before another pass makes logits
+                done = self.run(batch)
+                losses = self.losses(done.log_probs, batch, actions)
+            forget_gradients(engine)
+            self.backward(losses[i], boundary=True, retain_graph=once and i + 1 < m)
+            gradients.add(i)
+        return torch.stack(losses).detach(), self.statistics(done)
 
     def weigh_losses(self, batches: list[Experience], actions: torch.Tensor, on_policy: bool) -> Outcome | None:
         """Scope `last_layer`, and fixed weights: a backward pass of the combined loss.
@@ -111,26 +122,35 @@ class ActorUpdate:
         total, logged, statistics = 0.0, [], []
         for group in [[batch] for batch in batches] if by_micro_batch else [batches]:
             coefficients, scalars, passes = self.algorithm.weights, {}, []
-            if self.compares_gradients:
+            if compares_gradients(self.args):
                 gram, passes = self.head_gram(group, on_policy)
                 coefficients, scalars = self.weigh(gram)
                 if not coefficients.isfinite().all():
                     return None
             logged.append(scalars | self.named("coefficient", coefficients))
             for batch in group:
-                done = passes.pop() if passes else self.run(batch)
-                loss = self.combined_loss(done, coefficients, actions)
-                self.backward(loss, boundary=batch is batches[-1])
-                statistics.append(self.statistics(done))
-                total = total + loss.detach()
+                boundary = batch is batches[-1]
+                loss, numbers = self.add_combined_gradient(passes, batch, coefficients, actions, boundary)
+                total = total + loss
+                statistics.append(numbers)
         scalars = {tag: sum(one[tag] for one in logged) / len(logged) for tag in logged[0]}
         return Outcome(scalars | {"loss/actor": all_reduce_sum(total).item()}, statistics)
 
-    # --- gradients compared
+    def add_combined_gradient(
+        self,
+        passes: list[Pass],
+        batch: Experience,
+        coefficients: torch.Tensor,
+        actions: torch.Tensor,
+        boundary: bool,
+    ) -> tuple[torch.Tensor, Statistics]:
+        """Backward pass of one micro-batch's combined loss, from a pass if there is one; that loss, its statistics."""
+        done = passes.pop() if passes else self.run(batch)
+        loss = self.combined_loss(done, coefficients, actions)
+        self.backward(loss, boundary)
+        return loss.detach(), self.statistics(done)
 
-    @property
-    def compares_gradients(self) -> bool:
-        return self.algorithm.coefficients is not None or self.args.log_gradients
+    # --- gradients compared
 
     def head_gram(self, batches: list[Experience], on_policy: bool) -> tuple[torch.Tensor, list[Pass]]:
         """Gram matrix of the last-layer gradients of the mean losses over these micro-batches.
@@ -142,19 +162,25 @@ class ActorUpdate:
             [m, m] float64 on the host; the passes to go on with.
         """
         gradients = HeadGradients(self.actor, len(self.names), self.args.temperature)
-        actions, passes = all_reduce_sum(sum(batch.mask.sum() for batch in batches)), []
+        actions = all_reduce_sum(sum(batch.mask.sum() for batch in batches))
+        if len(batches) == 1:
+            passes = [self.run(batches[0])]
+            self.add_head_gradients(gradients, passes[0], actions)
+            return gradients.gram(), passes
         for batch in batches:
             if on_policy and batch.hidden is not None:
-                log_probs, logits, hidden = batch.log_probs, None, batch.hidden
+                kept = Pass(batch, ActorOutput(None, batch.hidden), batch.log_probs)
+                self.add_head_gradients(gradients, kept, actions)
             else:
-                with torch.set_grad_enabled(len(batches) == 1):
-                    done = self.run(batch)
-                log_probs, logits, hidden = done.log_probs.detach(), done.output.logits.detach(), done.output.hidden
-                passes = [done] if len(batches) == 1 else []
-            self.require_plain_head()
-            slopes = surrogate_slopes(lambda values, b=batch: self.losses(values, b, actions), log_probs)
-            gradients.add(hidden.detach(), logits, batch.actions, slopes)
-        return gradients.gram(), passes
+                with torch.no_grad():
+                    self.add_head_gradients(gradients, self.run(batch), actions)
+        return gradients.gram(), []
+
+    def add_head_gradients(self, gradients: HeadGradients, done: Pass, actions: torch.Tensor) -> None:
+        """Add one micro-batch's part, from a pass whose logits may be missing, to the last-layer gradients."""
+        self.require_plain_head()
+        slopes = surrogate_slopes(lambda values: self.losses(values, done.batch, actions), done.log_probs)
+        gradients.add(done.output.hidden, done.output.logits, done.batch.actions, slopes)
 
     def require_plain_head(self) -> None:
         """Raise UserError where the derivative of the logits is not that of the output head."""
@@ -171,6 +197,9 @@ class ActorUpdate:
         fixed = self.algorithm.coefficients is None
         coefficients = self.algorithm.weights if fixed else self.algorithm.coefficients(gram)
         coefficients = broadcast_from_main(coefficients)  # some weightings draw random numbers
+        if not coefficients.isfinite().all():
+            self.not_finite = f"what --algorithm {self.algorithm.name} makes of the gradients"
+            return coefficients, {}
         self.warn_of_zero_gradients(gram)
         scalars = gram_scalars(gram, coefficients, self.names) | self.named("coefficient", coefficients)
         if not fixed:
@@ -205,7 +234,10 @@ class ActorUpdate:
         return [self.surrogate_loss(log_probs, batch, batch.advantages[name], actions) for name in self.names]
 
     def combined_loss(self, done: Pass, coefficients: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Σ c_i L_i; with fixed weights the loss of Σ w_i A_i, the advantage of Σ w_i r_i by linearity of GAE."""
+        """Σ c_i L_i; with fixed weights the loss of Σ w_i A_i, the advantage of Σ w_i r_i by linearity of GAE.
+
+        The two differ, by where they clip, once the policy has moved.
+        """
         weights, batch = coefficients.tolist(), done.batch
         if self.algorithm.coefficients is None:
             mixed = sum(w * batch.advantages[name] for w, name in zip(weights, self.names, strict=True))
@@ -220,7 +252,7 @@ class ActorUpdate:
         engine.backward(loss * world_size(), retain_graph=retain_graph, scale_wrt_gas=False)
 
     @torch.no_grad()
-    def statistics(self, done: Pass) -> tuple[torch.Tensor, torch.Tensor]:
+    def statistics(self, done: Pass) -> Statistics:
         """[3] sums of entropy, clipped ratios and log-ratio over actions; scalar maximum of |ratio - 1|."""
         batch, log_probs = done.batch, done.log_probs.detach()
         entropy = (ppo.entropy_of(done.output.logits, self.args.temperature) * batch.mask).sum()
@@ -257,7 +289,9 @@ def optimizer_step(
     """
     scalars = actor_update.step(batches, on_policy)
     if scalars is None:
-        return {}, "the gradient of the policy"
+        return {}, actor_update.not_finite
+    if on_policy:
+        scalars |= {f"first_minibatch/{tag}": scalars[tag] for tag in ("approximate_kl", "ratio_error")}
     not_finite = None
     for critic in critics:
         losses = critic_step(critic, batches, args)

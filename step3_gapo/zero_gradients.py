@@ -7,10 +7,11 @@ rest of step 3 a gradient is a list of shards, in which every number of it appea
 
 Written for DeepSpeed 0.19.8. Beside its public interface they use these attributes of its ZeRO-1/2 and ZeRO-3
 optimizers: averaged_gradients, all_grad_tensors, single_partition_of_fp32_groups, params_in_partition, grad_position,
-norm_for_param_grads, micro_step_id, reset_cpu_buffers, cpu_offload, offload_optimizer.
+get_param_id, norm_for_param_grads, micro_step_id, reset_cpu_buffers, cpu_offload, offload_optimizer.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from deepspeed.accelerator import get_accelerator
@@ -35,12 +36,12 @@ class ObjectiveGradients:
 
     def add(self, objective: int) -> None:
         """Add what the last backward pass has left in the engine to an objective's gradient."""
-        pieces = gradient_shards(self.engine)
+        sizes = shard_sizes(self.engine)
         if self.shards is None:
             place = "cpu" if is_offloaded(self.engine) else device()
-            self.shards = torch.zeros(self.objectives, sum(piece.numel() for piece in pieces), device=place)
-        for own, piece in zip(split_like(self.shards[objective], pieces), pieces, strict=True):
-            own.add_(piece.to(own.device))
+            self.shards = torch.zeros(self.objectives, sum(sizes), device=place)
+        for own, shard in zip(self.shards[objective].split(sizes), gradient_shards(self.engine), strict=True):
+            own.add_(shard.to(own.device))
 
     def gram(self) -> torch.Tensor:
         """Gram matrix of the objectives' data-parallel mean gradients; [m, m] float64 on the host."""
@@ -72,20 +73,16 @@ def shard_gram(shards: torch.Tensor, chunk_size: int = 2**18) -> torch.Tensor:
     return gram
 
 
-def split_like(flat: torch.Tensor, pieces: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Views of a vector that have the lengths of `pieces`."""
-    return flat.split([piece.numel() for piece in pieces])
-
-
 def step_if_finite(engine: Engine) -> float | None:
     """Take the engine's optimizer step, unless a NaN or Inf in the gradient of any rank forbids it on all.
 
     Returns:
         Norm of the gradient before clipping; None when there was no step.
     """
-    shards = gradient_shards(engine)
-    norms = torch.stack([torch.linalg.vector_norm(shard, dtype=torch.float32) for shard in shards])
-    norm = all_reduce_sum(norms.square().sum().to(device())).sqrt().item()
+    norms = torch.stack(
+        [torch.linalg.vector_norm(s, dtype=torch.float32).to(device()) for s in gradient_shards(engine)]
+    )
+    norm = all_reduce_sum(norms.square().sum()).sqrt().item()
     if not math.isfinite(norm):
         return None
     engine.step()
@@ -102,19 +99,29 @@ def trained_parameters(engine: Engine) -> list[torch.nn.Parameter]:
     return [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
 
 
-def gradient_shards(engine: Engine) -> list[torch.Tensor]:
-    """This rank's shards of the gradient after a backward pass at a boundary; flat tensors of any float dtype."""
+def gradient_shards(engine: Engine) -> Iterator[torch.Tensor]:
+    """This rank's shards of the gradient after a backward pass at a boundary; flat tensors of any float dtype.
+
+    Except on stage 3, where DeepSpeed hands out float32 copies (one at a time here), they are the gradient's memory.
+    """
     stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
     if is_offloaded(engine):
         get_accelerator().synchronize()  # the copies to the CPU are asynchronous
     if stage == 3:
-        return [safe_get_local_grad(parameter).flatten() for parameter in trained_parameters(engine)]
+        return (safe_get_local_grad(parameter).flatten() for parameter in trained_parameters(engine))
     if stage == 0:
-        gradients = [parameter.grad for parameter in trained_parameters(engine) if parameter.grad is not None]
-        return [gradient.view(-1).tensor_split(world_size())[rank()] for gradient in gradients]
+        gradients = (parameter.grad for parameter in trained_parameters(engine) if parameter.grad is not None)
+        return (gradient.view(-1).tensor_split(world_size())[rank()] for gradient in gradients)
     if is_offloaded(engine):
-        return [partition.grad.view(-1) for partition in optimizer.single_partition_of_fp32_groups]
-    return [gradient.view(-1) for group in optimizer.averaged_gradients.values() for gradient in group]
+        return (partition.grad.view(-1) for partition in optimizer.single_partition_of_fp32_groups)
+    return (gradient.view(-1) for group in optimizer.averaged_gradients.values() for gradient in group)
+
+
+def shard_sizes(engine: Engine) -> list[int]:
+    """How many numbers each of `gradient_shards` has."""
+    if engine.zero_optimization_stage() == 3:
+        return [parameter.ds_tensor.numel() for parameter in trained_parameters(engine)]
+    return [shard.numel() for shard in gradient_shards(engine)]
 
 
 def write_gradient_shards(engine: Engine, flat: torch.Tensor) -> None:
@@ -124,13 +131,14 @@ def write_gradient_shards(engine: Engine, flat: torch.Tensor) -> None:
         flat: [k] float32, what `gradient_shards` gives, concatenated.
     """
     stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
-    pieces = gradient_shards(engine)
-    for piece, value in zip(pieces, split_like(flat, pieces), strict=True):
-        piece.copy_(value)
+    values = flat.split(shard_sizes(engine))
     if stage == 3:
-        for parameter, piece in zip(trained_parameters(engine), pieces, strict=True):
-            safe_set_local_grad(parameter, piece)
-    elif stage == 0:
+        for parameter, value in zip(trained_parameters(engine), values, strict=True):
+            safe_set_local_grad(parameter, value)
+        return
+    for shard, value in zip(gradient_shards(engine), values, strict=True):
+        shard.copy_(value)
+    if stage == 0:
         gather_gradients(trained_parameters(engine))
     elif is_offloaded(engine):
         for group, partition in zip(

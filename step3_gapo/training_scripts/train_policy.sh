@@ -7,7 +7,7 @@
 #   upgrad  dualproj  cagrad  pcgrad  imtl_g  aligned_mtl  fairgrad    torchjd's weightings
 #
 # GRADIENT_SCOPE=full compares the gradients of all parameters in place of the last layer's; so does a name with _full
-# at its end (gapo_p1_full), for having both in one report.
+# at its end (gapo_p1_full), for having both in one report. A finished run is not done again for another scope.
 
 source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch.sh"
 
@@ -17,7 +17,7 @@ preference() { # helpfulness=$1 and the rest
 
 method_flags() { # of run $1
     local scope=${GRADIENT_SCOPE:-last_layer} run=$1
-    [[ $run == *_full ]] && scope=full run=${run%_full}
+    [[ $run == *_full && $run != ppo_* && $run != morlhf_* ]] && scope=full run=${run%_full}
     local compared="--gradient_scope $scope"
     case $run in
         ppo_helpfulness) echo "--algorithm ppo --monitor harmlessness" ;;
