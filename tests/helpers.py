@@ -27,6 +27,7 @@ FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload([
     "step3_gapo.main", "utils.make_base", "torch.utils.tensorboard", "tests.helpers",
     "transformers.models.gpt2.modeling_gpt2", "transformers.models.mistral.modeling_mistral",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
 ])  # fmt: skip
 STEP3 = "step3_gapo/main.py"
 

@@ -14,7 +14,6 @@ by entries hides a wrong scale or blows up the rounding of small ones.
 
 import gc
 import itertools
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass, fields, replace
@@ -290,8 +289,6 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Ranks joined as under the launcher, whose LOCAL_SIZE spares DeepSpeed a call of `numactl` at every reduction."""
-    os.environ["LOCAL_SIZE"] = os.environ.get("WORLD_SIZE", "1")
     init_distributed()
     yield
     shutdown_distributed()
