@@ -28,6 +28,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Step 3: align a policy to several objectives with PPO, GAPO and their relatives.")
     add_objective_arguments(parser)
     add_algorithm_arguments(parser)
+    add_gradient_arguments(parser)
     add_data_arguments(parser, "prompts")
     add_rollout_arguments(parser)
     add_ppo_arguments(parser)
@@ -111,6 +112,10 @@ def add_algorithm_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="gradient-level algorithms: scale the coefficients of the losses to sum 1",
     )
+
+
+def add_gradient_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("which gradients are compared")
     group.add_argument(
         "--gradient_scope",
         choices=("last_layer", "full"),
