@@ -58,7 +58,7 @@ class ActorUpdate:
         Returns:
             Metrics; None when a gradient was not finite on some rank: then nothing has changed on any.
         """
-        actions = all_reduce_sum(sum(batch.mask.sum() for batch in batches))
+        actions = count_actions(batches)
         learning_rate = self.actor.engine.get_lr()[0]
         self.not_finite = "the gradient of the policy"
         if self.args.gradient_scope == "full":
@@ -121,13 +121,15 @@ class ActorUpdate:
         by_micro_batch = self.args.gram_per == "micro_batch"
         total, logged, statistics = 0.0, [], []
         for group in [[batch] for batch in batches] if by_micro_batch else [batches]:
-            coefficients, scalars, passes = self.algorithm.weights, {}, []
+            coefficients, passes = self.algorithm.weights, []
             if compares_gradients(self.args):
                 gram, passes = self.head_gram(group, on_policy)
                 coefficients, scalars = self.weigh(gram)
                 if not coefficients.isfinite().all():
                     return None
-            logged.append(scalars | self.named("coefficient", coefficients))
+            else:
+                scalars = self.named("coefficient", coefficients)
+            logged.append(scalars)
             for batch in group:
                 boundary = batch is batches[-1]
                 loss, numbers = self.add_combined_gradient(passes, batch, coefficients, actions, boundary)
@@ -162,7 +164,7 @@ class ActorUpdate:
             [m, m] float64 on the host; the passes to go on with.
         """
         gradients = HeadGradients(self.actor, len(self.names), self.args.temperature)
-        actions = all_reduce_sum(sum(batch.mask.sum() for batch in batches))
+        actions = count_actions(batches)
         if len(batches) == 1:
             passes = [self.run(batches[0])]
             self.add_head_gradients(gradients, passes[0], actions)
@@ -262,6 +264,11 @@ class ActorUpdate:
         return torch.stack([entropy, clipped, kl]), ratio_error
 
 
+def count_actions(batches: list[Experience]) -> torch.Tensor:
+    """Actions in these micro-batches of all ranks; scalar."""
+    return all_reduce_sum(sum(batch.mask.sum() for batch in batches))
+
+
 def gram_scalars(gram: torch.Tensor, coefficients: torch.Tensor, names: list[str]) -> Scalars:
     """What a Gram matrix says of a step: norms, cosines, the update's length, its progress on every objective."""
     norms, cosines = gram.diagonal().clamp(min=0).sqrt(), cosine_matrix(gram)
@@ -307,7 +314,7 @@ def critic_step(critic: Critic, batches: list[Experience], args: argparse.Namesp
     Returns:
         Its losses, one an objective; None when the gradient was not finite on some rank: then nothing has changed.
     """
-    actions = all_reduce_sum(sum(batch.mask.sum() for batch in batches))
+    actions = count_actions(batches)
     totals = torch.zeros(len(critic.names), device=batches[0].mask.device)
     for batch in batches:
         values = critic.engine(batch.input_ids, batch.attention_mask)[:, -batch.mask.shape[1] - 1 : -1]
