@@ -1,8 +1,8 @@
 """The algorithms of step 3, each one answer to the same question: how do m objectives make one update?
 
-Reward level (ppo, morlhf): fixed weights mix the advantages before the loss. Gradient level (mgda, gapo, p_gapo and
-the weightings of torchjd): coefficients of the losses are computed at every optimizer step from the Gram matrix of the
-objectives' gradients.
+Reward level (ppo, morlhf; ppo_lagrangian and fast_rl, whose weights move with the scores): weights mix the advantages
+before the loss. Gradient level (mgda, gapo, p_gapo and the weightings of torchjd): coefficients of the losses are
+computed at every optimizer step from the Gram matrix of the objectives' gradients.
 """
 
 import argparse
@@ -11,35 +11,43 @@ from dataclasses import dataclass
 
 import torch
 
+from step3_gapo.adaptive_weights import AdaptiveWeights
 from step3_gapo.gram_weightings import GRAM_WEIGHTINGS, gram_weighting, weighting_options
 from step3_gapo.multi_objective import gapo_coefficients, min_norm_weights, p_gapo_coefficients
 from utils.errors import UserError
 
-ALGORITHMS = ("ppo", "morlhf", "mgda", "gapo", "p_gapo", *GRAM_WEIGHTINGS)
-FIXED = ("ppo", "morlhf")  # reward level: no gradient is compared
+REWARD_LEVEL = ("ppo", "morlhf", "ppo_lagrangian", "fast_rl")  # no gradient is compared
+ALGORITHMS = (*REWARD_LEVEL, "mgda", "gapo", "p_gapo", *GRAM_WEIGHTINGS)
 # The algorithms that read --preference.
 WEIGHTED = ("morlhf", "p_gapo", *(name for name, weighting in GRAM_WEIGHTINGS.items() if weighting.preferring))
 
 
 def compares_gradients(args: argparse.Namespace) -> bool:
     """Whether a run computes Gram matrices, to weigh objectives or to log them."""
-    return args.algorithm not in FIXED or args.log_gradients
+    return args.algorithm not in REWARD_LEVEL or args.log_gradients
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """Either `weights` or `coefficients` is set.
+    """One of `fixed_weights`, `adaptive` and `coefficients` is set.
 
     Attributes:
-        weights: [m] float64, fixed weights of the advantages (reward level).
+        fixed_weights: [m] float64, weights of the advantages (reward level).
+        adaptive: weights of the advantages that follow the scores (reward level).
         coefficients: [m, m] Gram matrix -> [m] float64 coefficients of the losses (gradient level).
         power: the p that gradients are rescaled with before they are weighed (gradient level).
     """
 
     name: str
-    weights: torch.Tensor | None = None
+    fixed_weights: torch.Tensor | None = None
+    adaptive: AdaptiveWeights | None = None
     coefficients: Callable[[torch.Tensor], torch.Tensor] | None = None
     power: float = 0.0
+
+    @property
+    def weights(self) -> torch.Tensor | None:
+        """[m] float64 weights of the advantages as of now; None for gradient-level algorithms."""
+        return self.adaptive.weights if self.adaptive else self.fixed_weights
 
     def alpha(self, gram: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
         """Weights α of the rescaled gradients behind the coefficients c_i = α_i / ‖g_i‖^p; [m] float64, sum 1 or 0."""
@@ -54,7 +62,7 @@ def build_algorithm(
     normalize: bool,
     options: dict[str, str] | None = None,
 ) -> Algorithm:
-    """The algorithm called `name` for these objectives.
+    """The algorithm called `name`, one without a state, for these objectives.
 
     Args:
         preference: weight of every objective; empty means equal weights.
@@ -72,9 +80,9 @@ def build_algorithm(
                 f"--algorithm ppo optimizes one objective, not {len(objectives)} ({', '.join(objectives)}):"
                 " name the others in --monitor, or use morlhf"
             )
-        return Algorithm(name, weights=weights)
+        return Algorithm(name, fixed_weights=weights)
     if name == "morlhf":
-        return Algorithm(name, weights=weights)
+        return Algorithm(name, fixed_weights=weights)
     solvers = {
         "mgda": (0.0, min_norm_weights),
         "gapo": (rescale_power, lambda gram: gapo_coefficients(gram, rescale_power)),

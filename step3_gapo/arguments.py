@@ -5,8 +5,9 @@ import dataclasses
 import math
 from typing import Any
 
-from step3_gapo.algorithms import ALGORITHMS, FIXED, WEIGHTED, Algorithm, build_algorithm
-from step3_gapo.gram_weightings import GRAM_WEIGHTINGS
+from step3_gapo.adaptive_weights import LagrangianWeights, MirrorDescentWeights
+from step3_gapo.algorithms import ALGORITHMS, REWARD_LEVEL, WEIGHTED, Algorithm, build_algorithm, preference_weights
+from step3_gapo.gram_weightings import GRAM_WEIGHTINGS, weighting_options
 from utils.arguments import (
     Parser,
     adam_beta,
@@ -23,11 +24,25 @@ from utils.arguments import (
 from utils.errors import UserError
 from utils.objectives import Objective, add_score_model_arguments, named_objectives
 
+# Options of one algorithm, and their defaults; those of ppo_lagrangian are Safe RLHF's.
+ALGORITHM_OPTIONS = {
+    "gapo": {"rescale_power": 1.0},
+    "ppo_lagrangian": {
+        "cost_threshold": [],
+        "lambda_init": 1.0,
+        "lambda_learning_rate": 0.01,
+        "lambda_max": 10.0,
+        "episode_cost_window": 128,
+    },
+    "fast_rl": {"mirror_step_size": 0.1},
+}
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Step 3: align a policy to several objectives with PPO, GAPO and their relatives.")
     add_objective_arguments(parser)
     add_algorithm_arguments(parser)
+    add_adaptive_arguments(parser)
     add_gradient_arguments(parser)
     add_data_arguments(parser, "prompts")
     add_rollout_arguments(parser)
@@ -35,8 +50,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_optimization_arguments(parser)
     add_deepspeed_arguments(parser)
     args = parser.parse_args(argv)
-    if args.rescale_power is None and args.algorithm == "gapo":
-        args.rescale_power = 1.0
+    for name, default in ALGORITHM_OPTIONS.get(args.algorithm, {}).items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
     return args
 
 
@@ -75,7 +91,8 @@ def add_algorithm_arguments(parser: argparse.ArgumentParser) -> None:
         "--algorithm",
         choices=ALGORITHMS,
         required=True,
-        help="ppo: one objective; morlhf: fixed weights of the rewards; mgda: min-norm weights of the"
+        help="ppo: one objective; morlhf: fixed weights of the rewards; ppo_lagrangian (Safe RLHF): rewards under"
+        " constraints on the costs; fast_rl: weights of the rewards by mirror descent; mgda: min-norm weights of the"
         " gradients; gapo: min-norm weights of rescaled gradients; p_gapo: preference over unit"
         " gradients; the others: torchjd's weightings of the gradients",
     )
@@ -114,6 +131,47 @@ def add_algorithm_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_adaptive_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("weights that follow the scores")
+    group.add_argument(
+        "--cost_threshold",
+        type=named_number,
+        nargs="+",
+        default=None,
+        metavar="NAME=D",
+        help="ppo_lagrangian: mean training cost that is allowed (after --score_scale); 0 unless given",
+    )
+    group.add_argument(
+        "--lambda_init",
+        type=non_negative_float,
+        default=None,
+        help="ppo_lagrangian: multiplier at the start; 1 unless given, 0 stays 0",
+    )
+    group.add_argument(
+        "--lambda_learning_rate",
+        type=positive_float,
+        default=None,
+        help="ppo_lagrangian: step size of log λ, once a rollout; 0.01 unless given (runs of thousands of rollouts)",
+    )
+    group.add_argument(
+        "--lambda_max", type=positive_float, default=None, help="ppo_lagrangian: upper bound of λ; 10 unless given"
+    )
+    group.add_argument(
+        "--episode_cost_window",
+        type=positive_int,
+        default=None,
+        metavar="N",
+        help="ppo_lagrangian: episodes of all ranks in the mean cost; 128 unless given",
+    )
+    group.add_argument(
+        "--mirror_step_size",
+        type=non_negative_float,
+        default=None,
+        metavar="ETA",
+        help="fast_rl: step size of mirror descent, once a rollout; 0.1 unless given",
+    )
+
+
 def add_gradient_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("which gradients are compared")
     group.add_argument(
@@ -133,7 +191,7 @@ def add_gradient_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--log_gradients",
         action="store_true",
-        help="log norms and cosines of the objectives' last-layer gradients for morlhf, too",
+        help="log norms and cosines of the objectives' last-layer gradients for algorithms that do not need them, too",
     )
 
 
@@ -210,27 +268,70 @@ def objectives_of(args: argparse.Namespace) -> list[Objective]:
 
 def algorithm_of(args: argparse.Namespace, objectives: list[Objective]) -> Algorithm:
     """The algorithm for the optimized objectives; raises UserError when flags do not fit together."""
-    optimized = [objective.name for objective in objectives if objective.optimized]
+    optimized = [objective for objective in objectives if objective.optimized]
     if not optimized:
         raise UserError("--monitor: no objective is left to optimize")
-    preference = by_name("--preference", args.preference)
-    if args.rescale_power is not None and args.algorithm != "gapo":
-        raise UserError(f"--rescale_power: --algorithm {args.algorithm} has none (it serves gapo)")
-    if args.algorithm in FIXED:
-        if args.normalize_coefficients:
-            raise UserError(f"--normalize_coefficients: the weights of --algorithm {args.algorithm} are fixed")
-        if args.gradient_scope == "full":
-            raise UserError(f"--gradient_scope full: --algorithm {args.algorithm} compares no gradients")
-    if args.gradient_scope == "full" and args.gram_per == "micro_batch":
-        raise UserError("--gram_per micro_batch: serves --gradient_scope last_layer, where it spares work")
+    check_algorithm_options(args)
+    names, preference = [objective.name for objective in optimized], by_name("--preference", args.preference)
+    if args.algorithm in ("ppo_lagrangian", "fast_rl"):
+        preference_weights(args.algorithm, names, preference)
+        weighting_options(args.algorithm, by_name("--weighting_options", args.weighting_options))
+        adaptive = (
+            lagrangian_of(args, optimized) if args.algorithm == "ppo_lagrangian" else mirror_descent_of(args, names)
+        )
+        return Algorithm(args.algorithm, adaptive=adaptive)
     return build_algorithm(
         args.algorithm,
-        optimized,
+        names,
         preference,
         args.rescale_power,
         args.normalize_coefficients,
         by_name("--weighting_options", args.weighting_options),
     )
+
+
+def check_algorithm_options(args: argparse.Namespace) -> None:
+    """Raise UserError for an option that the algorithm does not read."""
+    for algorithm, options in ALGORITHM_OPTIONS.items():
+        for name in options:
+            if algorithm != args.algorithm and getattr(args, name) is not None:
+                raise UserError(f"--{name}: --algorithm {args.algorithm} has none (it serves {algorithm})")
+    if args.algorithm in REWARD_LEVEL:
+        if args.normalize_coefficients:
+            raise UserError(f"--normalize_coefficients: --algorithm {args.algorithm} weighs rewards, not gradients")
+        if args.gradient_scope == "full":
+            raise UserError(f"--gradient_scope full: --algorithm {args.algorithm} compares no gradients")
+    if args.gradient_scope == "full" and args.gram_per == "micro_batch":
+        raise UserError("--gram_per micro_batch: serves --gradient_scope last_layer, where it spares work")
+
+
+def lagrangian_of(args: argparse.Namespace, objectives: list[Objective]) -> LagrangianWeights:
+    """Safe RLHF's weights: rewards are maximized, costs kept below their thresholds."""
+    costs = [objective.name for objective in objectives if objective.kind == "cost"]
+    if not 0 < len(costs) < len(objectives):
+        raise UserError("--algorithm ppo_lagrangian: at least one --reward_model and one --cost_model are optimized")
+    thresholds = by_name("--cost_threshold", args.cost_threshold)
+    for name in thresholds:
+        if name not in costs:
+            raise UserError(f"--cost_threshold {name}: no such cost (there are {', '.join(costs)})")
+    if args.lambda_init > args.lambda_max:
+        raise UserError(f"--lambda_init {args.lambda_init:g}: is above --lambda_max {args.lambda_max:g}")
+    return LagrangianWeights(
+        [objective.name for objective in objectives],
+        [objective.kind == "cost" for objective in objectives],
+        [thresholds.get(name, 0.0) for name in costs],
+        args.lambda_init,
+        args.lambda_learning_rate,
+        args.lambda_max,
+        args.episode_cost_window,
+    )
+
+
+def mirror_descent_of(args: argparse.Namespace, names: list[str]) -> MirrorDescentWeights:
+    """Fast RL's weights; raises UserError where there is nothing to weigh."""
+    if len(names) < 2:
+        raise UserError(f"--algorithm fast_rl: weighs several objectives; there is one ({names[0]}), use ppo")
+    return MirrorDescentWeights(names, args.mirror_step_size)
 
 
 def by_name(flag: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:

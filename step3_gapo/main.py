@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from step3_gapo.arguments import algorithm_of, check_batch_sizes, objectives_of, parse_args
 from step3_gapo.rlhf_engine import RLHFEngine
-from step3_gapo.rollout import Experience, make_rollout
+from step3_gapo.rollout import Experience, episode_scores, make_rollout
 from step3_gapo.tracking import Tracker, mean_scalars, rollout_scalars
 from step3_gapo.update import ActorUpdate, optimizer_step
 from utils.arguments import check_deepspeed_arguments
@@ -34,7 +34,7 @@ from utils.distributed import (
 )
 from utils.errors import UserError, run_main
 from utils.models import check_causal_lm, check_positions, load_tokenizer, sampling_config
-from utils.output import check_writable
+from utils.output import check_writable, write_json
 
 MAX_SKIPPED_IN_A_ROW = 20
 
@@ -57,8 +57,8 @@ def main() -> None:
     seed_everything(args.seed)
     generation = sampling_config(tokenizer, args.temperature, args.max_new_tokens)
     engine = RLHFEngine(args, objectives, tokenizer, generation, total_steps * args.ppo_epochs * minibatches)
-    names = [objective.name for objective in objectives if objective.optimized]
-    actor_update = ActorUpdate(engine.actor, algorithm, names, args)
+    optimized = [objective for objective in objectives if objective.optimized]
+    actor_update = ActorUpdate(engine.actor, algorithm, [objective.name for objective in optimized], args)
     tracker = Tracker(args, objectives, total_steps) if is_main() else None
 
     # The loop: generate, score, update.
@@ -67,6 +67,8 @@ def main() -> None:
         seed_everything(args.seed + 1000 * step + rank())
         rollout = make_rollout(engine, batch, args)
         start, updates = time.monotonic(), []
+        if algorithm.adaptive and rollout.finite:
+            algorithm.adaptive.observe(episode_scores(rollout.experience, optimized, args))
         for number, micro_batches in enumerate(optimizer_batches(rollout.experience, args)):
             update, not_finite = {}, "the rollout (log-probabilities, scores or values)"
             if rollout.finite:
@@ -78,9 +80,14 @@ def main() -> None:
             if update:
                 updates.append(update)
         scalars = rollout_scalars(rollout) | mean_scalars(updates)
+        if algorithm.adaptive:
+            scalars |= algorithm.adaptive.scalars()
         scalars |= {"time/update": time.monotonic() - start, "skipped_steps": skipped_steps}
         if tracker:
             tracker.log(step, scalars, rollout)
+            if algorithm.adaptive:
+                state = {"step": step, **algorithm.adaptive.state_dict()}
+                write_json(Path(args.output_dir) / "algorithm_state.json", state)
 
     # The aligned policy.
     engine.save_policy(args.output_dir)

@@ -15,7 +15,7 @@ from step3_gapo.algorithms import compares_gradients
 from step3_gapo.rlhf_engine import Actor, RLHFEngine, ScoreModel, response_logits
 from utils.data.batching import left_pad, right_pad
 from utils.data.encoding import Encoded, encode_prompt, encode_response
-from utils.distributed import all_reduce_sum, device
+from utils.distributed import all_gather_rows, all_reduce_sum, device
 from utils.models import check_positions
 from utils.objectives import Objective
 
@@ -260,6 +260,12 @@ def add_advantages(experience: Experience, objectives: list[Objective], args: ar
         )
     if args.whiten_advantages:
         whiten_advantages(experience)
+
+
+def episode_scores(experience: Experience, objectives: list[Objective], args: argparse.Namespace) -> torch.Tensor:
+    """Training scores of the responses of all ranks, for algorithms that follow them; [responses, m] float32."""
+    scores = [training_score(experience.scores[o.name], o.scale, experience.finished, args) for o in objectives]
+    return all_gather_rows(torch.stack(scores, dim=-1))
 
 
 def training_score(

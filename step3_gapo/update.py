@@ -114,7 +114,7 @@ class ActorUpdate:
         return torch.stack(losses).detach(), self.statistics(done)
 
     def weigh_losses(self, batches: list[Experience], actions: torch.Tensor, on_policy: bool) -> Outcome | None:
-        """Scope `last_layer`, and fixed weights: a backward pass of the combined loss.
+        """Scope `last_layer`, and the reward level: a backward pass of the combined loss.
 
         A group of micro-batches shares its coefficients: all of a step, or with `--gram_per micro_batch` just one.
         """
@@ -196,15 +196,15 @@ class ActorUpdate:
         """Coefficients [m] of the losses, and what to log of them; NaN where the Gram matrix is not finite."""
         if not gram.isfinite().all():
             return torch.full((len(gram),), torch.nan, dtype=torch.float64), {}
-        fixed = self.algorithm.coefficients is None
-        coefficients = self.algorithm.weights if fixed else self.algorithm.coefficients(gram)
+        reward_level = self.algorithm.coefficients is None
+        coefficients = self.algorithm.weights if reward_level else self.algorithm.coefficients(gram)
         coefficients = broadcast_from_main(coefficients)  # some weightings draw random numbers
         if not coefficients.isfinite().all():
             self.not_finite = f"what --algorithm {self.algorithm.name} makes of the gradients"
             return coefficients, {}
         self.warn_of_zero_gradients(gram)
         scalars = gram_scalars(gram, coefficients, self.names) | self.named("coefficient", coefficients)
-        if not fixed:
+        if not reward_level:
             scalars |= self.named("alpha", self.algorithm.alpha(gram, coefficients))
         return coefficients, scalars
 
@@ -236,7 +236,7 @@ class ActorUpdate:
         return [self.surrogate_loss(log_probs, batch, batch.advantages[name], actions) for name in self.names]
 
     def combined_loss(self, done: Pass, coefficients: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Σ c_i L_i; with fixed weights the loss of Σ w_i A_i, the advantage of Σ w_i r_i by linearity of GAE.
+        """Σ c_i L_i; on the reward level the loss of Σ w_i A_i, the advantage of Σ w_i r_i by linearity of GAE.
 
         The two differ, by where they clip, once the policy has moved.
         """

@@ -75,6 +75,15 @@ def all_reduce_max(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def all_gather_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """The rows of all ranks, rank after rank; [n, ...] on every rank -> [ranks · n, ...]."""
+    if world_size() > 1:
+        parts = [torch.empty_like(tensor) for _ in range(world_size())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+    return tensor
+
+
 def broadcast_from_main(tensor: torch.Tensor) -> torch.Tensor:
     """The main rank's numbers on every rank; for few numbers on the host."""
     if world_size() > 1:
