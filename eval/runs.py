@@ -6,10 +6,10 @@ first objective, under the imbalanced condition, with seed 3. Tables, plots and 
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from utils.errors import UserError
 
@@ -55,12 +55,21 @@ class RunName:
         return " ".join(filter(None, (self.condition, self.seed and f"#{self.seed}")))
 
     @property
-    def label(self) -> str:
-        """What tables and plots call the run: 'GAPO p=1', 'PPO helpfulness', 'MORLHF 0.5 (imbalanced)'."""
+    def group(self) -> str:
+        """The name without its seed, e.g. 'p_gapo_0.2@imbalanced'."""
+        return f"{self.base}@{self.condition}" if self.condition else self.base
+
+    @property
+    def method(self) -> str:
+        """What tables and plots call the method: 'GAPO p=1', 'PPO helpfulness', 'MORLHF 0.5'."""
         rest = self.base[len(self.family) :].strip("_").replace("_", " ")
         rest = re.sub(r"^p(?=\d)", "p=", rest)
-        label = f"{FAMILY_LABELS.get(self.family, self.family)} {rest}".strip()
-        return f"{label} ({self.variant})" if self.variant else label
+        return f"{FAMILY_LABELS.get(self.family, self.family)} {rest}".strip()
+
+    @property
+    def label(self) -> str:
+        """The method, with condition and seed where there are any: 'MORLHF 0.5 (imbalanced #43)'."""
+        return f"{self.method} ({self.variant})" if self.variant else self.method
 
 
 def parse_run_name(text: str) -> RunName:
@@ -124,6 +133,9 @@ class Run:
         return int(self.name.seed) if self.name.seed.isdigit() else None
 
 
+AnyRun = TypeVar("AnyRun", bound=Run)
+
+
 @dataclass(frozen=True)
 class Front:
     """The points of one method across preferences: `points` are (weight of the first objective, run)."""
@@ -147,6 +159,29 @@ def find_fronts(runs: list[Run]) -> list[Front]:
             groups.setdefault(("p_gapo", run.name.variant), {}).setdefault(0.5, run)
     order = sorted(groups, key=lambda key: (FRONT_FAMILIES.index(key[0]), key[1]))
     return [Front(*key, sorted(groups[key].items())) for key in order if len(groups[key]) > 1]
+
+
+def find_conditions(runs: Sequence[Run]) -> list[str]:
+    """Conditions in the order in which they are met, the default one ('') first."""
+    return sorted(dict.fromkeys(run.name.condition for run in runs), key=bool)
+
+
+def find_stand_ins(runs: Sequence[AnyRun], condition: str) -> list[AnyRun]:
+    """Runs of the default condition that stand for `condition`, too, because it changes nothing for them.
+
+    These are the SFT model, and PPO on an objective whose training score the condition does not scale; nothing
+    stands in where the condition has a run of its own.
+    """
+    if not condition:
+        return []
+    own = [run for run in runs if run.name.condition == condition]
+    scaled = {f"ppo_{name}" for run in own for name, _ in run.args.get("score_scale") or []}
+    taken = scaled | {run.name.base for run in own}
+    return [
+        run
+        for run in runs
+        if not run.name.condition and run.name.family in ("sft", "ppo") and run.name.base not in taken
+    ]
 
 
 def read_json(path: Path) -> Any:
