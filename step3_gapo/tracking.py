@@ -12,6 +12,7 @@ from matplotlib import pyplot
 
 from step3_gapo.rollout import Rollout
 from utils.distributed import all_reduce_sum, world_size
+from utils.fingerprint import INDEX, WEIGHTS, weights_fingerprint
 from utils.metrics import Progress, start_record
 from utils.objectives import Objective
 
@@ -26,7 +27,7 @@ class Tracker:
         self.total_steps = total_steps
         self.path: list[list[float]] = []  # mean objective values of every step
         self.progress = Progress(total_steps, Path(args.output_dir).name, args.print_interval)
-        self.logger = start_record(args, world_size())
+        self.logger = start_record(args, world_size(), actor_model_sha256=known_fingerprint(args.actor_model))
 
     def log(self, step: int, scalars: Scalars, rollout: Rollout) -> None:
         self.logger.log(step, scalars)
@@ -40,6 +41,13 @@ class Tracker:
 
     def close(self) -> None:
         self.logger.close()
+
+
+def known_fingerprint(model: str) -> str | None:
+    """Fingerprint of a model folder's weights, by which policies of one start are told; None for a hub name."""
+    folder = Path(model)
+    stored = any((folder / name).is_file() for name in (WEIGHTS, INDEX))
+    return weights_fingerprint(folder, "--actor_model") if stored else None
 
 
 def rollout_scalars(rollout: Rollout) -> Scalars:

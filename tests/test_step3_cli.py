@@ -32,6 +32,7 @@ from tests.helpers import (
     run_script,
     untimed,
 )
+from utils.fingerprint import weights_fingerprint
 
 OBJECTIVES = ("helpfulness", "harmlessness")
 COMMON_TAGS = {
@@ -109,6 +110,7 @@ def test_the_flags_are_kept(gapo_run: tuple[Path, Result], workshop: Workshop) -
     assert settings["algorithm"] == "gapo"
     assert settings["cost_model"] == [["harmlessness", str(workshop.cost)]]
     assert settings["world_size"] == 1
+    assert settings["actor_model_sha256"] == weights_fingerprint(workshop.base)
 
 
 def test_the_policy_is_a_model_folder_that_has_learned_something(

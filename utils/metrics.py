@@ -41,7 +41,7 @@ class Progress:
         print(" · ".join(parts), flush=True)
 
 
-def start_record(args: argparse.Namespace, world_size: int) -> "MetricsLogger":
+def start_record(args: argparse.Namespace, world_size: int, **facts: Any) -> "MetricsLogger":
     """Open the record of a run in `--output_dir`: TensorBoard, metrics.jsonl, and its settings in args.json.
 
     An older result there is no longer the outcome of this record: its config.json, the mark of a finished
@@ -50,7 +50,7 @@ def start_record(args: argparse.Namespace, world_size: int) -> "MetricsLogger":
     output_dir = Path(args.output_dir)
     (output_dir / "config.json").unlink(missing_ok=True)
     logger = MetricsLogger(output_dir)
-    settings = vars(args) | {"world_size": world_size}
+    settings = vars(args) | {"world_size": world_size} | facts
     logger.text("hyperparameters", hyperparameter_table(settings), 0)
     write_json(output_dir / "args.json", settings)
     return logger
