@@ -80,16 +80,20 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--reference_model", required=True, metavar="PATH", help="policy that the KL is measured from")
     add_data_arguments(parser, "test prompts")
     parser.add_argument("--output_dir", required=True, help="responses go to <output_dir>/responses/<run>.jsonl")
-    parser.add_argument("--temperature", type=positive_float, default=1.0, help="sampling temperature")
-    parser.add_argument(
-        "--max_prompt_length", type=positive_int, help="tokens; without it, what the model has room for"
-    )
-    parser.add_argument("--max_new_tokens", type=positive_int, default=256, help="tokens of a response")
-    parser.add_argument("--batch_size", type=positive_int, default=64, help="prompts at once")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="precision of the models")
-    parser.add_argument("--seed", type=int, default=42, help="every policy starts from this seed")
-    parser.add_argument("--overwrite", action="store_true", help="generate again what is already there")
+    add_sampling_arguments(parser)
     return parser.parse_args()
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """How responses are sampled, and whether those that are there already are kept."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--temperature", type=positive_float, default=1.0, help="sampling temperature")
+    group.add_argument("--max_prompt_length", type=positive_int, help="tokens; without it, what the model has room for")
+    group.add_argument("--max_new_tokens", type=positive_int, default=256, help="tokens of a response")
+    group.add_argument("--batch_size", type=positive_int, default=64, help="prompts at once")
+    group.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="precision of the models")
+    group.add_argument("--seed", type=int, default=42, help="every policy starts from this seed")
+    group.add_argument("--overwrite", action="store_true", help="generate again what is already there")
 
 
 def check_policies(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -112,9 +116,11 @@ def check_policies(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase)
             raise UserError(f"{flag}: its tokenizer is not that of --reference_model {args.reference_model}")
 
 
-def load_test_prompts(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
-    """The prompts as every policy sees them, those that leave room for a response."""
-    room = getattr(load_config(args.reference_model, "--reference_model"), "max_position_embeddings", None)
+def load_test_prompts(
+    args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, model: str, flag: str
+) -> list[Encoded]:
+    """The prompts as `model`, which `flag` named, sees them; those that leave room for a response."""
+    room = getattr(load_config(model, flag), "max_position_embeddings", None)
     max_prompt_length = args.max_prompt_length
     if room is not None and max_prompt_length is None:
         max_prompt_length = room - args.max_new_tokens
@@ -131,13 +137,13 @@ def load_test_prompts(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBa
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """What else decides the responses; kept beside them."""
     names = ("reference_model", "temperature", "max_new_tokens", "batch_size", "dtype", "seed")
-    return {name: getattr(args, name) for name in names}
+    return {name: getattr(args, name, None) for name in names}
 
 
-def is_current(path: Path, policy: str, prompts: list[Encoded], args: argparse.Namespace) -> bool:
+def is_current(path: Path, policy: str, prompts: list[Encoded], settings: dict[str, Any]) -> bool:
     """Whether `path` holds responses to exactly these prompts, sampled alike and written after the policy was."""
-    settings = path.with_suffix(".settings.json")
-    if not path.is_file() or not settings.is_file() or json.loads(settings.read_text()) != settings_of(args):
+    kept = path.with_suffix(".settings.json")
+    if not path.is_file() or not kept.is_file() or json.loads(kept.read_text()) != settings:
         return False
     weights = [file.stat().st_mtime for file in Path(policy).glob("*.safetensors")]
     if weights and path.stat().st_mtime < max(weights):
@@ -175,13 +181,9 @@ def response_log_probs(model: PreTrainedModel, sampled: Sampled, temperature: fl
     return log_probs_of(logits, sampled.responses, temperature)
 
 
-def describe(
-    prompts: list[Encoded], sampled: Sampled, kl: torch.Tensor, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[dict[str, Any]]:
-    """The lines of the responses file; `kl` is [batch]."""
-    for prompt, ids, length, row_kl in zip(
-        prompts, sampled.responses.tolist(), sampled.lengths.tolist(), kl.tolist(), strict=True
-    ):
+def describe(prompts: list[Encoded], sampled: Sampled, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict[str, Any]]:
+    """The lines of the responses file, without the KL."""
+    for prompt, ids, length in zip(prompts, sampled.responses.tolist(), sampled.lengths.tolist(), strict=True):
         yield {
             "prompt": prompt.record.messages[-1]["content"],
             "messages": prompt.record.messages,
@@ -189,27 +191,33 @@ def describe(
             "response": tokenizer.decode(ids[:length], skip_special_tokens=True),
             "length": length,
             "finished": ids[length - 1] == tokenizer.eos_token_id,
-            "kl": row_kl,
         }
 
 
 def answer_prompts(
     policy: PreTrainedModel,
-    reference: PreTrainedModel,
+    reference: PreTrainedModel | None,
     prompts: list[Encoded],
     tokenizer: PreTrainedTokenizerBase,
     args: argparse.Namespace,
 ) -> Iterator[dict[int, dict[str, Any]]]:
-    """Batch after batch, {index of the prompt: its line}; prompts of like length go together."""
+    """Batch after batch, {index of the prompt: its line}; prompts of like length go together.
+
+    Without a reference the lines have no KL.
+    """
     seed_everything(args.seed)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].prompt))
     for start in range(0, len(order), args.batch_size):
         indices = order[start : start + args.batch_size]
         batch = [prompts[index] for index in indices]
         sampled = sample_responses(policy, batch, tokenizer, args)
-        ratio = response_log_probs(policy, sampled, args.temperature)
-        ratio -= response_log_probs(reference, sampled, args.temperature)
-        yield dict(zip(indices, describe(batch, sampled, (ratio * sampled.mask).sum(dim=-1), tokenizer), strict=True))
+        lines = dict(zip(indices, describe(batch, sampled, tokenizer), strict=True))
+        if reference is not None:
+            ratio = response_log_probs(policy, sampled, args.temperature)
+            ratio -= response_log_probs(reference, sampled, args.temperature)
+            for line, kl in zip(lines.values(), (ratio * sampled.mask).sum(dim=-1).tolist(), strict=True):
+                line["kl"] = kl
+        yield lines
 
 
 def generate_all(
@@ -230,11 +238,17 @@ def generate_all(
         for batch, lines in enumerate(answer_prompts(policy, reference, prompts, tokenizer, args), start=1):
             rows |= lines
             progress.update(number * batches + batch)
-        ordered = [rows[index] for index in range(len(prompts))]
-        write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ordered))
-        write_json(file.with_suffix(".settings.json"), settings_of(args))
+        ordered = write_responses(file, rows, settings_of(args))
         kl, length = (sum(row[key] for row in ordered) / len(ordered) for key in ("kl", "length"))
         print(f"{name}: {len(ordered)} responses · KL {kl:.2f} · length {length:.1f} · {file}", flush=True)
+
+
+def write_responses(file: Path, rows: dict[int, dict[str, Any]], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Write lines, given by the index of their prompt, and the settings beside them; the lines in order."""
+    ordered = [rows[index] for index in sorted(rows)]
+    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ordered))
+    write_json(file.with_suffix(".settings.json"), settings)
+    return ordered
 
 
 def main() -> None:
@@ -242,11 +256,12 @@ def main() -> None:
     folder = check_writable(args.output_dir) / "responses"
     tokenizer = load_tokenizer(args.reference_model, "--reference_model")
     check_policies(args, tokenizer)
-    prompts = load_test_prompts(args, tokenizer)
+    prompts = load_test_prompts(args, tokenizer, args.reference_model, "--reference_model")
+    settings = settings_of(args)
     todo = []
     for name, path in args.policy:
         file = folder / f"{name}.jsonl"
-        if not args.overwrite and is_current(file, path, prompts, args):
+        if not args.overwrite and is_current(file, path, prompts, settings):
             print(f"{name}: {file} is complete, skipped (--overwrite generates it again)", flush=True)
         else:
             todo.append((name, path, file))

@@ -89,17 +89,27 @@ def read_responses(files: list[str]) -> dict[str, list[Row]]:
     """
     runs: dict[str, list[Row]] = {}
     for file in map(Path, files):
-        if not file.is_file():
-            raise UserError(f"--responses {file}: no such file")
         if file.stem in runs:
             raise UserError(f"--responses {file}: the run {file.stem} is given twice")
-        runs[file.stem] = read_json_lines(file)
-        if not runs[file.stem]:
-            raise UserError(f"--responses {file}: the file is empty")
-        for number, row in enumerate(runs[file.stem], start=1):
-            if missing := sorted(FIELDS - set(row)):
-                raise UserError(f"{file}:{number}: the field '{missing[0]}' is missing")
+        runs[file.stem] = read_rows(file, "--responses", FIELDS)
     return runs
+
+
+def read_rows(file: Path, flag: str, fields: set[str]) -> list[Row]:
+    """The lines of a file of responses.
+
+    Raises:
+        UserError: a file that is missing or empty, or a line without one of the `fields`.
+    """
+    if not file.is_file():
+        raise UserError(f"{flag} {file}: no such file")
+    rows = read_json_lines(file)
+    if not rows:
+        raise UserError(f"{flag} {file}: the file is empty")
+    for number, row in enumerate(rows, start=1):
+        if missing := sorted(fields - set(row)):
+            raise UserError(f"{file}:{number}: the field '{missing[0]}' is missing")
+    return rows
 
 
 def encode_dialogue(tokenizer: PreTrainedTokenizerBase, row: Row) -> list[int]:

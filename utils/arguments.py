@@ -84,12 +84,12 @@ def adam_beta(text: str) -> float:
     return value
 
 
-def add_data_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+def add_data_arguments(parser: argparse.ArgumentParser, what: str, required: bool = True) -> None:
     """`--data` and the treatment of what does not fit. `what` says what the stage reads from it."""
     group = parser.add_argument_group("data")
     group.add_argument(
         "--data",
-        required=True,
+        required=required,
         metavar="PATH_OR_NAME[:fraction][,...]",
         help=f"{what}: files (jsonl, jsonl.gz, json, parquet, csv), folders or hub names, each with an optional"
         " fraction to subsample; formats are recognized by their fields (PKU-SafeRLHF, HH-RLHF, messages, Alpaca,"

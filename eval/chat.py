@@ -1,0 +1,275 @@
+"""Talk to one or several policies in the terminal, with the objectives' values under each answer.
+
+    python eval/chat.py --policy sft=output/tiny/sft gapo_p1=output/tiny/policies/gapo_p1 \
+        --reward_model helpfulness=output/tiny/reward/helpfulness \
+        --cost_model harmlessness=output/tiny/cost/harmlessness --gold utils.safe_rlhf_mini:gold_scores
+
+Every policy has a history of its own and answers word by word, in a column of its own where the terminal is wide
+enough. Values are those of eval/score.py: higher is better. Ctrl-C ends an answer, Ctrl-D or /quit the program; the
+questions may also come through a pipe.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+
+from eval.chat_page import Columns, Lines, new_page
+from eval.score import Gold, Row, encode_dialogue, last_token_scores, load_gold
+from utils.arguments import Parser, named_value, positive_float, positive_int
+from utils.data.encoding import encode_prompt
+from utils.data.records import Message
+from utils.distributed import device, seed_everything
+from utils.errors import UserError, run_main
+from utils.models import DTYPES, load_causal_lm, load_score_model, load_tokenizer, sampling_config
+from utils.objectives import Objective, add_score_model_arguments, named_objectives
+
+HELP = """\
+/reset     forget the conversation
+/policies  the policies and where they come from
+/help      this list
+/quit      end (also Ctrl-D); Ctrl-C ends an answer"""
+
+
+@dataclass
+class Policy:
+    """A policy and its side of the conversation: `history` ends with an answer between two questions."""
+
+    name: str
+    path: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    history: list[Message] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """An objective with its model."""
+
+    objective: Objective
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+class PageStreamer(TextStreamer):
+    """Writes an answer on a page as it is generated, and keeps its tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, page: Lines | Columns):
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.page = page
+        self.ids: list[int] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.next_tokens_are_prompt:
+            self.ids += value.flatten().tolist()
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.page.write(f"{text}\n" if stream_end else text)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = Parser(description="Talk to policies in the terminal")
+    parser.add_argument(
+        "--policy",
+        type=named_value,
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="NAME=PATH",
+        help="name and model folder; several answer one after the other",
+    )
+    add_score_model_arguments(parser)
+    parser.add_argument("--gold", metavar="MODULE:FUNCTION", help="(prompts, responses) -> {objective: values}")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--temperature", type=positive_float, default=1.0, help="sampling temperature")
+    choice.add_argument("--greedy", action="store_true", help="always the likeliest token")
+    parser.add_argument("--max_new_tokens", type=positive_int, default=256, help="tokens of an answer")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="precision of the models")
+    parser.add_argument("--seed", type=int, default=42, help="the same questions get the same answers")
+    return parser.parse_args()
+
+
+def load_policies(args: argparse.Namespace) -> list[Policy]:
+    """Raises: UserError: a name given twice, no policy there, or one without room for an answer."""
+    names = [name for name, _ in args.policy]
+    policies = []
+    for name, path in args.policy:
+        flag = f"--policy {name}"
+        if names.count(name) > 1:
+            raise UserError(f"{flag}: given twice")
+        tokenizer = load_tokenizer(path, flag)
+        encode_prompt(tokenizer, [{"role": "user", "content": "?"}])  # there is a chat template
+        model = load_causal_lm(path, flag, DTYPES[args.dtype]).to(device()).eval()
+        policies.append(Policy(name, path, model, tokenizer))
+        if (room := room_for_prompt(model, args.max_new_tokens)) is not None and room < 1:
+            raise UserError(
+                f"--max_new_tokens {args.max_new_tokens}: {flag} has room for {positions(model)} tokens in all"
+            )
+    return policies
+
+
+def load_scorers(args: argparse.Namespace) -> list[Scorer]:
+    """The models of the objectives, if any."""
+    if not (args.reward_model or args.cost_model):
+        return []
+    return [
+        Scorer(
+            objective,
+            load_score_model(objective.path, objective.flag, DTYPES[args.dtype]).to(device()).eval(),
+            load_tokenizer(objective.path, objective.flag),
+        )
+        for objective in named_objectives(args)
+    ]
+
+
+def positions(model: PreTrainedModel) -> int | None:
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+def room_for_prompt(model: PreTrainedModel, max_new_tokens: int) -> int | None:
+    """Tokens that a prompt may have; None without a limit."""
+    return None if positions(model) is None else positions(model) - max_new_tokens
+
+
+def generation_settings(tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> GenerationConfig:
+    config = sampling_config(tokenizer, args.temperature, args.max_new_tokens)
+    if args.greedy:
+        config.do_sample, config.temperature, config.top_k, config.top_p = False, None, None, None
+    return config
+
+
+def fit_history(
+    policy: Policy, question: str, max_new_tokens: int, page: Lines | Columns
+) -> tuple[list[Message], list[int]]:
+    """A policy's history with the question added, and its ids; of one too long the oldest turns are left out.
+
+    Raises:
+        UserError: not even the question alone fits.
+    """
+    messages = [*policy.history, {"role": "user", "content": question}]
+    room, dropped = room_for_prompt(policy.model, max_new_tokens), 0
+    ids = encode_prompt(policy.tokenizer, messages)
+    while room is not None and len(ids) > room:
+        if len(messages) < 3:
+            raise UserError(f"the question has {len(ids)} tokens, there is room for {room}")
+        messages, dropped = messages[2:], dropped + 1
+        ids = encode_prompt(policy.tokenizer, messages)
+    if dropped:
+        total = len(policy.history) // 2
+        page.note(f"(the history got too long: without the oldest {dropped} of {total} exchanges)")
+    return messages, ids
+
+
+def answer(
+    policy: Policy, messages: list[Message], ids: list[int], page: Lines | Columns, args: argparse.Namespace
+) -> Row:
+    """Generate on the page, to the end or to Ctrl-C, and remember it. The row is like those of eval/generate.py."""
+    streamer = PageStreamer(policy.tokenizer, page)
+    policy.model.generation_config = generation_settings(policy.tokenizer, args)
+    prompt = torch.tensor([ids], device=device())
+    seed_everything(args.seed + len(policy.history) // 2)
+    try:
+        policy.model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), streamer=streamer)
+    except KeyboardInterrupt:
+        streamer.end()
+        page.note("(interrupted)")
+    response = policy.tokenizer.decode(streamer.ids, skip_special_tokens=True)
+    policy.history = [*messages, {"role": "assistant", "content": response}]
+    finished = streamer.ids[-1:] == [policy.tokenizer.eos_token_id]
+    return {"prompt": messages[-1]["content"], "messages": messages, "response": response, "finished": finished}
+
+
+def score_answer(row: Row, scorers: list[Scorer], gold: Gold | None) -> list[str]:
+    """'objective value' for every model and for the gold scores."""
+    parts = []
+    for scorer in scorers:
+        name, room = scorer.objective.name, positions(scorer.model)
+        ids = encode_dialogue(scorer.tokenizer, row)
+        if room is not None and len(ids) > room:
+            parts.append(f"{name} too long ({len(ids)} tokens of {room})")
+            continue
+        scores = last_token_scores(scorer.model, [ids], scorer.tokenizer.pad_token_id, 1)
+        parts.append(f"{name} {scorer.objective.values(scores, scorer.model.config).item():+.2f}")
+    if gold:
+        graded = gold([row["prompt"]], [row["response"]])
+        parts += [f"gold {name} {values[0]:+.2f}" for name, values in graded.items()]
+    return parts
+
+
+def take_turn(
+    policies: list[Policy], question: str, scorers: list[Scorer], gold: Gold | None, args: argparse.Namespace
+) -> None:
+    """Every policy's answer to a question, with its values below."""
+    with new_page([policy.name for policy in policies]) as page:
+        for policy in policies:
+            page.begin(policy.name)
+            try:
+                messages, ids = fit_history(policy, question, args.max_new_tokens, page)
+                row = answer(policy, messages, ids, page, args)
+                if values := score_answer(row, scorers, gold):
+                    page.values(values)
+            except UserError as error:
+                page.note(f"error: {error}")
+            except KeyboardInterrupt:  # before or after the answer itself
+                page.note("(interrupted)")
+
+
+def obey(command: str, policies: list[Policy]) -> bool:
+    """Carry out a command; whether the program goes on."""
+    match command:
+        case "/quit":
+            return False
+        case "/reset":
+            for policy in policies:
+                policy.history.clear()
+            print("the conversation is forgotten")
+        case "/policies":
+            for policy in policies:
+                print(f"{policy.name}: {policy.path}, {len(policy.history) // 2} exchanges")
+        case "/help":
+            print(HELP)
+        case _:
+            print(f"{command}: no such command (/help lists them)")
+    return True
+
+
+def read_line() -> str | None:
+    """What the user says next; None at the end of the input."""
+    while True:
+        try:
+            line = input("\nyou> ").strip()
+        except EOFError:
+            print()
+            return None
+        except KeyboardInterrupt:
+            print("\n(/quit or Ctrl-D ends)")
+            continue
+        if not sys.stdin.isatty():
+            print(line)  # a terminal shows what is typed, a pipe does not
+        if line:
+            return line
+
+
+def main() -> None:
+    args = parse_args()
+    scorers, gold = load_scorers(args), load_gold(args.gold) if args.gold else None
+    policies = load_policies(args)
+    if sys.stdin.isatty():
+        import readline  # noqa: F401  (line editing and history for `input`)
+    sys.stdin.reconfigure(errors="replace")
+    print(f"{', '.join(policy.name for policy in policies)}: ask away; /help lists the commands", flush=True)
+    while (line := read_line()) is not None:
+        if not line.startswith("/"):
+            take_turn(policies, line, scorers, gold, args)
+        elif not obey(line, policies):
+            return
+
+
+if __name__ == "__main__":
+    run_main(main)

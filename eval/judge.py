@@ -1,0 +1,386 @@
+"""Pairwise comparison of policies with a baseline, by a language model or by gold scores.
+
+    python eval/judge.py --policy gapo_p1=output/tiny/eval/responses/gapo_p1.jsonl \
+        --baseline sft=output/tiny/eval/responses/sft.jsonl --objective helpfulness harmlessness \
+        --base_url https://api.openai.com/v1 --model gpt-4o --output_dir output/tiny/eval/judge
+
+A language model sees each pair of responses twice, once in either order, and scores both (judge_criteria.py). A policy
+wins a comparison if its scores in both orders are higher in sum; it is a tie if they are equal, or if the two
+orders disagree about who is better. Answers that cannot be read even after a reminder make a comparison unusable; it
+is counted and enters no number. With --gold the gold scores are the judge, and there is no network.
+
+Any OpenAI-compatible server will do. Answers are kept in <output_dir>/answers.jsonl and never asked for again, so a
+run that was stopped goes on where it was. The key is read from an environment variable and written nowhere.
+"""
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from eval.generate import add_sampling_arguments
+from eval.judge_client import AnswerCache, ChatClient, Endpoint, Refused, request_key
+from eval.judge_criteria import BUILT_IN, Criteria, question, read_criteria, read_reasons, read_scores, reminder
+from eval.judge_responses import Responses, check_answered, check_source, load_responses, select_prompts
+from eval.score import Row, load_gold, mean_and_interval, score_gold
+from utils.arguments import (
+    Parser,
+    add_data_arguments,
+    named_value,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+)
+from utils.data.records import Message
+from utils.errors import UserError, run_main
+from utils.metrics import Progress
+from utils.output import check_writable, write_json
+
+OUTCOMES = ("win", "tie", "lose")
+INTERRUPTED = 130  # exit code, as of a shell
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two responses to one prompt, compared on one objective."""
+
+    policy: str
+    objective: str
+    response: Row
+    baseline: Row
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge said of a pair: scores in either order of presentation, None where its answer was unusable."""
+
+    policy_scores: tuple[float | None, float | None]
+    baseline_scores: tuple[float | None, float | None]
+    outcome: str
+    reasons: tuple[str, ...] = ()
+
+
+def parse_args() -> argparse.Namespace:
+    parser = Parser(description="Compare policies with a baseline, pair by pair")
+    source = "a file of responses (jsonl, of eval/generate.py), or a model folder that answers --data"
+    parser.add_argument(
+        "--policy",
+        type=named_value,
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="NAME=PATH",
+        help=f"{source}; several are compared with the baseline one by one",
+    )
+    parser.add_argument("--baseline", type=named_value, required=True, metavar="NAME=PATH", help=source)
+    parser.add_argument("--objective", nargs="+", required=True, metavar="NAME", help="what is judged")
+    parser.add_argument("--output_dir", required=True, help="results go to <output_dir>/<policy>_vs_<baseline>.json")
+    parser.add_argument("--limit", type=positive_int, help="compare on the first prompts only, for each objective")
+    add_data_arguments(parser, "prompts to compare on, without it those that the baseline answered", required=False)
+    parser.add_argument(
+        "--prompts",
+        type=named_value,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=FILE",
+        help="an objective and the prompts that it is judged on; without it, all",
+    )
+    add_judge_arguments(parser)
+    add_sampling_arguments(parser)
+    return parser.parse_args()
+
+
+def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("judge: gold scores")
+    group.add_argument("--gold", metavar="MODULE:FUNCTION", help="(prompts, responses) -> {objective: values}")
+    group.add_argument(
+        "--gold_margin", type=non_negative_float, default=0.05, help="gold scores closer than this are a tie"
+    )
+    group = parser.add_argument_group("judge: a language model")
+    group.add_argument("--base_url", help="of an OpenAI-compatible server; else the variable OPENAI_BASE_URL")
+    group.add_argument("--model", help="name of the model there; else the variable JUDGE_MODEL")
+    group.add_argument(
+        "--api_key_variable", metavar="VARIABLE", help="variable that holds the key; else OPENAI_API_KEY if it is set"
+    )
+    group.add_argument(
+        "--criteria",
+        type=named_value,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=FILE",
+        help="an objective and its criteria in a text file, whose first line is the scale, such as 1-10"
+        f" (there are criteria of {' and '.join(BUILT_IN)})",
+    )
+    group.add_argument("--concurrency", type=positive_int, default=8, help="requests at once")
+    group.add_argument("--timeout", type=positive_float, default=60.0, help="seconds to wait for an answer")
+    group.add_argument("--max_retries", type=non_negative_int, default=6, help="of a request that fails")
+    group.add_argument("--backoff", type=positive_float, default=1.0, help="seconds before a retry, then doubled")
+    group.add_argument("--max_tokens", type=positive_int, default=512, help="length of an answer of the judge")
+
+
+def check_names(args: argparse.Namespace) -> None:
+    """Raises: UserError: a policy or an objective given twice, or a name that cannot be a file name."""
+    names = [args.baseline[0], *(name for name, _ in args.policy)]
+    for flag, given in (("--policy", names), ("--objective", args.objective)):
+        if twice := [name for name in given if given.count(name) > 1]:
+            raise UserError(f"{flag} {twice[0]}: given twice")
+    for name in names:
+        if "/" in name or name.startswith("."):
+            raise UserError(f"--policy {name}: a run name is also a file name")
+    for flag, named in (("--prompts", args.prompts), ("--criteria", args.criteria)):
+        for name, path in named:
+            if name not in args.objective:
+                raise UserError(f"{flag} {name}={path}: --objective does not name it")
+
+
+def make_endpoint(args: argparse.Namespace) -> Endpoint:
+    """The judge's address, name and key, from flags or the environment.
+
+    Raises:
+        UserError: one that is needed is missing.
+    """
+    base_url, model = args.base_url or os.environ.get("OPENAI_BASE_URL"), args.model or os.environ.get("JUDGE_MODEL")
+    if not base_url:
+        raise UserError("--base_url: needed, or OPENAI_BASE_URL, or --gold")
+    if not model:
+        raise UserError("--model: needed, or JUDGE_MODEL")
+    key = os.environ.get(args.api_key_variable or "OPENAI_API_KEY", "").strip()
+    if args.api_key_variable and not key:
+        raise UserError(f"--api_key_variable {args.api_key_variable}: this variable is not set")
+    limits = {name: getattr(args, name) for name in ("timeout", "max_retries", "backoff", "max_tokens")}
+    return Endpoint(base_url, model, key or None, **limits)
+
+
+def find_criteria(args: argparse.Namespace) -> dict[str, Criteria]:
+    """Criteria of every objective. Raises: UserError: an objective has none."""
+    criteria = BUILT_IN | {name: read_criteria(name, path) for name, path in args.criteria}
+    for name in args.objective:
+        if name not in criteria:
+            raise UserError(f"--objective {name}: there are no criteria for it (--criteria {name}=FILE)")
+    return criteria
+
+
+def collect_pairs(args: argparse.Namespace) -> list[Pair]:
+    """Everything to compare, policy by policy and objective by objective.
+
+    Raises:
+        UserError: responses that are missing, or prompts without any.
+    """
+    sources = {name: (path, f"--policy {name}") for name, path in args.policy}
+    sources[args.baseline[0]] = args.baseline[1], f"--baseline {args.baseline[0]}"
+    for path, flag in sources.values():
+        check_source(path, flag, args.data)
+    responses = {name: load_responses(name, *source, args) for name, source in sources.items()}
+    baseline = responses[args.baseline[0]]
+    selected = select_conversations(args, baseline)
+    pairs = []
+    for name, _ in args.policy:
+        for objective, conversations in selected.items():
+            check_answered(conversations, responses[name], baseline, f"--policy {name}")
+            pairs += [Pair(name, objective, responses[name][key], baseline[key]) for key in conversations]
+    return pairs
+
+
+def select_conversations(args: argparse.Namespace, baseline: Responses) -> dict[str, list[tuple]]:
+    """{objective: the conversations it is judged on}, in the order of the baseline's responses."""
+    every = select_prompts(args.data, f"--data {args.data}", baseline) if args.data else set(baseline)
+    own = {name: select_prompts(path, f"--prompts {name}={path}", baseline) for name, path in args.prompts}
+    selected = {}
+    for objective in args.objective:
+        wanted = every & own.get(objective, every)
+        selected[objective] = [key for key in baseline if key in wanted][: args.limit]
+        if not selected[objective]:
+            raise UserError(f"--prompts {objective}: none of its prompts is in --data {args.data}")
+    return selected
+
+
+def judge_by_gold(pairs: list[Pair], args: argparse.Namespace) -> list[Verdict]:
+    """Gold scores know no order: both presentations have the same.
+
+    Raises:
+        UserError: the function grades no such objective.
+    """
+    rows = {id(row): row for pair in pairs for row in (pair.response, pair.baseline)}
+    score_gold(load_gold(args.gold), args.gold, {"": list(rows.values())})
+    verdicts = []
+    for pair in pairs:
+        if pair.objective not in pair.response["gold"]:
+            raise UserError(f"--gold {args.gold}: grades no objective {pair.objective}")
+        ours, theirs = (row["gold"][pair.objective] for row in (pair.response, pair.baseline))
+        outcome = "tie" if abs(ours - theirs) < args.gold_margin else "win" if ours > theirs else "lose"
+        verdicts.append(Verdict((ours, ours), (theirs, theirs), outcome))
+    return verdicts
+
+
+def judge_by_model(pairs: list[Pair], criteria: dict[str, Criteria], client: ChatClient, concurrency: int) -> list:
+    """Ask about every pair in both orders; equal questions are asked once.
+
+    Raises:
+        UserError: the endpoint fails, or gives no usable answer to anything.
+    """
+    asked = [(criteria[pair.objective], messages) for pair in pairs for messages in both_orders(criteria, pair)]
+    keys = [request_key("", messages) for _, messages in asked]
+    questions = dict(zip(keys, asked, strict=True))
+    progress = Progress(len(questions), "judge", every=max(1, len(questions) // 20))
+    answers = client.map(lambda item: ask(client, *item), list(questions.values()), concurrency, progress.update)
+    by_key = dict(zip(questions, answers, strict=True))
+    verdicts = [decide(by_key[first], by_key[second]) for first, second in zip(keys[::2], keys[1::2], strict=True)]
+    if all(verdict.outcome == "unusable" for verdict in verdicts):
+        raise UserError(
+            f"--model {client.endpoint.model}: no answer can be used, the last is: {answers[-1][1][:200]!r}"
+        )
+    return verdicts
+
+
+def both_orders(criteria: dict[str, Criteria], pair: Pair) -> Iterator[list[Message]]:
+    """The questions with the policy first, then with the baseline first."""
+    texts = pair.response["response"], pair.baseline["response"]
+    for first, second in (texts, texts[::-1]):
+        yield question(criteria[pair.objective], pair.response["messages"], first, second)
+
+
+def ask(client: ChatClient, criteria: Criteria, messages: list[Message]) -> tuple[tuple[float, float] | None, str]:
+    """The two scores of an answer and its reasons. Without scores: None and the answer or why there is none."""
+    try:
+        answer = client.complete(messages)
+        if read_scores(criteria, answer) is None:
+            answer = client.complete(reminder(criteria, messages, answer))
+    except Refused as error:
+        return None, f"refused: {error}"
+    scores = read_scores(criteria, answer)
+    return scores, answer if scores is None else read_reasons(answer)
+
+
+def decide(first: tuple, second: tuple) -> Verdict:
+    """The verdict of the answers in both orders; the second saw the baseline first."""
+    (scores, reasons), (swapped, more_reasons) = first, second
+    ours = scores and scores[0], swapped and swapped[1]
+    theirs = scores and scores[1], swapped and swapped[0]
+    return Verdict(ours, theirs, find_outcome(ours, theirs), (reasons, more_reasons))
+
+
+def find_outcome(ours: tuple[float | None, ...], theirs: tuple[float | None, ...]) -> str:
+    """'win', 'tie', 'lose' or 'unusable' of the scores in both orders."""
+    if None in ours or None in theirs:
+        return "unusable"
+    leads = [a - b for a, b in zip(ours, theirs, strict=True)]
+    if sum(leads) == 0 or leads[0] * leads[1] < 0:  # the orders contradict each other
+        return "tie"
+    return "win" if sum(leads) > 0 else "lose"
+
+
+def summarize(verdicts: list[Verdict]) -> dict[str, Any]:
+    """Scores, relative score and win, tie and lose with intervals, of one policy on one objective."""
+    usable = [verdict for verdict in verdicts if verdict.outcome != "unusable"]
+    ours, theirs = ([sum(scores) / 2 for scores in column] for column in (
+        [verdict.policy_scores for verdict in usable], [verdict.baseline_scores for verdict in usable]
+    ))  # fmt: skip
+    relative = [a - b for a, b in zip(ours, theirs, strict=True)]
+    columns = {"policy_score": ours, "baseline_score": theirs, "relative_score": relative}
+    counts = {name: sum(verdict.outcome == name for verdict in usable) for name in OUTCOMES}
+    return {
+        **{name: mean_and_interval(column) if column else None for name, column in columns.items()},
+        **{name: wilson_interval(count, len(usable)) for name, count in counts.items()},
+        "comparisons": len(usable),
+        "unusable": len(verdicts) - len(usable),
+    }
+
+
+def wilson_interval(count: int, total: int) -> dict[str, float] | None:
+    """A share in percent with the bounds of its 95% Wilson interval; None of nothing."""
+    if total == 0:
+        return None
+    z, share = 1.96, count / total
+    center = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half_width = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
+    low, high = max(0.0, center - half_width), min(1.0, center + half_width)
+    return {"percent": 100 * share, "low": 100 * low, "high": 100 * high}
+
+
+def describe(pair: Pair, verdict: Verdict) -> dict[str, Any]:
+    """A row of the result."""
+    return {
+        "prompt": pair.response["prompt"],
+        "source": pair.response["source"],
+        "objective": pair.objective,
+        "policy_scores": verdict.policy_scores,
+        "baseline_scores": verdict.baseline_scores,
+        "outcome": verdict.outcome,
+        "reasons": verdict.reasons,
+    }
+
+
+def make_result(policy: str, baseline: str, judge: str, judged: list[tuple[Pair, Verdict]]) -> dict[str, Any]:
+    """The content of <policy>_vs_<baseline>.json; `judged` are the comparisons of this policy."""
+    by_objective: dict[str, list[Verdict]] = {}
+    for pair, verdict in judged:
+        by_objective.setdefault(pair.objective, []).append(verdict)
+    return {
+        "policy": policy,
+        "baseline": baseline,
+        "judge": judge,
+        "prompts": len({pair.response["source"] for pair, _ in judged}),
+        "objectives": {name: summarize(verdicts) for name, verdicts in by_objective.items()},
+        "rows": [describe(pair, verdict) for pair, verdict in judged],
+    }
+
+
+def print_table(results: list[dict[str, Any]]) -> None:
+    width = max(len(result["policy"]) for result in results)
+    print(f"\n{'':{width}}  objective       relative score   win %  tie %  lose %  comparisons  unusable")
+    for result in results:
+        for name, entry in result["objectives"].items():
+            if not entry["comparisons"]:
+                print(f"{result['policy']:{width}}  {name:14}  {'no usable answer':>52}  {entry['unusable']:8}")
+                continue
+            relative = f"{entry['relative_score']['mean']:+.2f} ± {entry['relative_score']['ci95']:.2f}"
+            win, tie, lose = (entry[outcome]["percent"] for outcome in OUTCOMES)
+            print(f"{result['policy']:{width}}  {name:14}  {relative:>14}  {win:6.1f} {tie:6.1f}  {lose:6.1f}"
+                  f"  {entry['comparisons']:11}  {entry['unusable']:8}")  # fmt: skip
+
+
+def main() -> None:
+    args = parse_args()
+    check_names(args)
+    output_dir = check_writable(args.output_dir)
+    client = criteria = None
+    if not args.gold:
+        criteria = find_criteria(args)
+        client = ChatClient(make_endpoint(args), AnswerCache(output_dir / "answers.jsonl"))
+    pairs = collect_pairs(args)
+    if client is None:
+        verdicts, judge = judge_by_gold(pairs, args), "gold scores"
+    else:
+        verdicts = judge_by_model(pairs, criteria, client, args.concurrency)
+        judge = f"{client.endpoint.model} at {client.endpoint.host}"
+        print(f"{judge}: {client.asked} requests, {client.retried} of them retries", flush=True)
+    results = []
+    for name, _ in args.policy:
+        judged = [(pair, verdict) for pair, verdict in zip(pairs, verdicts, strict=True) if pair.policy == name]
+        results.append(make_result(name, args.baseline[0], judge, judged))
+        path = output_dir / f"{name}_vs_{args.baseline[0]}.json"
+        write_json(path, results[-1])
+        print(f"{name} vs {args.baseline[0]}: {path}", flush=True)
+    print_table(results)
+
+
+def run() -> None:
+    """`main`, and a word about what is kept when it is interrupted."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted; the answers so far are kept, the same command goes on from there", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    run_main(run)
