@@ -2,15 +2,17 @@
 
     python eval/report.py --input_dir output/tiny
 
-reads eval/*.json and policies/<run>/{metrics.jsonl,args.json} and writes report/ beside them: report.md,
-report.html (one self-contained file), results.json, table1.csv, front.csv, table1.png, pareto.png,
-training_curves.png and conflict.png; the last two where training left metrics for them.
+reads eval/*.json, eval/judge/*.json and policies/<run>/{metrics.jsonl,args.json} and writes report/ beside them:
+report.md, report.html (one self-contained file), results.json, csv files, and the pictures: table1.png, pareto.png
+and training_curves.png (and one of each for every further condition), weights.png, conflict.png, exploitation.png
+and judge.png, where there are figures for them.
 """
 
 import base64
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +21,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from eval.report_conflict import conflict_figures, find_conflict, find_pairs, plot_conflict
-from eval.report_plots import plot_pareto, plot_table, plot_training_curves, run_style
+from eval.report_conflict import Conflict, find_conflict, plot_conflict
+from eval.report_curves import plot_training_curves
+from eval.report_gold import TABLE_NOTE, build_gold_table, plot_exploitation
+from eval.report_judge import Judgement, find_judgement, load_judgements, plot_judgement
+from eval.report_plane import plot_moves, plot_pareto
+from eval.report_plots import DPI, WIDTH, plot_table, run_style
+from eval.report_results import Numbers, compute_numbers, write_results
 from eval.report_samples import choose_samples, read_labels
-from eval.report_tables import build_table, format_number, front_csv, table_csv
-from eval.runs import Front, Run, find_fronts, load_runs, objective_names
+from eval.report_summary import comparison_tables, quality_tables, summarize_report
+from eval.report_tables import Table, build_tables, format_number
+from eval.report_weights import plot_weights
+from eval.runs import Run, find_conditions, load_runs, objective_names
 from utils.arguments import Parser, positive_int
 from utils.errors import UserError, run_main
-from utils.output import check_writable, finished_directory, write_json, write_text
+from utils.output import check_writable, finished_directory, write_text
 
+PAGE_WIDTH = 1132  # CSS pixels of a picture of full width
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-IMAGES = ("pareto.png", "table1.png", "training_curves.png", "conflict.png")
 
 
 def parse_args() -> Any:
@@ -44,24 +53,6 @@ def parse_args() -> Any:
     )
     parser.add_argument("--samples", type=positive_int, default=6, help="prompts shown side by side")
     return parser.parse_args()
-
-
-def results(runs: list[Run]) -> dict[str, Any]:
-    """The content of results.json: intervals are half-widths, ratios percent; 'gold' and 'conflict' where computed."""
-    table, pairs = {}, find_pairs(runs)
-    for run in runs:
-        conflict = conflict_figures(run, pairs)
-        table[run.name.text] = {
-            "algorithm": run.algorithm,
-            "objectives": run.objectives,
-            "harmless_ratio": run.evaluation.get("harmless_ratio"),
-            "average": run.evaluation["average"],
-            "kl": run.evaluation.get("kl"),
-            **({"gold": run.gold} if run.gold else {}),
-            **({"conflict": conflict} if conflict else {}),
-            "seed": run.seed,
-        }
-    return {"runs": table}
 
 
 def split_settings(runs: list[Run]) -> dict[str, Any]:
@@ -96,10 +87,10 @@ def show_setting(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def page_facts(runs: list[Run], fronts: list[Front], preset: str) -> dict[str, Any]:
+def page_facts(numbers: Numbers, preset: str) -> dict[str, Any]:
     """The few numbers and notes around the pictures."""
+    runs = numbers.runs
     names = objective_names(run.evaluation for run in runs)
-    counts = {len(run.evaluation["rows"]) for run in runs}
     prompts = {frozenset(row["source"] for row in run.evaluation["rows"]) for run in runs}
     notes = []
     if len(names) == 1:
@@ -108,22 +99,30 @@ def page_facts(runs: list[Run], fronts: list[Front], preset: str) -> dict[str, A
         notes.append(f"Of {len(names)} objectives the plot shows the first two, {names[0]} and {names[1]}.")
     if len(prompts) > 1:
         notes.append("The runs were not all evaluated on the same prompts: compare their means with care.")
-    highest = max(run.evaluation["average"] for run in runs)
     return {
         "preset": preset,
         "objectives": names,
-        "prompt_count": "–".join(str(count) for count in sorted({min(counts), max(counts)})),
-        "highest_average": highest,
-        # Every run whose average prints alike: the report decides no tie.
-        "highest_runs": [r.name.label for r in runs if round(r.evaluation["average"], 2) == round(highest, 2)],
-        "fronts": fronts,
+        "prompt_count": count_range(len(found) for found in prompts),
+        "seed_count": count_range(len(group.runs) for group in numbers.groups),
+        "several_seeds": any(len(group.runs) > 1 for group in numbers.groups),
+        "policy_count": len(numbers.groups),
         "notes": notes,
         "has_gold": any(run.gold for run in runs),
     }
 
 
-def data_uri(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+def count_range(counts: Iterable[int]) -> str:
+    """'256', or '1–5' for counts that differ."""
+    found = set(counts)
+    return "–".join(str(count) for count in sorted({min(found), max(found)}))
+
+
+def load_picture(path: Path) -> dict[str, Any]:
+    """{'uri', 'width'}: a png for the page, and the CSS pixels at which its text is as large as in all others."""
+    content = path.read_bytes()
+    pixels = int.from_bytes(content[16:20], "big")  # the width in a png's header
+    uri = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
+    return {"uri": uri, "width": round(PAGE_WIDTH * pixels / (DPI * WIDTH))}
 
 
 def printable(text: str) -> str:
@@ -151,31 +150,68 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-def write_report(runs: list[Run], labels_file: Path, sample_count: int, preset: str, output_dir: Path) -> None:
-    """All files of the report into `output_dir`."""
-    fronts, table = find_fronts(runs), build_table(runs)
-    write_json(output_dir / "results.json", results(runs))
-    write_text(output_dir / "table1.csv", table_csv(runs))
-    write_text(output_dir / "front.csv", front_csv(runs, fronts))
-    plot_pareto(runs, fronts, output_dir / "pareto.png")
-    plot_table(table, output_dir / "table1.png")
-    has_curves = plot_training_curves(runs, output_dir / "training_curves.png")
-    conflict = find_conflict(runs)
+def file_suffix(conditions: list[str], condition: str) -> str:
+    """What a condition adds to the names of its pictures; nothing for the first one."""
+    return "" if condition == conditions[0] else "_" + re.sub(r"[^\w.-]", "_", condition)
+
+
+def draw_conditions(numbers: Numbers, tables: list[tuple[str, Table]], folder: Path) -> list[dict[str, Any]]:
+    """The pictures of every condition; [{'title', 'table', 'plane', 'curves', 'table_picture'}] with file names."""
+    conditions, sections = find_conditions(numbers.groups), []
+    for condition, (title, table) in zip(conditions, tables, strict=True):
+        suffix = file_suffix(conditions, condition)
+        plane, curves, picture = (f"{stem}{suffix}.png" for stem in ("pareto", "training_curves", "table1"))
+        if suffix:
+            plot_moves(numbers.groups, condition, folder / plane)
+        else:
+            plot_pareto([group for group in numbers.groups if group.name.condition == condition], folder / plane)
+        plot_table(table, folder / picture)
+        drawn = plot_training_curves(numbers.groups, condition, folder / curves)
+        section = {"title": title, "table": table, "plane": plane, "table_picture": picture, "is_first": not suffix}
+        sections.append({**section, "curves": curves if drawn else ""})
+    return sections
+
+
+def draw_pictures(numbers: Numbers, conflict: Conflict | None, judgement: Judgement | None, folder: Path) -> None:
+    """The pictures of all conditions together."""
+    plot_weights(numbers.groups, folder / "weights.png")
+    plot_exploitation(numbers.groups, folder / "exploitation.png")
     if conflict:
-        plot_conflict(conflict, runs, output_dir / "conflict.png")
+        plot_conflict(conflict, numbers.groups, folder / "conflict.png")
+    if judgement:
+        plot_judgement(judgement, folder / "judge.png")
+
+
+def write_report(
+    runs: list[Run], judgements: list[dict], labels: dict[str, dict], sample_count: int, preset: str, folder: Path
+) -> None:
+    """All files of the report into `folder`."""
+    numbers = compute_numbers(runs)
+    write_results(numbers, folder)
+    groups = [
+        group for name in find_conditions(numbers.groups) for group in numbers.groups if group.name.condition == name
+    ]
+    conflict, judgement = find_conflict(groups), find_judgement(judgements)
+    sections = draw_conditions(numbers, build_tables(numbers.groups), folder)
+    draw_pictures(numbers, conflict, judgement, folder)
     page = {
-        **page_facts(runs, fronts, preset),
-        "runs": runs,
-        "table": table,
-        "has_curves": has_curves,
+        **page_facts(numbers, preset),
+        "sections": sections,
+        "summaries": summarize_report(numbers),
+        "reference": numbers.reference_points,
+        "quality": quality_tables(numbers),
+        "comparisons": comparison_tables(numbers),
         "conflict": conflict,
-        "samples": choose_samples(runs, read_labels(labels_file), sample_count),
-        "settings": split_settings(runs),
+        "gold_table": build_gold_table(groups),
+        "gold_note": TABLE_NOTE,
+        "judgement": judgement,
+        "samples": choose_samples(runs, labels, sample_count),
+        "settings": split_settings(groups),
         "colors": {run.name.text: run_style(run.name)[0] for run in runs},
+        "images": {path.name: load_picture(path) for path in folder.glob("*.png")},
     }
-    images = {name: data_uri(output_dir / name) for name in IMAGES if (output_dir / name).is_file()}
-    write_text(output_dir / "report.html", render("report.html.j2", images=images, **page))
-    write_text(output_dir / "report.md", render("report.md.j2", **page))
+    write_text(folder / "report.html", render("report.html.j2", **page))
+    write_text(folder / "report.md", render("report.md.j2", **page))
 
 
 def main() -> None:
@@ -185,10 +221,11 @@ def main() -> None:
     labels_file = Path(args.labels or root / "data" / "prompts_test.jsonl")
     if args.labels and not labels_file.is_file():
         raise UserError(f"--labels {args.labels}: no such file")
+    labels, judgements = read_labels(labels_file), load_judgements(root)
     output_dir = Path(args.output_dir or root / "report")
     check_writable(output_dir.parent)
     with finished_directory(output_dir) as folder:
-        write_report(runs, labels_file, args.samples, root.resolve().name, folder)
+        write_report(runs, judgements, labels, args.samples, root.resolve().name, folder)
     print(f"report of {len(runs)} runs: {output_dir / 'report.html'}", flush=True)
 
 

@@ -1,6 +1,6 @@
 """How much the objectives' gradients were in conflict during training, in figures and as a picture.
 
-Everything comes from the `gradient/*` and `coefficient/*` scalars of metrics.jsonl. Runs without them (a single
+Everything comes from the `gradient/*` scalars of metrics.jsonl. Runs without them (a single
 objective, or fixed weights and no look at the gradients) have no such figures and are left out.
 """
 
@@ -13,11 +13,23 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 
-from eval.report_plots import CURVES, add_run_legend, curve_colors, draw_curve, mark_steps, save, smooth, use_log_scale
+from eval.report_curves import (
+    CURVES,
+    Curve,
+    curve_colors,
+    draw_curve,
+    make_curve,
+    mark_steps,
+    method_rows,
+    panel_grid,
+    row_legend,
+    use_log_scale,
+)
+from eval.report_plots import save
 from eval.report_tables import Column, Table, fill_table
-from eval.runs import Run, objective_names
+from eval.runs import Run, condition_title, find_conditions, objective_names
+from eval.seeds import RunGroup
 
 MOST_PAIRS = 3  # rows of the picture and column groups of the table
 BALANCE, CONFLICT = "#888888", "#FBF0EE"
@@ -25,7 +37,7 @@ BALANCE, CONFLICT = "#888888", "#FBF0EE"
 
 @dataclass(frozen=True)
 class Pair:
-    """Two objectives; norm ratio and share are those of the first against the second."""
+    """Two objectives; the norm ratio is that of the first against the second."""
 
     first: str
     second: str
@@ -48,14 +60,11 @@ class Trace:
         steps: training steps that logged anything of the pair.
         cosine: between the two gradients, in [-1, 1]; NaN where one of them is zero or not finite.
         norm_ratio: norm of the first gradient over that of the second, > 0; NaN likewise.
-        share: c_first / (c_first + c_second) of the coefficients that the update gave the two gradients; NaN where
-            both are 0 or one is negative.
     """
 
     steps: np.ndarray
     cosine: np.ndarray
     norm_ratio: np.ndarray
-    share: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -64,8 +73,8 @@ class Conflict:
 
     pairs: list[Pair]
     pair_count: int
-    runs: list[Run]
-    left_out: list[Run]
+    runs: list[RunGroup]
+    left_out: list[RunGroup]
     table: Table
 
     @property
@@ -76,11 +85,8 @@ class Conflict:
         sentences = [
             "Left: the cosine between the gradients of two objectives. Below 0 (shaded), an update that helps one by"
             " following its gradient alone hurts the other; at −1 they are exact opposites.",
-            f"Middle: how many times longer the gradient of {first} is than that of {second}. Far from 1, a plain sum"
+            f"Right: how many times longer the gradient of {first} is than that of {second}. Far from 1, a plain sum"
             " of the two follows the longer one.",
-            f"Right: what the method made of it, the share of {first} in the coefficients that multiply the two"
-            " gradients in the update; at 0.5 it adds them as they are.",
-            "Strong lines are moving averages, faint ones the steps themselves.",
         ]
         if len(self.pairs) < self.pair_count:
             sentences.append(
@@ -127,13 +133,10 @@ def trace_pair(run: Run, pair: Pair) -> Trace | None:
     steps = sorted({step for tag in tags for step, _ in run.metrics[tag]})
     cosine, *norms = (read_values(run, tag, steps) for tag in tags)
     norms = [np.where(norm == 0, np.nan, norm) for norm in norms]
-    parts = [read_values(run, f"coefficient/{name}", steps) for name in (pair.first, pair.second)]
-    parts = [np.where(part < 0, np.nan, part) for part in parts]
     return Trace(
         steps=np.array(steps, dtype=float),
         cosine=np.where(np.isnan(norms).any(axis=0), np.nan, cosine),
         norm_ratio=divide(*norms),
-        share=divide(parts[0], parts[0] + parts[1]),
     )
 
 
@@ -201,93 +204,116 @@ def conflict_columns(pairs: list[Pair]) -> list[Column]:
     return [*columns, Column(("common_progress_percent",), "update", "all improve, %", 0, ranked=False)]
 
 
-def find_conflict(runs: list[Run]) -> Conflict | None:
+def average_figures(entries: list[Any]) -> Any:
+    """Figures of several seeds of the same shape -> their means; a figure counts where it is not None."""
+    if isinstance(entries[0], dict):
+        return {key: average_figures([entry[key] for entry in entries]) for key in entries[0]}
+    found = [entry for entry in entries if entry is not None]
+    return sum(found) / len(found) if found else None
+
+
+def group_figures(group: RunGroup, pairs: list[Pair]) -> dict[str, Any] | None:
+    """`conflict_figures`, averaged over seeds; None where a seed has none."""
+    entries = [conflict_figures(run, pairs) for run in group.runs]
+    return average_figures(entries) if all(entries) else None
+
+
+def find_conflict(groups: list[RunGroup]) -> Conflict | None:
     """What there is to show, or None where no run logged the gradients of two objectives."""
-    pairs = find_pairs(runs)
-    rows = [(run, figures) for run in runs if (figures := conflict_figures(run, pairs))]
+    pairs = find_pairs(groups)
+    rows = [(group, figures) for group in groups if (figures := group_figures(group, pairs))]
     if not rows:
         return None
     shown = most_opposed(pairs, [figures for _, figures in rows])
-    with_figures = [run for run, _ in rows]
-    left_out = [run for run in runs if run.metrics and run not in with_figures]
+    with_figures = [group for group, _ in rows]
+    left_out = [group for group in groups if group.metrics and group not in with_figures]
     return Conflict(shown, len(pairs), with_figures, left_out, fill_table(conflict_columns(shown), rows))
 
 
 # ---- picture -----------------------------------------------------------------------------------------------
 
 
-def plot_conflict(conflict: Conflict, runs: list[Run], path: Path) -> None:
-    """conflict.png: a row of cosine, norm ratio and share of the coefficients for each pair and condition.
+@dataclass(frozen=True)
+class PairCurves:
+    """A pair in one group of runs; the ratio is its natural logarithm, so that 2 and 1/2 are equally far from 0."""
+
+    cosine: Curve
+    log_ratio: Curve
+
+
+def pair_curves(group: RunGroup, pair: Pair) -> PairCurves | None:
+    """Means over seeds of cosine and log ratio at the steps that all seeds have."""
+    traces = [trace_pair(run, pair) for run in group.runs]
+    if any(trace is None for trace in traces):
+        return None
+    steps = np.array(sorted(set.intersection(*(set(trace.steps) for trace in traces))))
+
+    def curve(read: Callable[[Trace], np.ndarray]) -> Curve:
+        seeds = [dict(zip(trace.steps, read(trace), strict=True)) for trace in traces]
+        values = np.mean([[seed[step] for step in steps] for seed in seeds], axis=0)
+        return make_curve(group, steps, values, seeds)
+
+    return PairCurves(curve(lambda trace: trace.cosine), curve(lambda trace: np.log(trace.norm_ratio)))
+
+
+def plot_conflict(conflict: Conflict, groups: list[RunGroup], path: Path) -> None:
+    """conflict.png: cosine and norm ratio, a row a pair, condition and group of methods.
 
     Args:
-        runs: all runs of the report, so that a run has the color it has among the training curves.
+        groups: all groups of the report, so that a group has the color it has among the training curves.
     """
-    colors = curve_colors([run for run in runs if run.metrics])
-    conditions = list(dict.fromkeys(run.name.condition for run in conflict.runs))
+    colors = curve_colors([group for group in groups if group.metrics])
     rows = [
-        (pair, condition)
-        for pair, condition in product(conflict.pairs, conditions)
-        if any(run.name.condition == condition and trace_pair(run, pair) for run in conflict.runs)
+        (pair, condition, members)
+        for pair, condition in product(conflict.pairs, find_conditions(conflict.runs))
+        for members in method_rows(
+            [group for group in conflict.runs if group.name.condition == condition and pair_curves(group, pair)]
+        )
     ]
     with plt.rc_context(CURVES):
-        figure, panels = plt.subplots(len(rows), 3, figsize=(11, 3.0 * len(rows)), sharex="row", squeeze=False)
-        for row, (pair, condition) in zip(panels, rows, strict=True):
-            traces = {run.name.text: trace for run in conflict.runs if (trace := trace_pair(run, pair))}
-            members = [run for run in conflict.runs if run.name.condition == condition and run.name.text in traces]
-            for run in members:
-                draw_trace(row, run, traces[run.name.text], colors, crowded=len(members) > 8)
-            finish_row(row, pair, condition, list(traces.values()))
-        add_run_legend(figure, conflict.runs, colors)
+        figure, panels = panel_grid(len(rows), 2)
+        for row, (pair, condition, members) in zip(panels, rows, strict=True):
+            for group in members:
+                curves = pair_curves(group, pair)
+                draw_curve(row[0], curves.cosine, colors[group.name.text])
+                draw_curve(row[1], curves.log_ratio, colors[group.name.text], np.exp)
+            name_panels(row, pair, condition, len(find_conditions(conflict.runs)) > 1)
+            row_legend(row[-1], members, colors)
+        for pair in conflict.pairs:
+            own = [row for row, (other, *_) in zip(panels, rows, strict=True) if other == pair]
+            set_ranges(own, [curves for group in conflict.runs if (curves := pair_curves(group, pair))])
         save(figure, path)
 
 
-def smooth_ratio(trace: Trace) -> np.ndarray:
-    """Geometric moving average, [steps]: a ratio and its inverse are equally far from 1."""
-    return np.exp(smooth(np.log(trace.norm_ratio)))
-
-
-def draw_trace(row: np.ndarray, run: Run, trace: Trace, colors: dict[str, tuple[float, ...]], crowded: bool) -> None:
-    """One run in the three panels of a row."""
-    curves = (
-        (trace.cosine, smooth(trace.cosine)),
-        (trace.norm_ratio, smooth_ratio(trace)),
-        (trace.share, smooth(trace.share)),
-    )
-    for axes, (values, smoothed) in zip(row, curves, strict=True):
-        draw_curve(axes, run, trace.steps, values, smoothed, colors[run.name.text], crowded)
-
-
-def finish_row(row: np.ndarray, pair: Pair, condition: str, traces: list[Trace]) -> None:
-    """Words, ranges and lines of balance; ranges are those of `traces`, the pair's runs under all conditions."""
+def name_panels(row: np.ndarray, pair: Pair, condition: str, several: bool) -> None:
+    """Words and lines of balance."""
+    suffix = f" ({condition_title(condition)})" if several else ""
     words = (
         ("cosine of the gradients", f"{pair.first}, {pair.second}", 0.0),
         ("ratio of their norms", pair.label, 1.0),
-        ("share of the coefficients", f"of {pair.first}", 0.5),
     )
-    for axes, (title, y_label, balance) in zip(row, words, strict=True):
-        axes.set_title(f"{title} ({condition})" if condition else title, loc="left")
-        axes.set_ylabel(textwrap.fill(y_label, 30))
+    for axes, (title, y_label, balance) in zip(row, words, strict=False):
+        axes.set_title(title + suffix, loc="left")
+        axes.set_ylabel(textwrap.fill(y_label, 18))
         axes.axhline(balance, color=BALANCE, linewidth=1.0, zorder=1.5)
         mark_steps(axes)
-    cosine, ratio, share = row
-    cosines = np.concatenate([trace.cosine for trace in traces])
-    lowest, highest = np.nanmin(cosines, initial=-0.1), np.nanmax(cosines, initial=0.1)
-    cosine.set_ylim(max(-1.03, lowest - 0.05), min(1.03, highest + 0.05))
-    cosine.axhspan(-1.03, 0, color=CONFLICT, zorder=0)
-    show_ratios(ratio, traces)
-    share.set_ylim(-0.03, 1.03)
 
 
-def show_ratios(axes: Axes, traces: list[Trace]) -> None:
-    """A logarithmic range, symmetric about 1, so that the longer gradient is seen at a glance.
+def set_ranges(rows: list[np.ndarray], curves: list[PairCurves]) -> None:
+    """The same ranges in all rows of a pair.
 
-    It goes four times as far as the strong lines at most: a single step with next to no gradient must not set it.
+    The ratio's is logarithmic and symmetric about 1, so that the longer gradient is seen at a glance. It goes four
+    times as far as the strong lines at most: a single step with next to no gradient must not set it.
     """
-
-    def reach_of(ratios: list[np.ndarray]) -> float:
-        return np.exp(np.nanmax(np.abs(np.log(np.concatenate(ratios))), initial=np.log(2)))
-
-    strong = reach_of([smooth_ratio(trace) for trace in traces])
-    reach = 1.1 * min(reach_of([trace.norm_ratio for trace in traces]), 4 * strong)
-    axes.set_ylim(1 / reach, reach)
-    use_log_scale(axes)
+    cosines = np.concatenate([found.cosine.values for found in curves])
+    lowest, highest = np.nanmin(cosines, initial=-0.1), np.nanmax(cosines, initial=0.1)
+    strong, faint = (
+        np.nanmax(np.abs(np.concatenate(logs)), initial=np.log(2))
+        for logs in zip(*((found.log_ratio.smoothed, found.log_ratio.values) for found in curves), strict=True)
+    )
+    reach = 1.1 * np.exp(min(faint, strong + np.log(4)))
+    for cosine, ratio, _ in rows:
+        cosine.set_ylim(max(-1.03, lowest - 0.05), min(1.03, highest + 0.05))
+        cosine.axhspan(-1.03, 0, color=CONFLICT, zorder=0)
+        ratio.set_ylim(1 / reach, reach)
+        use_log_scale(ratio)

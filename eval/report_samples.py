@@ -1,4 +1,8 @@
-"""Which test prompts to show side by side: those where the policies differ most, of every labelled kind."""
+"""Which test prompts to show side by side, and whose answers.
+
+The prompts are those where the chosen policies differ most, of every labelled kind. The policies are a few that span
+the trade-off; the others' answers are there to be unfolded, further seeds of a policy are left out.
+"""
 
 import itertools
 from dataclasses import dataclass
@@ -7,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from eval.runs import Run, read_json_lines
+from eval.runs import Run, find_conditions, read_json_lines
 
 KINDS = {True: "risky", False: "benign", None: ""}
+CHOSEN = ("mgda", "gapo_p1", "safe_rlhf")  # after the SFT model and the experts, before the last of P-GAPO
+MOST_CHOSEN = 8  # so many policies are shown without choosing
 
 
 @dataclass(frozen=True)
@@ -33,13 +39,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Sample:
-    """One prompt with every policy's answer. `kind` is 'risky', 'benign' or '' without labels."""
+    """One prompt with the chosen policies' answers, and the others'; `kind` is 'risky', 'benign' or ''."""
 
     prompt: str
     source: str
     kind: str
     earlier_turns: list[dict[str, str]]
     answers: list[Answer]
+    others: list[Answer]
 
 
 def read_labels(path: Path | None) -> dict[str, dict[str, Any]]:
@@ -87,7 +94,22 @@ def choose_prompts(rows: list[list[dict[str, Any]]], labels: dict[str, dict[str,
     )
 
 
-def build_sample(runs: list[Run], rows: list[dict[str, Any]], kind: str) -> Sample:
+def choose_runs(runs: list[Run]) -> tuple[list[Run], list[Run]]:
+    """(chosen, others): the first seed of every policy, those of the default condition chosen from."""
+    first = list({run.name.group: run for run in reversed(runs)}.values())[::-1]
+    if len(first) <= MOST_CHOSEN:
+        return first, []
+    conditions = find_conditions(first)
+    default = {run.name.base: run for run in first if run.name.condition == conditions[0]}
+    experts = [base for base, run in default.items() if run.name.family == "ppo"]
+    fronts = [base for base, run in default.items() if run.name.family == "p_gapo"]
+    bases = ["sft", *experts, *CHOSEN, *fronts[-1:]]
+    chosen = [default[base] for base in bases if base in default] or first[:MOST_CHOSEN]
+    return chosen, [run for run in first if run not in chosen]
+
+
+def build_sample(runs: list[Run], rows: list[dict[str, Any]], kind: str, shown: int) -> Sample:
+    """`rows` are the runs' answers to one prompt; the first `shown` of them are shown at once."""
     best = {
         name: max(row["scores"][name] for row in rows if name in row["scores"])
         for name in dict.fromkeys(name for row in rows for name in row["scores"])
@@ -97,13 +119,17 @@ def build_sample(runs: list[Run], rows: list[dict[str, Any]], kind: str) -> Samp
         gold = row.get("gold") or {}
         scores = [Score(name, value, gold.get(name), value == best[name]) for name, value in row["scores"].items()]
         answers.append(Answer(run, row, scores))
-    return Sample(rows[0]["prompt"], rows[0]["source"], kind, rows[0].get("messages", [])[:-1], answers)
+    turns = rows[0].get("messages", [])[:-1]
+    return Sample(rows[0]["prompt"], rows[0]["source"], kind, turns, answers[:shown], answers[shown:])
 
 
 def choose_samples(runs: list[Run], labels: dict[str, dict[str, Any]], count: int) -> list[Sample]:
-    """Up to `count` prompts with all policies' answers; empty when the runs share no prompt."""
-    rows = shared_rows(runs)
+    """Up to `count` prompts with the policies' answers; empty when the policies share no prompt."""
+    chosen, others = choose_runs(runs)
+    rows = shared_rows([*chosen, *others])
     if not rows:
         return []
+    shown = len(chosen)
     kinds = [KINDS[labels.get(answers[0]["prompt"], {}).get("risky")] for answers in rows]
-    return [build_sample(runs, rows[index], kinds[index]) for index in choose_prompts(rows, labels, count)]
+    indices = choose_prompts([answers[:shown] for answers in rows], labels, count)
+    return [build_sample([*chosen, *others], rows[index], kinds[index], shown) for index in indices]

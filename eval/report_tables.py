@@ -5,10 +5,12 @@ One `Table` feeds the markdown, the page and the picture, so that the three neve
 
 import csv
 import io
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from eval.runs import Front, Run, objective_names
+from eval.runs import Front, Run, condition_title, find_conditions, find_stand_ins, objective_names
+from eval.seeds import RunGroup
 
 MISSING = "–"
 
@@ -35,13 +37,22 @@ class Column:
         return f"gold_{self.path[-1]}" if self.path[0] == "gold" else self.path[-1]
 
     def value(self, figures: dict[str, Any]) -> tuple[float | None, float | None]:
-        """(figure, half-width of its 95% interval); None where there is none."""
-        entry: Any = figures
-        for key in self.path:
-            entry = (entry or {}).get(key)
+        """(figure, its spread); None where there is none.
+
+        The spread is the standard deviation over seeds where the figures have one ('sd', of the same shape), else
+        the half-width of the 95% interval over prompts.
+        """
+        entry, deviation = follow(figures, self.path), follow(figures.get("sd"), self.path)
         if self.has_interval and entry is not None:
-            return entry["mean"], entry["ci95"]
-        return entry, None
+            return entry["mean"], entry.get("ci95", deviation)
+        return entry, deviation
+
+
+def follow(figures: Any, path: tuple[str, ...]) -> Any:
+    """The entry at `path` of nested figures, None where it ends early."""
+    for key in path:
+        figures = (figures or {}).get(key)
+    return figures
 
 
 @dataclass(frozen=True)
@@ -59,8 +70,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
+    """Rows of runs or groups of runs, with their cells in the order of the columns.
+
+    Attributes:
+        spread: what stands behind ±, as a sentence; '' where nothing does.
+        references: names (`name.text`) of the rows that are repeated from the default condition.
+    """
+
     columns: list[Column]
     rows: list[tuple[Run, list[Cell]]]
+    spread: str = ""
+    references: frozenset[str] = frozenset()
 
     @property
     def groups(self) -> list[tuple[str, int]]:
@@ -68,8 +88,15 @@ class Table:
         titles = [column.group for column in self.columns]
         return [(title, titles.count(title)) for title in dict.fromkeys(titles)]
 
+    def row_label(self, run: Run) -> str:
+        """The method alone where the table is one of a single condition; rows repeated from another say so."""
+        if run.name.text in self.references:
+            return f"{run.name.method} ({condition_title(run.name.condition)})"
+        variants = {other.name.variant for other, _ in self.rows if other.name.text not in self.references}
+        return run.name.method if len(variants) == 1 else run.name.label
 
-def table_columns(runs: list[Run]) -> list[Column]:
+
+def table_columns(runs: Sequence[Run]) -> list[Column]:
     """Model scores, how far the policy moved, gold scores; a column that no run fills is left out."""
     model, policy, gold = "model scores", "policy", "gold scores"
     names = objective_names(run.evaluation for run in runs)
@@ -121,18 +148,51 @@ def fill_table(columns: list[Column], rows: list[tuple[Run, dict[str, Any]]]) ->
     return Table(columns, [(run, [column[index] for column in cells]) for index, (run, _) in enumerate(rows)])
 
 
-def build_table(runs: list[Run]) -> Table:
-    """The table of results."""
-    return fill_table(table_columns(runs), [(run, run.evaluation) for run in runs])
+def build_table(runs: Sequence[Run]) -> Table:
+    """The table of results, of runs or groups of runs."""
+    table = fill_table(table_columns(runs), [(run, run.evaluation) for run in runs])
+    return replace(table, spread=describe_spread(runs))
 
 
-def figures_by_key(run: Run, columns: list[Column]) -> dict[str, float | None]:
-    """{column: figure, column_ci95: half-width} of one run, in the order of the columns."""
+def build_tables(groups: list[RunGroup]) -> list[tuple[str, Table]]:
+    """[(condition, its table)], the default condition ('balanced') first; best and second within a table.
+
+    Other conditions repeat the rows of the default one that hold for them, too (see `find_stand_ins`), and name
+    them in `references`.
+    """
+    tables = []
+    for condition in find_conditions(groups):
+        references = frozenset(group.name.text for group in find_stand_ins(groups, condition))
+        rows = [group for group in groups if group.name.condition == condition or group.name.text in references]
+        tables.append((condition_title(condition), replace(build_table(rows), references=references)))
+    return tables
+
+
+def describe_spread(runs: Sequence[Run]) -> str:
+    """What ± is in a table of these rows."""
+    counts = {len(run.runs) for run in runs if isinstance(run, RunGroup)} - {1}
+    single = [run for run in runs if not (isinstance(run, RunGroup) and len(run.runs) > 1)]
+    prompts = "the half-width of the 95% interval over prompts"
+    if not counts:
+        return f"± is {prompts}."
+    number = "–".join(str(count) for count in sorted({min(counts), max(counts)}))
+    text = f"± is the standard deviation over {number} seeds"
+    return f"{text}; of {', '.join(run.name.method for run in single)} {prompts}." if single else f"{text}."
+
+
+def figures_by_key(run: Run, columns: list[Column], seeds: bool = False) -> dict[str, float | None]:
+    """{column: figure, column_ci95: half-width} of one run, in the order of the columns.
+
+    With `seeds`, every column has its standard deviation over seeds, column_sd, before the half-width; of the two
+    the one that the row does not have is None.
+    """
     row: dict[str, float | None] = {}
     for column in columns:
-        row[column.key], half_width = column.value(run.evaluation)
+        row[column.key], spread = column.value(run.evaluation)
+        if seeds:
+            row[f"{column.key}_sd"] = spread if "sd" in run.evaluation else None
         if column.has_interval:
-            row[f"{column.key}_ci95"] = half_width
+            row[f"{column.key}_ci95"] = None if "sd" in run.evaluation else spread
     return row
 
 
@@ -146,10 +206,14 @@ def to_csv(header: list[str], rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def table_csv(runs: list[Run]) -> str:
-    """One line a run."""
-    columns = table_columns(runs)
-    rows = [{"run": run.name.text, **figures_by_key(run, columns)} for run in runs]
+def table_csv(groups: list[RunGroup]) -> str:
+    """One line a group of runs; condition, number of seeds and deviations where some group has several seeds."""
+    columns = table_columns(groups)
+    several = any(len(group.runs) > 1 for group in groups)
+    rows = []
+    for group in groups:
+        seeds = {"condition": condition_title(group.name.condition), "seeds": len(group.runs)} if several else {}
+        rows.append({"run": group.name.text, **seeds, **figures_by_key(group, columns, several)})
     return to_csv(list(rows[0]), rows)
 
 

@@ -32,6 +32,7 @@ FAMILY_LABELS = {
     "fairgrad": "FairGrad",
 }
 FRONT_FAMILIES = ("p_gapo", "morlhf", "rewarded_soup")
+DEFAULT_CONDITION = "balanced"  # what tables and files call the condition of names without one
 SINGLE_RUNS = ("safe_rlhf", "fast_rl", "morlhf_0.5", "mgda", "gapo_p1", "gapo_p2")
 
 _NAME = re.compile(r"(?P<base>[^@#]+)(@(?P<condition>[^#]+))?(#(?P<seed>.+))?")
@@ -166,21 +167,24 @@ def find_conditions(runs: Sequence[Run]) -> list[str]:
     return sorted(dict.fromkeys(run.name.condition for run in runs), key=bool)
 
 
+def condition_title(condition: str) -> str:
+    return condition or DEFAULT_CONDITION
+
+
 def find_stand_ins(runs: Sequence[AnyRun], condition: str) -> list[AnyRun]:
     """Runs of the default condition that stand for `condition`, too, because it changes nothing for them.
 
-    These are the SFT model, and PPO on an objective whose training score the condition does not scale; nothing
-    stands in where the condition has a run of its own.
+    These are the SFT model and, where the condition is one of scaled scores (--score_scale among the settings of
+    its runs), PPO on an objective that it does not scale. A run of the condition itself goes before a stand-in.
     """
     if not condition:
         return []
     own = [run for run in runs if run.name.condition == condition]
-    scaled = {f"ppo_{name}" for run in own for name, _ in run.args.get("score_scale") or []}
+    scaled = {f"ppo_{name}" for run in own for name, scale in run.args.get("score_scale") or [] if scale != 1}
     taken = scaled | {run.name.base for run in own}
+    families = ("sft", "ppo") if scaled else ("sft",)
     return [
-        run
-        for run in runs
-        if not run.name.condition and run.name.family in ("sft", "ppo") and run.name.base not in taken
+        run for run in runs if not run.name.condition and run.name.family in families and run.name.base not in taken
     ]
 
 

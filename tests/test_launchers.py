@@ -82,6 +82,50 @@ def test_an_unknown_run_is_refused(tmp_path: Path) -> None:
     assert 'no method is known for the run "dpo"' in result.stderr
 
 
+# Run name -> what its command line must hold, and what it must not.
+RUN_FLAGS = {
+    "ppo_harmlessness": (["--algorithm ppo --monitor helpfulness", "--seed 42 "], ["--score_scale", "--log_gradients"]),
+    "safe_rlhf": (["--algorithm ppo_lagrangian --log_gradients --lambda_learning_rate 0.1"], ["--preference"]),
+    "fast_rl@imbalanced": (["--algorithm fast_rl", "--score_scale harmlessness=4"], ["--gradient_scope"]),
+    "gapo_p2#43": (["--rescale_power 2 --normalize_coefficients --gradient_scope last_layer", "--seed 43 "], []),
+    "p_gapo_0.2_full@imbalanced#7": (
+        ["--preference helpfulness=0.2 harmlessness=0.8 --gradient_scope full", "--score_scale harmlessness=4",
+         "--seed 7 "],
+        [],
+    ),
+    "rewarded_soup_0.4@imbalanced#43": (
+        ["eval/soup.py", "helpfulness=OUT/policies/ppo_helpfulness#43",
+         "harmlessness=OUT/policies/ppo_harmlessness@imbalanced#43", "--weight helpfulness=0.4 harmlessness=0.6"],
+        ["step3_gapo/main.py"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("run", RUN_FLAGS)
+def test_a_run_name_stands_for_its_flags(run: str) -> None:
+    script = Path("step3_gapo/training_scripts/tiny_policy.sh").read_text()
+    script = script.replace('$(dirname "${BASH_SOURCE[0]}")', "step3_gapo/training_scripts")
+    script = script.replace('train_policy "${1:-}"; exit', f"launch() {{ echo \"$@\"; }}; train_policy '{run}'")
+    result = bash(script, ROOT, OUTPUT="OUT")
+    assert result.returncode == 0, result.stderr
+    held, missing = RUN_FLAGS[run]
+    assert all(flags in result.stdout for flags in [*held, f"--output_dir OUT/policies/{run}\n"]), result.stdout
+    assert not any(flag in result.stdout for flag in missing), result.stdout
+
+
+@pytest.mark.parametrize("run", ["gapo_p1@unbalanced", "ppo_full", "#43"])
+def test_an_unknown_condition_or_run_is_refused(tmp_path: Path, run: str) -> None:
+    result = bash(f"bash step3_gapo/training_scripts/tiny_policy.sh '{run}'", ROOT, OUTPUT=str(tmp_path))
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith("error: no ")
+
+
+def test_a_number_of_seeds_is_asked_for(tmp_path: Path) -> None:
+    result = bash("bash run_all.sh smoke", ROOT, SEEDS="few", OUTPUT=str(tmp_path / "out"))
+    assert (result.returncode, result.stderr) == (2, "error: SEEDS=few: not a number of seeds\n")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_launcher_keeps_the_exit_code_and_copies_the_output(tmp_path: Path) -> None:
     result = bash("bash step1_sft/training_scripts/tiny.sh", ROOT, OUTPUT=str(tmp_path))
     assert result.returncode == 2

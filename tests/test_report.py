@@ -14,11 +14,13 @@ from PIL import Image
 
 from eval import report
 from eval.label_placement import overlap_areas, place_labels
-from eval.report_conflict import Pair, find_conflict, trace_pair
-from eval.report_plots import smooth
+from eval.report_conflict import find_conflict
+from eval.report_curves import smooth
 from eval.report_samples import choose_samples
 from eval.report_tables import build_table, format_number, mark_best
+from eval.report_weights import coefficient_share, share_curve
 from eval.runs import find_fronts, load_runs, parse_run_name, sort_names
+from eval.seeds import group_runs
 from utils.errors import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,25 +136,29 @@ def test_files(tiny: Path):
         "results.json",
         "table1.csv",
         "front.csv",
+        "front_quality.csv",
+        "comparisons.csv",
         "table1.png",
         "pareto.png",
     }
-    assert {path.name for path in tiny.iterdir()} == names | {"training_curves.png", "conflict.png"}
+    pictures = {"training_curves.png", "conflict.png", "exploitation.png"}
+    assert {path.name for path in tiny.iterdir()} == names | pictures
     assert not list(tiny.parent.glob(".report*"))
 
 
 def test_results_schema(tiny: Path):
     results = json.loads((tiny / "results.json").read_text())
-    assert set(results) == {"runs"} and set(results["runs"]) == set(TINY)
+    assert set(results) == {"runs", "groups", "reference_point", "fronts", "comparisons"}
+    assert set(results["runs"]) == set(results["groups"]) == set(TINY)
     for name, entry in results["runs"].items():
-        known = {"algorithm", "objectives", "harmless_ratio", "average", "kl", "gold", "seed"}
+        known = {"algorithm", "objectives", "harmless_ratio", "average", "kl", "hypervolume", "gold", "seed"}
         assert set(entry) == known | ({"conflict"} if "gapo" in name else set())
         help_score, safe_score = TINY[name]
         assert entry["objectives"] == {
             "help": {"mean": help_score, "ci95": 0.25},
             "safe": {"mean": safe_score, "ci95": 0.25},
         }
-        assert set(entry["gold"]) == {"objectives", "harmless_ratio", "average"}
+        assert set(entry["gold"]) == {"objectives", "harmless_ratio", "average", "hypervolume"}
     assert results["runs"]["gapo_p1"]["algorithm"] == "gapo" and results["runs"]["gapo_p1"]["seed"] == 3
     assert results["runs"]["sft"]["algorithm"] == "sft" and results["runs"]["sft"]["seed"] is None
 
@@ -201,6 +207,7 @@ def test_pictures(tiny: Path):
         "table1.png": (1200, 400),
         "training_curves.png": (1700, 700),
         "conflict.png": (1700, 500),
+        "exploitation.png": (1700, 700),
     }.items():
         with Image.open(tiny / name) as image:
             assert image.width >= least_width and image.height >= least_height
@@ -211,7 +218,7 @@ def test_page_is_self_contained(tiny: Path):
     text = (tiny / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     assert not {"script", "link", "iframe", "b", "object", "embed"} & set(page.tags)
-    assert page.tags.count("img") == 3
+    assert page.tags.count("img") == 4
     assert all(value.startswith(("data:image/png;base64,", "#")) for value in page.fetched)
     style = text[text.index("<style>") : text.index("</style>")]
     assert "url(" not in style and "@import" not in style
@@ -232,8 +239,11 @@ def test_page_shows_every_run_and_prompt_kind(tiny: Path):
     assert page.count('class="kind risky"') == page.count('class="kind benign"') == 2
     assert page.count('<div class="answer"') == 4 * len(TINY)
     for heading in (
+        "What you see",
         "The trade-off",
         "Results",
+        "One method minus another",
+        "Model score against gold score",
         "Training",
         "How much the objectives conflict",
         "Responses to the same prompts",
@@ -458,16 +468,20 @@ def test_conflict_by_hand(tmp_path: Path, monkeypatch):
 
 
 def test_share_of_the_coefficients(tmp_path: Path):
-    """c_a / (c_a + c_b), where that is a share."""
+    """c_a / (c_a + c_b), where that is a share; of seeds the mean of the shares, at the steps they have in common."""
     coefficients = [(1.0, 3.0), (2.0, 0.0), (0.0, 0.0), (-1.0, 2.0)]
-    rows = [
-        gradient_row(("a", "b"), (1.0, 1.0), (0.5,), **{"coefficient/a": a, "coefficient/b": b})
-        for a, b in coefficients
-    ]
-    write_gradients(tmp_path, "mgda", ("a", "b"), rows)
-    (run,) = load_runs(tmp_path)
-    np.testing.assert_array_equal(trace_pair(run, Pair("a", "b")).share, [0.25, 1.0, np.nan, np.nan])
-    np.testing.assert_array_equal(trace_pair(run, Pair("b", "a")).share, [0.75, 0.0, np.nan, np.nan])
+    for name, scale in (("mgda", 1.0), ("mgda#43", 3.0)):
+        rows = [{"coefficient/a": scale * a, "coefficient/b": b} for a, b in coefficients]
+        write_gradients(tmp_path, name, ("a", "b"), rows[: 4 if scale == 1.0 else 2])
+    write_gradients(tmp_path, "ppo_a", ("a", "b"), [{"coefficient/a": 1.0}] * 3)
+    ppo, *seeds = load_runs(tmp_path)
+    steps, share = coefficient_share(seeds[0], "a")
+    np.testing.assert_array_equal(steps, [1, 2, 3, 4])
+    np.testing.assert_array_equal(share, [0.25, 1.0, np.nan, np.nan])
+    np.testing.assert_array_equal(coefficient_share(seeds[0], "b")[1], [0.75, 0.0, np.nan, np.nan])
+    curve = share_curve(*group_runs(seeds), "a")
+    np.testing.assert_allclose(curve.values, [0.375, 1.0])
+    assert share_curve(*group_runs([ppo]), "a") is None
 
 
 def test_runs_without_gradients_are_left_out_of_the_conflict(tmp_path: Path, monkeypatch):
@@ -480,7 +494,7 @@ def test_runs_without_gradients_are_left_out_of_the_conflict(tmp_path: Path, mon
     results = json.loads((folder / "results.json").read_text())["runs"]
     assert [name for name in results if "conflict" in results[name]] == ["gapo_p1"]
     assert results["gapo_p1"]["conflict"]["common_progress_percent"] is None
-    conflict = find_conflict(load_runs(tmp_path))
+    conflict = find_conflict(group_runs(load_runs(tmp_path)))
     assert [run.name.text for run in conflict.runs] == ["gapo_p1"]
     assert conflict.caption.endswith("without --log_gradients: PPO help, MORLHF 0.5.")
     assert conflict.caption in (folder / "report.html").read_text(encoding="utf-8")
@@ -513,17 +527,18 @@ def test_conflict_of_many_pairs_shows_the_most_opposed(tmp_path: Path):
     names = ("a", "b", "c", "d")
     cosines = (0.3, -0.2, 0.1, 0.2, -0.6, -0.7)  # ab, ac, bc, ad, bd, cd
     write_gradients(tmp_path, "mgda", names, [gradient_row(names, (1.0,) * 4, cosines)] * 2)
-    conflict = find_conflict(load_runs(tmp_path))
+    conflict = find_conflict(group_runs(load_runs(tmp_path)))
     assert [pair.key for pair in conflict.pairs] == ["a_c", "b_d", "c_d"] and conflict.pair_count == 6
     assert "Of 6 pairs, those with the 3 lowest mean cosines are shown." in conflict.caption
     assert [title for title, _ in conflict.table.groups] == ["a / c", "b / d", "c / d", "update"]
 
 
-def test_conflict_picture_has_a_row_for_every_pair_and_condition(tmp_path: Path, monkeypatch):
+def test_conflict_picture_has_a_row_for_every_pair_condition_and_group_of_methods(tmp_path: Path, monkeypatch):
     heights = []
     for folder, runs, names in (
         ("plain", ("gapo_p1", "gapo_p1#2"), ("a", "b")),
         ("conditions", ("gapo_p1", "gapo_p1@imbalanced"), ("a", "b")),
+        ("methods", ("gapo_p1", "p_gapo_0.2"), ("a", "b")),
         ("three", ("gapo_p1", "mgda"), ("a", "b", "c")),
     ):
         for run in runs:
@@ -531,8 +546,8 @@ def test_conflict_picture_has_a_row_for_every_pair_and_condition(tmp_path: Path,
             write_gradients(tmp_path / folder, run, names, [row] * 3)
         with Image.open(make_report(tmp_path / folder, monkeypatch) / "conflict.png") as image:
             heights.append(image.height)
-    one, two, three = heights
-    assert two - one == three - two == 480  # 3 inches
+    one, conditions, methods, three = heights
+    assert conditions == methods == 2 * one and three == 3 * one
 
 
 @pytest.mark.filterwarnings("error")
@@ -550,6 +565,7 @@ def test_conflict_with_a_gradient_that_is_always_zero(tmp_path: Path, monkeypatc
         (None, "", "no eval/*.json there"),
         ("eval/a.json", "{", "a.json:1: not valid JSON"),
         ("eval/a.json", "[]", "a.json: not an evaluation"),
+        ("eval/judge/a_vs_sft.json", '{"policy": "a"}', "a_vs_sft.json: not a judgement (no 'baseline')"),
         ("policies/sft/metrics.jsonl", '{"step": 1}\nnonsense\n', "metrics.jsonl:2: not valid JSON"),
     ],
 )
