@@ -3,13 +3,15 @@
 #
 #   bash run_all.sh [PRESET] [--fresh]
 #
-#   tiny     (default) SafeRLHF-mini, eight aligned policies, on a laptop
+#   tiny     (default) SafeRLHF-mini on a laptop: every method and front of the paper, two conditions
 #   smoke    the same in small: two ranks with ZeRO-2, two aligned policies
 #   hh       human data in DATA_DIR: HH-RLHF files and safety pairs
 #
 #   --fresh     start over; otherwise what is finished stays and the rest is done
 #   JOBS=N      pieces side by side (default: one a core, at most 4)
 #   RUNS="..."  other policies than the preset's (see step3_gapo/training_scripts/train_policy.sh)
+#   SEEDS=N     every policy with N seeds, the report has means and spread over them (SFT, reward and cost model once)
+#   JUDGE="--base_url URL --model NAME"   a language model judges the responses (see eval/judge.py), not the gold scores
 #   OUTPUT=DIR  instead of output/PRESET
 #   DATA_DIR=DIR FRACTION=0.25   hh: where the data is, and how much of it (see presets/hh.sh for the model's size)
 #   PYTHON=...  an interpreter that has the packages of requirements.txt, instead of .venv
@@ -38,6 +40,19 @@ source utils/pieces.sh
 if $FRESH; then
     for part in data tokenizer base sft reward cost policies eval report logs; do rm -rf "${OUTPUT:?}/$part"; done
 fi
+SEED=${SEED:-42} # of the runs that name none
+SEEDS=${SEEDS:-1}
+if ! [[ $SEEDS =~ ^[1-9][0-9]*$ ]]; then echo "error: SEEDS=$SEEDS: not a number of seeds" >&2; exit 2; fi
+
+with_seeds() { # all runs, then all of them again for every further seed
+    local seed run
+    echo $RUNS
+    for ((seed = SEED + 1; seed < SEED + SEEDS; seed++)); do
+        for run in $RUNS; do if [[ $run != *"#"* ]]; then echo "$run#$seed"; fi; done
+    done
+}
+RUNS=$(with_seeds)
+
 mkdir -p "$OUTPUT"
 echo "preset $PRESET -> $OUTPUT ($JOBS pieces at once)"
 
@@ -53,33 +68,65 @@ pipeline() {
         bash "step2_reward/training_scripts/${PRESET}_harmlessness.sh"
     stage "step 3: policies" "${POLICY_JOBS:-$JOBS}"
     for run in $RUNS; do
-        piece "$run" "$POLICY_SECONDS" "$OUTPUT/policies/$run/config.json" \
-            bash "step3_gapo/training_scripts/${PRESET}_policy.sh" "$run"
+        if [[ $run != rewarded_soup_* ]]; then make_policy "$run" "$POLICY_SECONDS"; fi
     done
-    stage "evaluation and report" "$JOBS"
+    if [[ " $RUNS" == *[[:space:]]rewarded_soup_* ]]; then
+        stage "rewarded soups"
+        for run in $RUNS; do
+            if [[ $run == rewarded_soup_* ]]; then make_policy "$run" 4; fi
+        done
+    fi
+    stage "responses"
+    for ((part = 0; part < JOBS; part++)); do
+        piece "responses_$((part + 1))" $((RESPONSE_SECONDS * $(wc -w <<< "$RUNS") / JOBS)) "$(report_if_current)" respond "$part"
+    done
+    stage "scores, judgements, report"
     piece evaluation "$EVALUATION_SECONDS" "$(report_if_current)" evaluate
 }
 
+make_policy() { # run $1, which takes about $2 seconds
+    piece "$1" "$2" "$OUTPUT/policies/$1/config.json" bash "step3_gapo/training_scripts/${PRESET}_policy.sh" "$1"
+}
+
+folder_of() { # run $1
+    if [ "$1" = sft ]; then echo "$OUTPUT/sft"; else echo "$OUTPUT/policies/$1"; fi
+}
+
 report_if_current() { # the report's path if every policy was evaluated as it is, else nothing
-    local run policy
+    local run
+    if [ -n "${JUDGE:-}" ]; then return; fi # it keeps its answers, and knows what is new to it
     for run in sft $RUNS; do
-        policy=$OUTPUT/policies/$run
-        if [ "$run" = sft ]; then policy=$OUTPUT/sft; fi
-        if ! [ "$OUTPUT/eval/$run.json" -nt "$policy/config.json" ]; then return; fi
+        if ! [ "$OUTPUT/eval/$run.json" -nt "$(folder_of "$run")/config.json" ]; then return; fi
     done
     echo "$OUTPUT/report/results.json"
 }
 
-evaluate() {
-    local policies=("sft=$OUTPUT/sft") responses=("$OUTPUT/eval/responses/sft.jsonl")
-    for run in $RUNS; do
-        policies+=("$run=$OUTPUT/policies/$run")
-        responses+=("$OUTPUT/eval/responses/$run.jsonl")
+respond() { # every JOBS-th policy from number $1 on answers the test prompts
+    local run number=0 policies=()
+    for run in sft $RUNS; do
+        if ((number++ % JOBS == $1)); then policies+=("$run=$(folder_of "$run")"); fi
     done
+    if [ ${#policies[@]} -eq 0 ]; then return; fi
     "$PYTHON" eval/generate.py --policy "${policies[@]}" --reference_model "$OUTPUT/sft" --data "$TEST_PROMPTS" \
         --overlong drop --max_new_tokens "$MAX_NEW_TOKENS" --output_dir "$OUTPUT/eval"
+}
+
+evaluate() {
+    local run responses=() judged=()
+    for run in sft $RUNS; do responses+=("$OUTPUT/eval/responses/$run.jsonl"); done
     "$PYTHON" eval/score.py --responses "${responses[@]}" --reward_model helpfulness="$OUTPUT/reward/helpfulness" \
         --cost_model harmlessness="$OUTPUT/cost/harmlessness" ${GOLD:-} --output_dir "$OUTPUT/eval"
+    if [ -n "${JUDGE:-${GOLD:-}}" ]; then
+        for run in $RUNS; do
+            case $run in
+                *"#"* | p_gapo_* | rewarded_soup_*) ;; # one seed, and of the fronts the middle
+                morlhf_* ) if [[ $run == morlhf_0.5* ]]; then judged+=("$run=$OUTPUT/eval/responses/$run.jsonl"); fi ;;
+                *) judged+=("$run=$OUTPUT/eval/responses/$run.jsonl") ;;
+            esac
+        done
+        "$PYTHON" eval/judge.py --policy "${judged[@]}" --baseline sft="$OUTPUT/eval/responses/sft.jsonl" \
+            --objective helpfulness harmlessness ${JUDGE_PROMPTS:-} ${JUDGE:-$GOLD} --output_dir "$OUTPUT/eval/judge"
+    fi
     "$PYTHON" eval/report.py --input_dir "$OUTPUT"
 }
 
