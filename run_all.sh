@@ -33,6 +33,8 @@ for argument in "$@"; do
     esac
 done
 export OUTPUT=${OUTPUT:-output/$PRESET}
+GOLD=() JUDGE_PROMPTS=() # flags of eval/score.py and eval/judge.py, where a preset has them
+choose_judge_prompts() { :; }
 source "presets/$PRESET.sh"
 source utils/setup_environment.sh
 source utils/pieces.sh
@@ -44,12 +46,14 @@ SEED=${SEED:-42} # of the runs that name none
 SEEDS=${SEEDS:-1}
 if ! [[ $SEEDS =~ ^[1-9][0-9]*$ ]]; then echo "error: SEEDS=$SEEDS: not a number of seeds" >&2; exit 2; fi
 
-with_seeds() { # all runs, then all of them again for every further seed
+with_seeds() { # all runs, then all of them again for every further seed; each once
     local seed run
-    echo $RUNS
-    for ((seed = SEED + 1; seed < SEED + SEEDS; seed++)); do
-        for run in $RUNS; do if [[ $run != *"#"* ]]; then echo "$run#$seed"; fi; done
-    done
+    {
+        printf '%s\n' $RUNS
+        for ((seed = SEED + 1; seed < SEED + SEEDS; seed++)); do
+            for run in $RUNS; do if [[ $run != *"#"* ]]; then echo "$run#$seed"; fi; done
+        done
+    } | awk '!seen[$0]++'
 }
 RUNS=$(with_seeds)
 
@@ -85,20 +89,31 @@ pipeline() {
 }
 
 make_policy() { # run $1, which takes about $2 seconds
-    piece "$1" "$2" "$OUTPUT/policies/$1/config.json" bash "step3_gapo/training_scripts/${PRESET}_policy.sh" "$1"
+    piece "$1" "$2" "$(policy_if_current "$1")" bash "step3_gapo/training_scripts/${PRESET}_policy.sh" "$1"
+}
+
+policy_if_current() { # the mark of run $1's policy, or nothing where it is a soup older than an expert
+    local expert policy=$OUTPUT/policies/$1/config.json
+    if [[ $1 == rewarded_soup_* ]]; then
+        for expert in "$OUTPUT"/policies/ppo_*/config.json; do
+            if [ "$expert" -nt "$policy" ]; then return; fi
+        done
+    fi
+    echo "$policy"
 }
 
 folder_of() { # run $1
     if [ "$1" = sft ]; then echo "$OUTPUT/sft"; else echo "$OUTPUT/policies/$1"; fi
 }
 
-report_if_current() { # the report's path if every policy was evaluated as it is, else nothing
-    local run
+report_if_current() { # the report's path if it is of every policy as it is, else nothing
+    local run scores report=$OUTPUT/report/results.json
     if [ -n "${JUDGE:-}" ]; then return; fi # it keeps its answers, and knows what is new to it
     for run in sft $RUNS; do
-        if ! [ "$OUTPUT/eval/$run.json" -nt "$(folder_of "$run")/config.json" ]; then return; fi
+        scores=$OUTPUT/eval/$run.json
+        if ! [ "$scores" -nt "$(folder_of "$run")/config.json" ] || ! [ "$report" -nt "$scores" ]; then return; fi
     done
-    echo "$OUTPUT/report/results.json"
+    echo "$report"
 }
 
 respond() { # every JOBS-th policy from number $1 on answers the test prompts
@@ -107,27 +122,33 @@ respond() { # every JOBS-th policy from number $1 on answers the test prompts
         if ((number++ % JOBS == $1)); then policies+=("$run=$(folder_of "$run")"); fi
     done
     if [ ${#policies[@]} -eq 0 ]; then return; fi
-    "$PYTHON" eval/generate.py --policy "${policies[@]}" --reference_model "$OUTPUT/sft" --data "$TEST_PROMPTS" \
-        --overlong drop --max_new_tokens "$MAX_NEW_TOKENS" --output_dir "$OUTPUT/eval"
+    OMP_NUM_THREADS=$(((CORES + JOBS - 1) / JOBS)) "$PYTHON" eval/generate.py --policy "${policies[@]}" \
+        --reference_model "$OUTPUT/sft" --data "$TEST_PROMPTS" --overlong drop \
+        --max_new_tokens "$MAX_NEW_TOKENS" --output_dir "$OUTPUT/eval"
 }
 
 evaluate() {
-    local run responses=() judged=()
+    local run responses=()
     for run in sft $RUNS; do responses+=("$OUTPUT/eval/responses/$run.jsonl"); done
     "$PYTHON" eval/score.py --responses "${responses[@]}" --reward_model helpfulness="$OUTPUT/reward/helpfulness" \
-        --cost_model harmlessness="$OUTPUT/cost/harmlessness" ${GOLD:-} --output_dir "$OUTPUT/eval"
-    if [ -n "${JUDGE:-${GOLD:-}}" ]; then
-        for run in $RUNS; do
-            case $run in
-                *"#"* | p_gapo_* | rewarded_soup_*) ;; # one seed, and of the fronts the middle
-                morlhf_* ) if [[ $run == morlhf_0.5* ]]; then judged+=("$run=$OUTPUT/eval/responses/$run.jsonl"); fi ;;
-                *) judged+=("$run=$OUTPUT/eval/responses/$run.jsonl") ;;
-            esac
-        done
-        "$PYTHON" eval/judge.py --policy "${judged[@]}" --baseline sft="$OUTPUT/eval/responses/sft.jsonl" \
-            --objective helpfulness harmlessness ${JUDGE_PROMPTS:-} ${JUDGE:-$GOLD} --output_dir "$OUTPUT/eval/judge"
-    fi
+        --cost_model harmlessness="$OUTPUT/cost/harmlessness" "${GOLD[@]}" --output_dir "$OUTPUT/eval"
+    judge_policies
     "$PYTHON" eval/report.py --input_dir "$OUTPUT"
+}
+
+judge_policies() { # those without a preference, of one seed, against the SFT policy; where there is a judge
+    local run judged=() judge=("${GOLD[@]}")
+    if [ -n "${JUDGE:-}" ]; then judge=($JUDGE); fi
+    for run in $RUNS; do
+        case $run in
+            *"#"* | p_gapo_* | rewarded_soup_* | morlhf_0.[!5]*) ;;
+            *) judged+=("$run=$OUTPUT/eval/responses/$run.jsonl") ;;
+        esac
+    done
+    if [ ${#judge[@]} -eq 0 ] || [ ${#judged[@]} -eq 0 ]; then return; fi
+    choose_judge_prompts
+    "$PYTHON" eval/judge.py --policy "${judged[@]}" --baseline sft="$OUTPUT/eval/responses/sft.jsonl" \
+        --objective helpfulness harmlessness "${JUDGE_PROMPTS[@]}" "${judge[@]}" --output_dir "$OUTPUT/eval/judge"
 }
 
 run_pipeline

@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.generate import add_sampling_arguments
-from eval.judge_client import AnswerCache, ChatClient, Endpoint, Refused, request_key
+from eval.judge_client import AnswerCache, ChatClient, Endpoint, Refused
 from eval.judge_criteria import BUILT_IN, Criteria, question, read_criteria, read_reasons, read_scores, reminder
 from eval.judge_responses import Responses, check_answered, check_source, load_responses, select_prompts
 from eval.score import Row, load_gold, mean_and_interval, score_gold
@@ -121,7 +121,9 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
         f" (there are criteria of {' and '.join(BUILT_IN)})",
     )
     group.add_argument("--concurrency", type=positive_int, default=8, help="requests at once")
-    group.add_argument("--timeout", type=positive_float, default=60.0, help="seconds to wait for an answer")
+    group.add_argument(
+        "--timeout", type=positive_float, default=60.0, help="seconds of silence after which a request has failed"
+    )
     group.add_argument("--max_retries", type=non_negative_int, default=6, help="of a request that fails")
     group.add_argument("--backoff", type=positive_float, default=1.0, help="seconds before a retry, then doubled")
     group.add_argument("--max_tokens", type=positive_int, default=512, help="length of an answer of the judge")
@@ -216,7 +218,9 @@ def judge_by_gold(pairs: list[Pair], args: argparse.Namespace) -> list[Verdict]:
         if pair.objective not in pair.response["gold"]:
             raise UserError(f"--gold {args.gold}: grades no objective {pair.objective}")
         ours, theirs = (row["gold"][pair.objective] for row in (pair.response, pair.baseline))
-        outcome = "tie" if abs(ours - theirs) < args.gold_margin else "win" if ours > theirs else "lose"
+        outcome = (
+            "tie" if ours == theirs or abs(ours - theirs) < args.gold_margin else "win" if ours > theirs else "lose"
+        )
         verdicts.append(Verdict((ours, ours), (theirs, theirs), outcome))
     return verdicts
 
@@ -228,7 +232,7 @@ def judge_by_model(pairs: list[Pair], criteria: dict[str, Criteria], client: Cha
         UserError: the endpoint fails, or gives no usable answer to anything.
     """
     asked = [(criteria[pair.objective], messages) for pair in pairs for messages in both_orders(criteria, pair)]
-    keys = [request_key("", messages) for _, messages in asked]
+    keys = [client.key_of(messages) for _, messages in asked]
     questions = dict(zip(keys, asked, strict=True))
     progress = Progress(len(questions), "judge", every=max(1, len(questions) // 20))
     answers = client.map(lambda item: ask(client, *item), list(questions.values()), concurrency, progress.update)
@@ -378,8 +382,10 @@ def run() -> None:
     try:
         main()
     except KeyboardInterrupt:
-        print("interrupted; the answers so far are kept, the same command goes on from there", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        print(
+            "interrupted; the answers so far are kept, the same command goes on from there", file=sys.stderr, flush=True
+        )
+        os._exit(INTERRUPTED)  # without waiting for the requests under way
 
 
 if __name__ == "__main__":

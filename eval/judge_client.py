@@ -23,7 +23,7 @@ from utils.errors import UserError
 
 TRANSIENT = {408, 409, 425, 429}  # and 500 to 599: the same request may succeed later
 REFUSED = {400, 413, 422}  # this request is not answered, others may be
-MANY_REFUSED = 5  # refused without an answer to any other: the settings are wrong, not the requests
+MANY_REFUSED = 50  # refused without an answer to any other: the settings are wrong, not the requests
 LONGEST_PAUSE = 60.0  # seconds of backoff; a server that asks for more gets more
 WORTH_SAYING = 5.0  # seconds of a pause from which on it is announced
 
@@ -48,7 +48,7 @@ class Endpoint:
 
     Attributes:
         key: None for servers that want none.
-        timeout: seconds without an answer after which a try has failed.
+        timeout: seconds of silence after which a try has failed.
         backoff: seconds before the first retry; they double with each.
         max_tokens: length of an answer.
     """
@@ -126,13 +126,18 @@ class ChatClient:
             Refused: the endpoint does not answer this request.
             UserError: it answers none, or failed at each of the tries.
         """
-        key = request_key(self.endpoint.model, messages)
+        key = self.key_of(messages)
         answer = self.cache.get(key)
         if answer is None:
             answer = self.redact(self.try_often(messages))
             self.cache.put(key, answer)
         self.count(answered=1)
         return answer
+
+    def key_of(self, messages: list[Message]) -> str:
+        """What an answer is kept under: sha256 of all that decides it."""
+        asked = [self.endpoint.base_url, self.endpoint.model, self.endpoint.max_tokens, messages]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
     def try_often(self, messages: list[Message]) -> str:
         for attempt in range(self.endpoint.max_retries + 1):
@@ -174,7 +179,7 @@ class ChatClient:
             raise Transient(f"the connection failed ({self.redact(str(error)) or type(error).__name__})") from None
         if response.status_code == 200:
             return read_completion(response)
-        problem = f"HTTP {response.status_code} {self.redact(read_problem(response))}".strip()
+        problem = f"HTTP {response.status_code} {self.redact(read_problem(response))[:200]}".strip()
         if response.status_code in TRANSIENT or response.status_code >= 500:
             raise Transient(problem, read_retry_after(response.headers.get("Retry-After", "")))
         if response.status_code in REFUSED:
@@ -209,23 +214,19 @@ class ChatClient:
                 self.stopped.set()
                 return None
 
-        with ThreadPoolExecutor(concurrency) as pool:
+        pool = ThreadPoolExecutor(concurrency)
+        try:
             futures = [pool.submit(attempt, item) for item in items]
-            try:
-                for done, _ in enumerate(as_completed(futures), start=1):
-                    if failures:
-                        raise failures[0]
-                    report(done)
-            except BaseException:
-                self.stopped.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            for done, _ in enumerate(as_completed(futures), start=1):
+                if failures:
+                    raise failures[0]
+                report(done)
+        except BaseException:
+            self.stopped.set()
+            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # an interrupt does not wait for requests under way
         return [future.result() for future in futures]
-
-
-def request_key(model: str, messages: list[Message]) -> str:
-    """What an answer is kept under: sha256 of model and messages."""
-    return hashlib.sha256(json.dumps([model, messages]).encode()).hexdigest()
 
 
 def read_completion(response: httpx2.Response) -> str:
@@ -240,12 +241,12 @@ def read_completion(response: httpx2.Response) -> str:
 
 
 def read_problem(response: httpx2.Response) -> str:
-    """What a failed response says about itself, on one short line."""
+    """What a failed response says about itself, on one line."""
     try:
         text: Any = response.json()["error"]["message"]
     except (ValueError, KeyError, TypeError):
         text = response.text
-    return " ".join(str(text).split())[:200]
+    return " ".join(str(text).split())
 
 
 def read_retry_after(value: str) -> float:

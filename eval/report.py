@@ -38,6 +38,8 @@ from utils.errors import UserError, run_main
 from utils.output import check_writable, finished_directory, write_text
 
 PAGE_WIDTH = 1132  # CSS pixels of a picture of full width
+# What methods must have in common to be compared.
+TRAINED_ALIKE = ("actor_model", "max_steps", "kl_coeff", "actor_learning_rate", "max_new_tokens")
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
@@ -97,6 +99,11 @@ def page_facts(numbers: Numbers, preset: str) -> dict[str, Any]:
         notes.append(f"There is one objective, {names[0]}: the plot shows it against the KL divergence.")
     if len(names) > 2:
         notes.append(f"Of {len(names)} objectives the plot shows the first two, {names[0]} and {names[1]}.")
+    trained = [run.args for run in runs if "algorithm" in run.args]
+    if unlike := [
+        key for key in TRAINED_ALIKE if len({show_setting(args[key]) for args in trained if key in args}) > 1
+    ]:
+        notes.append(f"The policies were not all trained alike: {', '.join(unlike)} differ (see Settings).")
     if len(prompts) > 1:
         notes.append("The runs were not all evaluated on the same prompts: compare their means with care.")
     return {

@@ -176,18 +176,20 @@ def fingerprint_of(path: str | None, recorded: str | None, expert: Expert) -> st
     return weights_fingerprint(path, f"{expert.flag}: its base")
 
 
-def check_same_base(expert: Expert, other: Expert) -> None:
+def check_same_base(expert: Expert, other: Expert, on_trust: bool) -> None:
     """Make sure that two experts started from the same weights. Where no record tells, say so and go on.
 
     Raises:
-        UserError: the records name different bases.
+        UserError: the records name different bases; or there is none, and it is not to be taken `on_trust`.
     """
     (ours, our_mark), (theirs, their_mark) = base_of(expert), base_of(other)
     if our_mark and their_mark:
         same = our_mark == their_mark
     elif ours is None or theirs is None:
-        print(f"{(expert if ours is None else other).title}: no args.json says what it was fine-tuned from, "
-              "taken on trust", flush=True)  # fmt: skip
+        unknown = f"{(expert if ours is None else other).title}: no args.json says what it was fine-tuned from"
+        if not on_trust:
+            raise UserError(f"{unknown}, which --base asks for")
+        print(f"{unknown}, taken on trust", flush=True)
         return
     elif Path(ours).resolve() == Path(theirs).resolve():
         same = True
@@ -215,7 +217,7 @@ def check_experts(experts: list[Expert], base: Expert | None) -> None:
     for expert in experts:
         if expert is not first:
             check_alike(expert, first)
-            check_same_base(expert, first)
+            check_same_base(expert, first, on_trust=base is None)
 
 
 def check_output(output_dir: str, experts: list[Expert]) -> Path:
@@ -273,8 +275,10 @@ def main() -> None:
     check_experts(experts, base)
     output_dir = check_output(args.output_dir, experts if base is None else [*experts, base])
     actor_model, mark = base_of(experts[0] if base is None else base)
+    seeds = {expert.settings.get("seed") for expert in experts}
     settings = {"algorithm": "rewarded_soup", "experts": dict(args.expert), "weights": weights,
-                "actor_model": actor_model, "actor_model_sha256": mark}  # fmt: skip
+                "actor_model": actor_model, "actor_model_sha256": mark,
+                "seed": seeds.pop() if len(seeds) == 1 else None}  # fmt: skip
     with finished_directory(output_dir) as folder:
         write_soup(folder, experts, list(weights.values()))
         write_json(folder / "args.json", settings)

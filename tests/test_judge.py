@@ -289,17 +289,18 @@ def test_no_judge_at_all(start: Callable[[Behavior], Server], tmp_path: Path) ->
     ):
         ended = run_script("eval/judge.py", compare_flags(tmp_path, url, max_retries=2, timeout=0.2))
         assert ended.code == 2 and ended.stderr.count("\n") == 1, ended.stderr
-        assert ended.stderr.startswith("error: --base_url") and expected in ended.stderr
+        assert ended.stderr.startswith("error: --") and expected in ended.stderr
     assert all(failing.bodies.count(body) <= 3 for body in failing.bodies)
     assert not (tmp_path / "judge/gapo_vs_sft.json").exists()
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_wrong_key_ends_at_once(start: Callable[[Behavior], Server], tmp_path: Path, status: int) -> None:
-    server = start(lambda before, body: (status, {}, json.dumps({"error": {"message": f"not {KEY}"}}).encode()))
+    server = start(lambda before, body: (status, {}, json.dumps({"error": {"message": f"not {KEY}" * 30}}).encode()))
     arguments = compare_flags(tmp_path, server.url, concurrency=1, api_key_variable="MY_KEY")
     ended = run_function(with_variables, {"MY_KEY": KEY}, arguments)
     assert ended.code == 2 and ended.stderr.count("\n") == 1 and f"HTTP {status} not [key]" in ended.stderr
+    assert KEY[:6] not in ended.stderr  # cut off in the middle
     assert len(server.bodies) == 1 and server.keys == {f"Bearer {KEY}"}
     assert_secret(tmp_path, ended)
     missing = run_script("eval/judge.py", arguments)
@@ -441,6 +442,11 @@ def test_gold_scores_of_models(workshop: Workshop, tmp_path: Path) -> None:
             assert row["policy_scores"] == [ours, ours] and row["baseline_scores"] == [theirs, theirs]
             assert row["outcome"] == ("tie" if abs(ours - theirs) < 0.3 else "win" if ours > theirs else "lose")
     assert len({row["outcome"] for row in result["rows"]}) > 1
+    same = tmp_path / "judge/responses/base.jsonl"
+    equal = flags(policy=f"same={same}", baseline=f"base={same}", objective="helpfulness", gold_margin=0,
+                  gold="utils.safe_rlhf_mini:gold_scores", output_dir=tmp_path / "judge")  # fmt: skip
+    assert run_script("eval/judge.py", equal).code == 0
+    assert read_result(tmp_path, "same_vs_base")["objectives"]["helpfulness"]["tie"]["percent"] == 100
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "judge/responses").iterdir()}
     again = run_script("eval/judge.py", arguments)
     assert again.code == 0 and again.stdout.count("is complete") == 2

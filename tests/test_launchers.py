@@ -16,7 +16,7 @@ TOOLS = sorted(
     path.relative_to(ROOT)
     for folder in ("eval", "utils")
     for path in (ROOT / folder).glob("*.py")
-    if "run_main(main)" in path.read_text()
+    if "\n    run_main(" in path.read_text()
 )
 
 

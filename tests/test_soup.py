@@ -193,6 +193,7 @@ def test_bases(base: Path, experts: dict[str, Path], tmp_path: Path) -> None:
     settings.unlink()
     result = soup(tmp_path / "soup", experts, equal)
     assert result.code == 0 and f"--expert harmlessness {experts['harmlessness']}: no args.json" in result.stdout
+    assert "--expert harmlessness" in refused(tmp_path / "new", experts, base=base)
 
 
 def test_flags(experts: dict[str, Path], tmp_path: Path) -> None:

@@ -48,7 +48,8 @@ def start_record(args: argparse.Namespace, world_size: int, **facts: Any) -> "Me
     model folder, goes first.
     """
     output_dir = Path(args.output_dir)
-    (output_dir / "config.json").unlink(missing_ok=True)
+    for old in ("config.json", "algorithm_state.json"):
+        (output_dir / old).unlink(missing_ok=True)
     logger = MetricsLogger(output_dir)
     settings = vars(args) | {"world_size": world_size} | facts
     logger.text("hyperparameters", hyperparameter_table(settings), 0)

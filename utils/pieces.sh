@@ -7,7 +7,8 @@
 
 set -m # every piece gets a process group of its own, so that all its ranks can be ended together
 
-JOBS=${JOBS:-$(n=$(getconf _NPROCESSORS_ONLN); echo $((n > 4 ? 4 : n)))}
+CORES=$(getconf _NPROCESSORS_ONLN)
+JOBS=${JOBS:-$((CORES > 4 ? 4 : CORES))}
 STARTED=$SECONDS
 PLANNED=0   # guessed seconds of everything to be done
 DONE=0      # guessed seconds of what this call has done

@@ -1,0 +1,132 @@
+"""What run_all.sh runs, in which order and when again: with a stand-in for Python that just leaves the files behind
+that the real scripts would, so that a whole preset takes seconds. The scripts themselves are tested elsewhere."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+STAND_IN = r"""#!/usr/bin/env bash
+case $1 in - | -c) exec "$REAL_PYTHON" "$@" ;; esac
+echo "$*" >> "$CALLS"
+words=("$@")
+value() { for ((i = 0; i < ${#words[@]}; i++)); do if [ "${words[i]}" = "$1" ]; then echo "${words[i + 1]}"; fi; done; }
+values() { # all words after flag $1
+    local on=false word
+    for word in "${words[@]}"; do
+        case $word in "$1") on=true ;; --*) on=false ;; *) if $on; then echo "$word"; fi ;; esac
+    done
+}
+out=$(value --output_dir)
+case "$*" in
+    *utils.safe_rlhf_mini*--seed*)
+        mkdir -p "$out"
+        printf '{"risky": false}\n{"risky": true}\n' > "$out/prompts_test.jsonl" ;;
+    *make_base.py*) mkdir -p "$(value --model_dir)"; touch "$(value --model_dir)/config.json" ;;
+    *generate.py*)
+        mkdir -p "$out/responses"
+        values --policy | while read -r policy; do
+            [ -e "${policy#*=}/config.json" ] && touch "$out/responses/${policy%%=*}.jsonl"
+        done ;;
+    *score.py*)
+        values --responses | while read -r file; do
+            [ -e "$file" ] && touch "$out/$(basename "$file" .jsonl).json"
+        done ;;
+    *judge.py*) exit "${JUDGE_EXIT:-0}" ;;
+    *report.py*) mkdir -p "$(value --input_dir)/report"; touch "$(value --input_dir)/report/results.json" ;;
+    *) mkdir -p "$out"; touch "$out/config.json" ;;
+esac
+"""
+
+
+@pytest.fixture
+def run_all(tmp_path: Path):
+    """`run_all(**variables)`: run_all.sh tiny in `tmp_path/out put`; (exit code, what it said, the calls it made)."""
+    stand_in, calls = tmp_path / "python", tmp_path / "calls"
+    stand_in.write_text(STAND_IN)
+    stand_in.chmod(0o755)
+
+    def run(**variables: str) -> tuple[int, str, list[str]]:
+        calls.write_text("")
+        environment = os.environ | {
+            "PYTHON": str(stand_in), "REAL_PYTHON": sys.executable, "CALLS": str(calls), "JOBS": "2",
+            "OUTPUT": str(tmp_path / "out put"),
+        } | variables  # fmt: skip
+        result = subprocess.run(
+            ["bash", "run_all.sh", "tiny"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+        )
+        return result.returncode, result.stdout + result.stderr, calls.read_text().splitlines()
+
+    return run
+
+
+def of(script: str, calls: list[str]) -> list[str]:
+    return [call for call in calls if f"{script}.py" in call]
+
+
+def trained(calls: list[str]) -> list[str]:
+    return sorted(call.rsplit("/", 1)[-1] for call in of("step3_gapo/main", calls))
+
+
+def test_every_row_and_front_of_the_paper(run_all) -> None:
+    code, said, calls = run_all()
+    assert code == 0, said
+    fronts = {f"{family}_{weight}" for family in ("p_gapo", "morlhf") for weight in (0.2, 0.4, 0.6, 0.8)}
+    rows = {"safe_rlhf", "fast_rl", "morlhf_0.5", "mgda", "gapo_p1", "gapo_p2", "ppo_harmlessness"}
+    assert set(trained(calls)) == rows | fronts | {"ppo_helpfulness"} | {f"{row}@imbalanced" for row in rows}
+    assert len(of("eval/soup", calls)) == 4 and len(of("eval/generate", calls)) == 2
+    (judged,) = of("eval/judge", calls)
+    compared = judged.split(" --baseline")[0].split("--policy ")[1].split("=")
+    assert "gapo_p1@imbalanced" in judged and "p_gapo_0.2" not in judged and "morlhf_0.2" not in judged
+    assert len(compared) == 1 + len(rows) * 2 + 1
+    assert judged.count("prompts_test_benign.jsonl") == judged.count("prompts_test_risky.jsonl") == 1
+    assert calls.index(judged) < calls.index(of("eval/report", calls)[0])
+
+
+def test_seeds_are_further_runs_and_nothing_is_done_twice(run_all) -> None:
+    runs = {"RUNS": "gapo_p1 gapo_p1#43 ppo_helpfulness ppo_harmlessness rewarded_soup_0.4@imbalanced mgda@imbalanced"
+                    " ppo_harmlessness@imbalanced"}  # fmt: skip
+    code, said, calls = run_all(**runs, SEEDS="2")
+    assert code == 0, said
+    once = ["gapo_p1", "ppo_helpfulness", "ppo_harmlessness", "mgda@imbalanced", "ppo_harmlessness@imbalanced"]
+    assert trained(calls) == sorted([*once, *(f"{name}#43" for name in once)])
+    assert sorted(call.count("#43") for call in of("eval/soup", calls)) == [0, 3]  # two experts, one output
+    assert "#" not in of("eval/judge", calls)[0]
+    code, said, calls = run_all(**runs, SEEDS="2")
+    assert (code, calls) == (0, []) and "[evaluation] is there already" in said
+    assert len(trained(run_all(**runs, SEEDS="3")[2])) == len(once)
+
+
+def test_a_soup_is_made_again_when_an_expert_is(run_all, tmp_path: Path) -> None:
+    runs = {"RUNS": "ppo_helpfulness ppo_harmlessness rewarded_soup_0.4"}
+    assert run_all(**runs)[0] == 0
+    (tmp_path / "out put/policies/ppo_helpfulness/config.json").unlink()
+    code, said, calls = run_all(**runs)
+    assert code == 0, said
+    assert (trained(calls), len(of("eval/soup", calls)), len(of("eval/report", calls))) == (["ppo_helpfulness"], 1, 1)
+
+
+def test_an_evaluation_that_was_broken_off_is_done_again(run_all) -> None:
+    assert run_all(RUNS="gapo_p1")[0] == 0
+    code, said, calls = run_all(RUNS="gapo_p1 mgda", JUDGE_EXIT="9")
+    assert code == 9 and "error: evaluation ended with exit code 9" in said and not of("eval/report", calls)
+    code, said, calls = run_all(RUNS="gapo_p1 mgda")
+    assert code == 0, said
+    assert not trained(calls) and of("eval/judge", calls) and of("eval/report", calls)
+
+
+def test_without_anything_to_judge_there_is_a_report(run_all) -> None:
+    code, said, calls = run_all(RUNS="p_gapo_0.2 gapo_p1#43")
+    assert code == 0, said
+    assert not of("eval/judge", calls) and of("eval/report", calls)
+
+
+def test_a_language_model_judges_where_one_is_named(run_all) -> None:
+    judge = "--base_url http://localhost:1/v1 --model m"
+    assert run_all(RUNS="gapo_p1")[0] == 0
+    code, said, calls = run_all(RUNS="gapo_p1", JUDGE=judge)
+    assert code == 0, said
+    assert judge in of("eval/judge", calls)[0] and "--gold" not in of("eval/judge", calls)[0]
