@@ -5,7 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch.sh"
 OUTPUT=${OUTPUT:-output/tiny}
 RANKS=${RANKS:-1}
 EPOCHS=${EPOCHS:-1}
-BATCH_SIZE=${BATCH_SIZE:-32}
+BATCH_SIZE=${BATCH_SIZE:-64}
 LEARNING_RATE=${LEARNING_RATE:-1e-3}
 MAX_LENGTH=${MAX_LENGTH:-256}
 SEED=${SEED:-42}
