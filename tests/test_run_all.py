@@ -77,7 +77,7 @@ def test_every_row_and_front_of_the_paper(run_all) -> None:
     fronts = {f"{family}_{weight}" for family in ("p_gapo", "morlhf") for weight in (0.2, 0.4, 0.6, 0.8)}
     rows = {"safe_rlhf", "fast_rl", "morlhf_0.5", "mgda", "gapo_p1", "gapo_p2", "ppo_harmlessness"}
     assert set(trained(calls)) == rows | fronts | {"ppo_helpfulness"} | {f"{row}@imbalanced" for row in rows}
-    assert len(of("eval/soup", calls)) == 4 and len(of("eval/generate", calls)) == 2
+    assert len(of("eval/soup", calls)) == 5 and len(of("eval/generate", calls)) == 2
     (judged,) = of("eval/judge", calls)
     compared = judged.split(" --baseline")[0].split("--policy ")[1].split("=")
     assert "gapo_p1@imbalanced" in judged and "p_gapo_0.2" not in judged and "morlhf_0.2" not in judged
