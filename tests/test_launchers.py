@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import run_script
+
 ROOT = Path(__file__).resolve().parents[1]
 SHELL_SCRIPTS = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.sh") if ".venv" not in path.parts)
 MAINS = sorted(path.relative_to(ROOT) for path in ROOT.glob("step*/main.py"))
@@ -47,8 +49,8 @@ def test_shell_scripts_parse(script: Path) -> None:
 
 @pytest.mark.parametrize("script", MAINS + TOOLS, ids=str)
 def test_every_script_explains_itself(script: Path) -> None:
-    result = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    result = run_script(str(script), ["--help"])
+    assert result.code == 0, result.stderr
     assert result.stdout.startswith(f"usage: {script.name}")
 
 
