@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from eval.runs import read_json_lines
+from eval.runs import check_run_name, read_json_lines
 from step3_gapo.ppo import log_probs_of, response_mask
 from utils.arguments import Parser, add_data_arguments, named_value, positive_float, positive_int
 from utils.data import load_prompts
@@ -108,8 +108,7 @@ def check_policies(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase)
         flag = f"--policy {name}={path}"
         if names.count(name) > 1:
             raise UserError(f"--policy {name}: given twice")
-        if "/" in name or name.startswith("."):
-            raise UserError(f"--policy {name}: a run name is also a file name")
+        check_run_name(name)
         if is_score_model(load_config(path, f"--policy {name}")):
             raise UserError(f"{flag}: this is a score model, not a language model")
         if not same_tokenizer(load_tokenizer(path, f"--policy {name}"), tokenizer):

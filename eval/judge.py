@@ -28,6 +28,7 @@ from eval.generate import add_sampling_arguments
 from eval.judge_client import AnswerCache, ChatClient, Endpoint, Refused
 from eval.judge_criteria import BUILT_IN, Criteria, question, read_criteria, read_reasons, read_scores, reminder
 from eval.judge_responses import Responses, check_answered, check_source, load_responses, select_prompts
+from eval.runs import check_run_name
 from eval.score import Row, load_gold, mean_and_interval, score_gold
 from utils.arguments import (
     Parser,
@@ -136,8 +137,7 @@ def check_names(args: argparse.Namespace) -> None:
         if twice := [name for name in given if given.count(name) > 1]:
             raise UserError(f"{flag} {twice[0]}: given twice")
     for name in names:
-        if "/" in name or name.startswith("."):
-            raise UserError(f"--policy {name}: a run name is also a file name")
+        check_run_name(name)
     for flag, named in (("--prompts", args.prompts), ("--criteria", args.criteria)):
         for name, path in named:
             if name not in args.objective:

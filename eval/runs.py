@@ -85,6 +85,12 @@ def parse_run_name(text: str) -> RunName:
     return RunName(text, base, max(known, key=len, default=base), None, parts["condition"], parts["seed"])
 
 
+def check_run_name(name: str) -> None:
+    """Raises: UserError: the name cannot be that of a file."""
+    if "/" in name or name.startswith("."):
+        raise UserError(f"--policy {name}: a run name is also a file name")
+
+
 def sort_names(names: Iterable[str], objectives: list[str]) -> list[str]:
     """The order of the paper's table 1, then fronts by weight, then the rest; suffixes follow their base."""
     single = ["sft", *(f"ppo_{name}" for name in objectives), *SINGLE_RUNS]

@@ -10,7 +10,6 @@ be fine-tunings of one base: only then do their weights lie in one basin, and th
 """
 
 import argparse
-import json
 import math
 import shutil
 import sys
@@ -24,6 +23,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from eval.runs import read_json
 from utils.arguments import Parser, named_number, named_value
 from utils.errors import UserError, run_main
 from utils.fingerprint import INDEX, find_tensors, load_tensor, weights_fingerprint
@@ -104,14 +104,9 @@ def check_weights(experts: list[tuple[str, str]], weights: list[tuple[str, float
     return {name: by_name[name] for name in known}
 
 
-def read_json_file(path: Path, flag: str) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
     """A JSON object; {} if there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{flag} {path}: not valid JSON ({error})") from None
+    return read_json(path) if path.is_file() else {}
 
 
 def open_expert(path: str, flag: str) -> Expert:
@@ -121,23 +116,23 @@ def open_expert(path: str, flag: str) -> Expert:
         raise UserError(f"{flag} {path}: a LoRA adapter; merge it into its base first")
     if not (folder / "config.json").is_file():
         raise UserError(f"{flag} {path}: no such model (a folder with a config.json)")
-    return Expert(folder, flag, find_tensors(folder, flag), read_json_file(folder / "args.json", flag))
+    return Expert(folder, flag, find_tensors(folder, flag), read_settings(folder / "args.json"))
 
 
 def describe_architecture(expert: Expert) -> dict[str, Any]:
-    config = read_json_file(expert.folder / "config.json", expert.flag)
+    config = read_settings(expert.folder / "config.json")
     return {key: value for key, value in config.items() if key not in INCIDENTAL}
 
 
 def describe_tokenizer(expert: Expert) -> dict[str, Any]:
     """What decides the ids of a dialogue, comparable; padding and truncation are set by whoever tokenizes."""
-    folder, flag = expert.folder, expert.flag
-    fast = read_json_file(folder / "tokenizer.json", flag)
+    folder = expert.folder
+    fast = read_settings(folder / "tokenizer.json")
     template = folder / "chat_template.jinja"
     description = {f"tokenizer.json {key}": fast[key] for key in fast if key not in ("padding", "truncation")}
     if not fast:
         description = {name: (folder / name).read_bytes() for name in VOCABULARIES if (folder / name).is_file()}
-    stored = read_json_file(folder / "tokenizer_config.json", flag).get("chat_template")
+    stored = read_settings(folder / "tokenizer_config.json").get("chat_template")
     description["chat template"] = template.read_text(encoding="utf-8") if template.is_file() else stored
     return description
 
