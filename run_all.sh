@@ -7,7 +7,7 @@
 #   smoke    the same in small: two ranks with ZeRO-2, two aligned policies
 #   hh       human data in DATA_DIR: HH-RLHF files and safety pairs
 #
-#   --fresh     start over; otherwise what is finished stays and the rest is done
+#   --fresh     start over; otherwise what is finished stays, what was begun goes on, and the rest is done
 #   JOBS=N      pieces side by side (default: one a core, at most 4)
 #   RUNS="..."  other policies than the preset's (see step3_gapo/training_scripts/train_policy.sh)
 #   SEEDS=N     every policy with N seeds, the report has means and spread over them (SFT, reward and cost model once)
@@ -33,15 +33,13 @@ for argument in "$@"; do
     esac
 done
 export OUTPUT=${OUTPUT:-output/$PRESET}
+export LAUNCHER_PIDS=$$ # training ends when this process is gone
 GOLD=() JUDGE_PROMPTS=() # flags of eval/score.py and eval/judge.py, where a preset has them
 choose_judge_prompts() { :; }
 source "presets/$PRESET.sh"
 source utils/setup_environment.sh
 source utils/pieces.sh
 
-if $FRESH; then
-    for part in data tokenizer base sft reward cost policies eval report logs; do rm -rf "${OUTPUT:?}/$part"; done
-fi
 SEED=${SEED:-42} # of the runs that name none
 SEEDS=${SEEDS:-1}
 if ! [[ $SEEDS =~ ^[1-9][0-9]*$ ]]; then echo "error: SEEDS=$SEEDS: not a number of seeds" >&2; exit 2; fi
@@ -57,7 +55,23 @@ with_seeds() { # all runs, then all of them again for every further seed; each o
 }
 RUNS=$(with_seeds)
 
+PARTS=(data tokenizer base sft reward cost policies eval report logs)
 mkdir -p "$OUTPUT"
+if $FRESH; then
+    for part in "${PARTS[@]}"; do rm -rf "${OUTPUT:?}/$part" "$OUTPUT/.$part".????????; done
+fi
+
+remove_left_overs() { # of killed runs, under names of their own; a run beside this one may be writing what is younger
+    local part an_hour_old=(-mmin +60)
+    for part in "${PARTS[@]}"; do
+        find "$OUTPUT" -maxdepth 1 -name ".$part.????????" "${an_hour_old[@]}" -exec rm -rf {} +
+        if ! [ -d "$OUTPUT/$part" ]; then continue; fi
+        find "$OUTPUT/$part" -depth -type d -name '.*.????????' "${an_hour_old[@]}" -exec rm -rf {} +
+        find "$OUTPUT/$part" -type f -name '.*.*[0-9]' "${an_hour_old[@]}" -delete
+    done 2>/dev/null || true # that run may remove what find has just seen
+}
+remove_left_overs
+
 echo "preset $PRESET -> $OUTPUT ($JOBS pieces at once)"
 
 pipeline() {
@@ -96,7 +110,7 @@ policy_if_current() { # the mark of run $1's policy, or nothing where it is a so
     local expert policy=$OUTPUT/policies/$1/config.json
     if [[ $1 == rewarded_soup_* ]]; then
         for expert in "$OUTPUT"/policies/ppo_*/config.json; do
-            if [ "$expert" -nt "$policy" ]; then return; fi
+            if ! finished "$expert" || [ "$expert" -nt "$policy" ]; then return; fi
         done
     fi
     echo "$policy"
@@ -107,11 +121,11 @@ folder_of() { # run $1
 }
 
 report_if_current() { # the report's path if it is of every policy as it is, else nothing
-    local run scores report=$OUTPUT/report/results.json
+    local run policy scores report=$OUTPUT/report/results.json
     if [ -n "${JUDGE:-}" ]; then return; fi # it keeps its answers, and knows what is new to it
     for run in sft $RUNS; do
-        scores=$OUTPUT/eval/$run.json
-        if ! [ "$scores" -nt "$(folder_of "$run")/config.json" ] || ! [ "$report" -nt "$scores" ]; then return; fi
+        policy=$(folder_of "$run")/config.json scores=$OUTPUT/eval/$run.json
+        if ! finished "$policy" || ! [ "$scores" -nt "$policy" ] || ! [ "$report" -nt "$scores" ]; then return; fi
     done
     echo "$report"
 }

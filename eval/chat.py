@@ -21,13 +21,23 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from eval.chat_page import Columns, Lines, new_page
 from eval.score import Gold, Row, encode_dialogue, last_token_scores, load_gold
-from utils.arguments import Parser, named_value, positive_float, positive_int
+from utils.arguments import Parser, add_loading_arguments, named_value, positive_float, positive_int
 from utils.data.encoding import encode_prompt
 from utils.data.records import Message
 from utils.distributed import device, seed_everything
 from utils.errors import UserError, run_main
-from utils.models import DTYPES, load_causal_lm, load_score_model, load_tokenizer, sampling_config
+from utils.models import (
+    DTYPES,
+    allow,
+    check_causal_lm,
+    check_positions,
+    load_causal_lm,
+    load_score_model,
+    load_tokenizer,
+    sampling_config,
+)
 from utils.objectives import Objective, add_score_model_arguments, named_objectives
+from utils.plain_text import printable
 
 HELP = """\
 /reset     forget the conversation
@@ -70,7 +80,7 @@ class PageStreamer(TextStreamer):
         super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self.page.write(f"{text}\n" if stream_end else text)
+        self.page.write(printable(text) + "\n" * stream_end)
 
 
 def parse_args() -> argparse.Namespace:
@@ -92,39 +102,45 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--max_new_tokens", type=positive_int, default=256, help="tokens of an answer")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="precision of the models")
     parser.add_argument("--seed", type=int, default=42, help="the same questions get the same answers")
-    return parser.parse_args()
+    add_loading_arguments(parser)
+    args = parser.parse_args()
+    allow(args)
+    return args
 
 
 def load_policies(args: argparse.Namespace) -> list[Policy]:
+    """The policies that `check_policies` found well."""
+    return [
+        Policy(
+            name,
+            path,
+            load_causal_lm(path, f"--policy {name}", DTYPES[args.dtype]).to(device()).eval(),
+            load_tokenizer(path, f"--policy {name}"),
+        )
+        for name, path in args.policy
+    ]
+
+
+def check_policies(args: argparse.Namespace) -> None:
     """Raises: UserError: a name given twice, no policy there, or one without room for an answer."""
     names = [name for name, _ in args.policy]
-    policies = []
     for name, path in args.policy:
         flag = f"--policy {name}"
         if names.count(name) > 1:
             raise UserError(f"{flag}: given twice")
-        tokenizer = load_tokenizer(path, flag)
-        encode_prompt(tokenizer, [{"role": "user", "content": "?"}])  # there is a chat template
-        model = load_causal_lm(path, flag, DTYPES[args.dtype]).to(device()).eval()
-        policies.append(Policy(name, path, model, tokenizer))
-        if (room := room_for_prompt(model, args.max_new_tokens)) is not None and room < 1:
-            raise UserError(
-                f"--max_new_tokens {args.max_new_tokens}: {flag} has room for {positions(model)} tokens in all"
-            )
-    return policies
+        check_causal_lm(path, flag)
+        check_positions(path, flag, args.max_new_tokens + 1, f"--max_new_tokens {args.max_new_tokens} and a prompt")
 
 
-def load_scorers(args: argparse.Namespace) -> list[Scorer]:
+def load_scorers(objectives: list[Objective], args: argparse.Namespace) -> list[Scorer]:
     """The models of the objectives, if any."""
-    if not (args.reward_model or args.cost_model):
-        return []
     return [
         Scorer(
             objective,
             load_score_model(objective.path, objective.flag, DTYPES[args.dtype]).to(device()).eval(),
             load_tokenizer(objective.path, objective.flag),
         )
-        for objective in named_objectives(args)
+        for objective in objectives
     ]
 
 
@@ -258,8 +274,10 @@ def read_line() -> str | None:
 
 def main() -> None:
     args = parse_args()
-    scorers, gold = load_scorers(args), load_gold(args.gold) if args.gold else None
-    policies = load_policies(args)
+    objectives = named_objectives(args) if args.reward_model or args.cost_model else []
+    check_policies(args)
+    gold = load_gold(args.gold) if args.gold else None
+    scorers, policies = load_scorers(objectives, args), load_policies(args)
     if sys.stdin.isatty():
         import readline  # noqa: F401  (line editing and history for `input`)
     sys.stdin.reconfigure(errors="replace")

@@ -4,10 +4,12 @@
         --reference_model output/tiny/sft --data output/tiny/data/prompts_test.jsonl \
         --output_dir output/tiny/eval
 
-Several policies share one process: importing and loading take longer than generating with a small model.
+Several policies share one process: importing and loading take longer than generating with a small model. A run that
+was killed goes on after the last batch it finished, and ends in the same files.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -20,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from eval.runs import check_run_name, read_json_lines
+from eval.partial import PartialFile, model_identity, partial_path
+from eval.runs import read_json, read_json_lines
 from step3_gapo.ppo import log_probs_of, response_mask
-from utils.arguments import Parser, add_data_arguments, named_value, positive_float, positive_int
+from utils.arguments import Parser, add_data_arguments, add_loading_arguments, named_value, positive_float, positive_int
 from utils.data import load_prompts
 from utils.data.batching import left_pad
 from utils.data.encoding import Encoded, fit_lengths
@@ -31,7 +34,8 @@ from utils.errors import UserError, run_main
 from utils.metrics import Progress
 from utils.models import (
     DTYPES,
-    is_score_model,
+    allow,
+    check_causal_lm,
     load_causal_lm,
     load_config,
     load_tokenizer,
@@ -40,6 +44,7 @@ from utils.models import (
     sampling_config,
 )
 from utils.output import check_writable, write_json, write_text
+from utils.random_states import States, random_states, restore_random_states
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,10 @@ def parse_args() -> argparse.Namespace:
     add_data_arguments(parser, "test prompts")
     parser.add_argument("--output_dir", required=True, help="responses go to <output_dir>/responses/<run>.jsonl")
     add_sampling_arguments(parser)
-    return parser.parse_args()
+    add_loading_arguments(parser)
+    args = parser.parse_args()
+    allow(args)
+    return args
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,17 +108,16 @@ def check_policies(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase)
     """Everything about the policies that can be wrong, before a model is loaded.
 
     Raises:
-        UserError: names the policy that is given twice, cannot be a file name, is no language model or has
-            another tokenizer than the reference.
+        UserError: names the policy that is given twice, is no language model or has another tokenizer than the
+            reference, or a reference that is no language model.
     """
+    check_causal_lm(args.reference_model, "--reference_model")
     names = [name for name, _ in args.policy]
     for name, path in args.policy:
         flag = f"--policy {name}={path}"
         if names.count(name) > 1:
             raise UserError(f"--policy {name}: given twice")
-        check_run_name(name)
-        if is_score_model(load_config(path, f"--policy {name}")):
-            raise UserError(f"{flag}: this is a score model, not a language model")
+        check_causal_lm(path, f"--policy {name}")
         if not same_tokenizer(load_tokenizer(path, f"--policy {name}"), tokenizer):
             raise UserError(f"{flag}: its tokenizer is not that of --reference_model {args.reference_model}")
 
@@ -133,19 +140,23 @@ def load_test_prompts(
     return encoded
 
 
-def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What else decides the responses; kept beside them."""
-    names = ("reference_model", "temperature", "max_new_tokens", "batch_size", "dtype", "seed")
-    return {name: getattr(args, name, None) for name in names}
+def settings_of(args: argparse.Namespace, policy: str, flag: str, prompts: list[Encoded]) -> dict[str, Any]:
+    """All that decides the responses of `policy`, which `flag` named; JSON, kept beside them."""
+    names = ("temperature", "max_new_tokens", "batch_size", "dtype", "seed")
+    reference = getattr(args, "reference_model", None)
+    asked = json.dumps([[p.record.messages, p.record.source, list(p.prompt)] for p in prompts])
+    return {
+        "policy": model_identity(policy, flag),
+        "reference_model": reference and model_identity(reference, "--reference_model"),
+        "prompts": hashlib.sha256(asked.encode()).hexdigest(),
+        **{name: getattr(args, name) for name in names},
+    }
 
 
-def is_current(path: Path, policy: str, prompts: list[Encoded], settings: dict[str, Any]) -> bool:
-    """Whether `path` holds responses to exactly these prompts, sampled alike and written after the policy was."""
+def is_current(path: Path, prompts: list[Encoded], settings: dict[str, Any]) -> bool:
+    """Whether `path` holds responses to exactly these prompts, by the same models and sampled alike."""
     kept = path.with_suffix(".settings.json")
-    if not path.is_file() or not kept.is_file() or json.loads(kept.read_text()) != settings:
-        return False
-    weights = [file.stat().st_mtime for file in Path(policy).glob("*.safetensors")]
-    if weights and path.stat().st_mtime < max(weights):
+    if not path.is_file() or not kept.is_file() or read_json(kept) != settings:
         return False
     answered = [row.get("messages") for row in read_json_lines(path)]
     return answered == [prompt.record.messages for prompt in prompts]
@@ -199,14 +210,16 @@ def answer_prompts(
     prompts: list[Encoded],
     tokenizer: PreTrainedTokenizerBase,
     args: argparse.Namespace,
+    finished: int = 0,
 ) -> Iterator[dict[int, dict[str, Any]]]:
     """Batch after batch, {index of the prompt: its line}; prompts of like length go together.
 
-    Without a reference the lines have no KL.
+    Without a reference the lines have no KL. After `finished` batches, the random generators are taken as they are.
     """
-    seed_everything(args.seed)
+    if not finished:
+        seed_everything(args.seed)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].prompt))
-    for start in range(0, len(order), args.batch_size):
+    for start in range(finished * args.batch_size, len(order), args.batch_size):
         indices = order[start : start + args.batch_size]
         batch = [prompts[index] for index in indices]
         sampled = sample_responses(policy, batch, tokenizer, args)
@@ -219,51 +232,97 @@ def answer_prompts(
         yield lines
 
 
+class Answers:
+    """The responses of one policy to all prompts, on their way into a file.
+
+    Attributes:
+        rows: {index of the prompt: its line} so far, those of an interrupted run included.
+        batches: how many batches they come from.
+    """
+
+    def __init__(self, file: Path, settings: dict[str, Any]):
+        self.file, self.settings = file, settings
+        # Generators are restored where there are as many of them.
+        self.partial = PartialFile(file, settings | {"cuda_devices": torch.cuda.device_count()})
+        self.batches = len(self.partial.parts)
+        self.rows = {index: line for part in self.partial.parts for index, line in part["lines"]}
+
+    def generate(
+        self,
+        policy: PreTrainedModel,
+        reference: PreTrainedModel | None,
+        prompts: list[Encoded],
+        tokenizer: PreTrainedTokenizerBase,
+        args: argparse.Namespace,
+    ) -> Iterator[None]:
+        """`answer_prompts` from where it was interrupted; yields after every batch."""
+        if self.batches:
+            print(f"{self.file}: going on after {len(self.rows)} of {len(prompts)} responses", flush=True)
+            restore_random_states(from_json(self.partial.parts[-1]["random_states"]))
+        for lines in answer_prompts(policy, reference, prompts, tokenizer, args, self.batches):
+            self.partial.append({"lines": list(lines.items()), "random_states": to_json(random_states())})
+            self.rows |= lines
+            self.batches += 1
+            yield
+
+    def write(self) -> list[dict[str, Any]]:
+        """Write the file, and the settings beside it; its lines in the order of the prompts."""
+        ordered = [self.rows[index] for index in sorted(self.rows)]
+        settings_file = self.file.with_suffix(".settings.json")
+        settings_file.unlink(missing_ok=True)  # those of older responses
+        write_text(self.file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ordered))
+        write_json(settings_file, self.settings)
+        self.partial.remove()
+        return ordered
+
+
+def to_json(states: States) -> States:
+    """States of the random generators with lists in place of tensors."""
+    return {**states, "torch": states["torch"].tolist(), "cuda": [state.tolist() for state in states.get("cuda", [])]}
+
+
+def from_json(states: States) -> States:
+    as_tensor = lambda numbers: torch.tensor(numbers, dtype=torch.uint8)
+    return {**states, "torch": as_tensor(states["torch"]), "cuda": [as_tensor(state) for state in states["cuda"]]}
+
+
 def generate_all(
-    todo: list[tuple[str, str, Path]],
+    todo: list[tuple[str, str, Answers]],
     prompts: list[Encoded],
     tokenizer: PreTrainedTokenizerBase,
     args: argparse.Namespace,
 ) -> None:
-    """Write the responses of every (name, policy, file)."""
+    """Write the responses of every (name, policy, its answers)."""
     dtype = DTYPES[args.dtype]
     reference = load_causal_lm(args.reference_model, "--reference_model", dtype).to(device()).eval()
-    batches = -(-len(prompts) // args.batch_size)
-    total = batches * len(todo)
-    progress = Progress(total, "generate", every=max(1, total // 20))
-    for number, (name, path, file) in enumerate(todo):
+    total = -(-len(prompts) // args.batch_size) * len(todo)
+    done = sum(answers.batches for _, _, answers in todo)
+    progress = Progress(total, "generate", every=max(1, total // 20), done_before=done)
+    for name, path, answers in todo:
         policy = load_causal_lm(path, f"--policy {name}", dtype).to(device()).eval()
-        rows: dict[int, dict[str, Any]] = {}
-        for batch, lines in enumerate(answer_prompts(policy, reference, prompts, tokenizer, args), start=1):
-            rows |= lines
-            progress.update(number * batches + batch)
-        ordered = write_responses(file, rows, settings_of(args))
+        for _ in answers.generate(policy, reference, prompts, tokenizer, args):
+            done += 1
+            progress.update(done)
+        ordered = answers.write()
         kl, length = (sum(row[key] for row in ordered) / len(ordered) for key in ("kl", "length"))
-        print(f"{name}: {len(ordered)} responses · KL {kl:.2f} · length {length:.1f} · {file}", flush=True)
-
-
-def write_responses(file: Path, rows: dict[int, dict[str, Any]], settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Write lines, given by the index of their prompt, and the settings beside them; the lines in order."""
-    ordered = [rows[index] for index in sorted(rows)]
-    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ordered))
-    write_json(file.with_suffix(".settings.json"), settings)
-    return ordered
+        print(f"{name}: {len(ordered)} responses · KL {kl:.2f} · length {length:.1f} · {answers.file}", flush=True)
 
 
 def main() -> None:
     args = parse_args()
-    folder = check_writable(args.output_dir) / "responses"
     tokenizer = load_tokenizer(args.reference_model, "--reference_model")
     check_policies(args, tokenizer)
     prompts = load_test_prompts(args, tokenizer, args.reference_model, "--reference_model")
-    settings = settings_of(args)
+    folder = check_writable(args.output_dir) / "responses"
     todo = []
     for name, path in args.policy:
         file = folder / f"{name}.jsonl"
-        if not args.overwrite and is_current(file, path, prompts, settings):
+        settings = settings_of(args, path, f"--policy {name}", prompts)
+        if not args.overwrite and is_current(file, prompts, settings):
+            partial_path(file).unlink(missing_ok=True)
             print(f"{name}: {file} is complete, skipped (--overwrite generates it again)", flush=True)
         else:
-            todo.append((name, path, file))
+            todo.append((name, path, Answers(file, settings)))
     if todo:
         generate_all(todo, prompts, tokenizer, args)
 

@@ -28,20 +28,22 @@ from eval.generate import add_sampling_arguments
 from eval.judge_client import AnswerCache, ChatClient, Endpoint, Refused
 from eval.judge_criteria import BUILT_IN, Criteria, question, read_criteria, read_reasons, read_scores, reminder
 from eval.judge_responses import Responses, check_answered, check_source, load_responses, select_prompts
-from eval.runs import check_run_name
 from eval.score import Row, load_gold, mean_and_interval, score_gold
 from utils.arguments import (
     Parser,
     add_data_arguments,
+    add_loading_arguments,
     named_value,
     non_negative_float,
     non_negative_int,
     positive_float,
     positive_int,
+    safe_name,
 )
 from utils.data.records import Message
 from utils.errors import UserError, run_main
 from utils.metrics import Progress
+from utils.models import allow
 from utils.output import check_writable, write_json
 
 OUTCOMES = ("win", "tie", "lose")
@@ -81,7 +83,7 @@ def parse_args() -> argparse.Namespace:
         help=f"{source}; several are compared with the baseline one by one",
     )
     parser.add_argument("--baseline", type=named_value, required=True, metavar="NAME=PATH", help=source)
-    parser.add_argument("--objective", nargs="+", required=True, metavar="NAME", help="what is judged")
+    parser.add_argument("--objective", type=safe_name, nargs="+", required=True, metavar="NAME", help="what is judged")
     parser.add_argument("--output_dir", required=True, help="results go to <output_dir>/<policy>_vs_<baseline>.json")
     parser.add_argument("--limit", type=positive_int, help="compare on the first prompts only, for each objective")
     add_data_arguments(parser, "prompts to compare on, without it those that the baseline answered", required=False)
@@ -96,7 +98,10 @@ def parse_args() -> argparse.Namespace:
     )
     add_judge_arguments(parser)
     add_sampling_arguments(parser)
-    return parser.parse_args()
+    add_loading_arguments(parser)
+    args = parser.parse_args()
+    allow(args)
+    return args
 
 
 def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
@@ -131,13 +136,11 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_names(args: argparse.Namespace) -> None:
-    """Raises: UserError: a policy or an objective given twice, or a name that cannot be a file name."""
+    """Raises: UserError: a policy or an objective given twice, or criteria and prompts of another one."""
     names = [args.baseline[0], *(name for name, _ in args.policy)]
     for flag, given in (("--policy", names), ("--objective", args.objective)):
         if twice := [name for name in given if given.count(name) > 1]:
             raise UserError(f"{flag} {twice[0]}: given twice")
-    for name in names:
-        check_run_name(name)
     for flag, named in (("--prompts", args.prompts), ("--criteria", args.criteria)):
         for name, path in named:
             if name not in args.objective:
@@ -171,17 +174,19 @@ def find_criteria(args: argparse.Namespace) -> dict[str, Criteria]:
     return criteria
 
 
+def sources_of(args: argparse.Namespace) -> dict[str, tuple[str, str]]:
+    """{name of a policy or the baseline: (path, flag)}."""
+    sources = {name: (path, f"--policy {name}") for name, path in args.policy}
+    return sources | {args.baseline[0]: (args.baseline[1], f"--baseline {args.baseline[0]}")}
+
+
 def collect_pairs(args: argparse.Namespace) -> list[Pair]:
     """Everything to compare, policy by policy and objective by objective.
 
     Raises:
         UserError: responses that are missing, or prompts without any.
     """
-    sources = {name: (path, f"--policy {name}") for name, path in args.policy}
-    sources[args.baseline[0]] = args.baseline[1], f"--baseline {args.baseline[0]}"
-    for path, flag in sources.values():
-        check_source(path, flag, args.data)
-    responses = {name: load_responses(name, *source, args) for name, source in sources.items()}
+    responses = {name: load_responses(name, *source, args) for name, source in sources_of(args).items()}
     baseline = responses[args.baseline[0]]
     selected = select_conversations(args, baseline)
     pairs = []
@@ -355,11 +360,15 @@ def print_table(results: list[dict[str, Any]]) -> None:
 def main() -> None:
     args = parse_args()
     check_names(args)
-    output_dir = check_writable(args.output_dir)
+    for path, flag in sources_of(args).values():
+        check_source(path, flag, args.data)
     client = criteria = None
-    if not args.gold:
-        criteria = find_criteria(args)
-        client = ChatClient(make_endpoint(args), AnswerCache(output_dir / "answers.jsonl"))
+    if args.gold:
+        load_gold(args.gold)
+    else:
+        criteria, endpoint = find_criteria(args), make_endpoint(args)
+        client = ChatClient(endpoint, AnswerCache(Path(args.output_dir) / "answers.jsonl"))
+    output_dir = check_writable(args.output_dir)
     pairs = collect_pairs(args)
     if client is None:
         verdicts, judge = judge_by_gold(pairs, args), "gold scores"

@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from eval.generate import answer_prompts, is_current, load_test_prompts, settings_of, write_responses
+from eval.generate import Answers, is_current, load_test_prompts, settings_of
+from eval.partial import partial_path
 from eval.score import Row, read_rows
 from utils.data import load_prompts
 from utils.data.loading import conversation_key
@@ -41,17 +42,17 @@ def generate_rows(name: str, path: str, flag: str, args: argparse.Namespace) -> 
     tokenizer = load_tokenizer(path, flag)
     prompts = load_test_prompts(args, tokenizer, path, flag)
     file = Path(args.output_dir) / "responses" / f"{name}.jsonl"
-    settings = settings_of(args) | {"policy": path}
-    if not args.overwrite and is_current(file, path, prompts, settings):
+    settings = settings_of(args, path, flag, prompts)
+    if not args.overwrite and is_current(file, prompts, settings):
+        partial_path(file).unlink(missing_ok=True)
         print(f"{name}: {file} is complete, kept (--overwrite generates it again)", flush=True)
         return read_rows(file, flag, FIELDS)
+    answers = Answers(file, settings)
     policy = load_causal_lm(path, flag, DTYPES[args.dtype]).to(device()).eval()
-    rows: dict[int, Row] = {}
-    progress = Progress(len(prompts), f"generate {name}", every=1)
-    for lines in answer_prompts(policy, None, prompts, tokenizer, args):
-        rows |= lines
-        progress.update(len(rows))
-    return write_responses(file, rows, settings)
+    progress = Progress(len(prompts), f"generate {name}", every=1, done_before=len(answers.rows))
+    for _ in answers.generate(policy, None, prompts, tokenizer, args):
+        progress.update(len(answers.rows))
+    return answers.write()
 
 
 def select_prompts(spec: str, flag: str, known: Responses) -> set[tuple]:

@@ -19,7 +19,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
 
 from eval.report_conflict import Conflict, find_conflict, plot_conflict
 from eval.report_curves import plot_training_curves
@@ -36,6 +35,7 @@ from eval.runs import Run, find_conditions, load_runs, objective_names
 from utils.arguments import Parser, positive_int
 from utils.errors import UserError, run_main
 from utils.output import check_writable, finished_directory, write_text
+from utils.plain_text import markdown_text, printable
 
 PAGE_WIDTH = 1132  # CSS pixels of a picture of full width
 # What methods must have in common to be compared.
@@ -132,17 +132,6 @@ def load_picture(path: Path) -> dict[str, Any]:
     return {"uri": uri, "width": round(PAGE_WIDTH * pixels / (DPI * WIDTH))}
 
 
-def printable(text: str) -> str:
-    """Text of a model without control characters, which no page format allows; line breaks and tabs stay."""
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "\N{REPLACEMENT CHARACTER}", text)
-
-
-def markdown_text(text: str) -> Markup:
-    """Text of a model as one inert line of markdown: no emphasis, link, html or table cell in it."""
-    inert = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", str(escape(printable(text))))
-    return Markup("<br>".join(line.strip() for line in inert.splitlines() if line.strip()))
-
-
 def render(template: str, **values: Any) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -221,6 +210,18 @@ def write_report(
     write_text(folder / "report.md", render("report.md.j2", **page))
 
 
+def check_output(folder: Path) -> None:
+    """Make sure that writing the report, which replaces a folder as a whole, deletes nothing but an older report.
+
+    Raises:
+        UserError: it would, or the folder cannot be written.
+    """
+    is_empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not is_empty and not (folder / "report.html").is_file():
+        raise UserError(f"--output_dir {folder}: holds something other than a report, which would be deleted")
+    check_writable(folder.resolve().parent)
+
+
 def main() -> None:
     args = parse_args()
     root = Path(args.input_dir)
@@ -230,7 +231,7 @@ def main() -> None:
         raise UserError(f"--labels {args.labels}: no such file")
     labels, judgements = read_labels(labels_file), load_judgements(root)
     output_dir = Path(args.output_dir or root / "report")
-    check_writable(output_dir.parent)
+    check_output(output_dir)
     with finished_directory(output_dir) as folder:
         write_report(runs, judgements, labels, args.samples, root.resolve().name, folder)
     print(f"report of {len(runs)} runs: {output_dir / 'report.html'}", flush=True)

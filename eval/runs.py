@@ -85,12 +85,6 @@ def parse_run_name(text: str) -> RunName:
     return RunName(text, base, max(known, key=len, default=base), None, parts["condition"], parts["seed"])
 
 
-def check_run_name(name: str) -> None:
-    """Raises: UserError: the name cannot be that of a file."""
-    if "/" in name or name.startswith("."):
-        raise UserError(f"--policy {name}: a run name is also a file name")
-
-
 def sort_names(names: Iterable[str], objectives: list[str]) -> list[str]:
     """The order of the paper's table 1, then fronts by weight, then the rest; suffixes follow their base."""
     single = ["sft", *(f"ppo_{name}" for name in objectives), *SINGLE_RUNS]
@@ -200,16 +194,20 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}:{error.object.count(10, 0, error.start) + 1}: the text is not UTF-8") from None
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Raises: UserError naming the file and line."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
+            rows.append(json.loads(line.decode("utf-8")))
+        except UnicodeDecodeError:
+            raise UserError(f"{path}:{number}: the text is not UTF-8") from None
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{number}: not valid JSON ({error.msg})") from None
         if not isinstance(rows[-1], dict):
@@ -243,6 +241,20 @@ def objective_names(evaluations: Iterable[dict[str, Any]], part: str = "objectiv
     return list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.get(part) or {}))
 
 
+def check_evaluation(evaluation: Any, path: Path) -> None:
+    """Raises: UserError: something other than what eval/score.py writes."""
+    missing = {"run", "objectives", "average", "rows"} - set(evaluation if isinstance(evaluation, dict) else ())
+    if missing:
+        raise UserError(f"{path}: not an evaluation (no '{sorted(missing)[0]}'); eval/score.py writes them")
+    objectives, rows = evaluation["objectives"], evaluation["rows"]
+    for name, entry in objectives.items() if isinstance(objectives, dict) else [("objectives", None)]:
+        if not isinstance(entry, dict) or not {"mean", "ci95"} <= entry.keys():
+            raise UserError(f"{path}: not an evaluation ('{name}' has no mean and interval)")
+    needed, is_list = {"prompt", "source", "response", "scores"}, isinstance(rows, list) and bool(rows)
+    if not is_list or not all(isinstance(row, dict) and needed <= row.keys() for row in rows):
+        raise UserError(f"{path}: not an evaluation (its 'rows' are not responses with their scores)")
+
+
 def load_runs(root: Path) -> list[Run]:
     """All runs with an evaluation under `root`, in the order of the report.
 
@@ -252,10 +264,10 @@ def load_runs(root: Path) -> list[Run]:
     evaluations = {}
     for path in sorted((root / "eval").glob("*.json")):
         evaluation = read_json(path)
-        missing = {"run", "objectives", "average", "rows"} - set(evaluation if isinstance(evaluation, dict) else ())
-        if missing:
-            raise UserError(f"{path}: not an evaluation (no '{sorted(missing)[0]}'); eval/score.py writes them")
-        evaluations[evaluation["run"]] = evaluation
+        check_evaluation(evaluation, path)
+        if evaluation["run"] != path.stem:  # it names the files of a run: what a file says must not choose others
+            raise UserError(f"{path}: holds the run {evaluation['run']!r}, not {path.stem!r}")
+        evaluations[path.stem] = evaluation
     if not evaluations:
         raise UserError(f"--input_dir {root}: no eval/*.json there (eval/score.py writes them)")
     names = sort_names(evaluations, objective_names(evaluations.values()))

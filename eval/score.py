@@ -8,14 +8,18 @@
 An objective's value is higher-is-better everywhere: a reward as the training stage sees it, a cost with its
 sign changed. Every model reads the text of the dialogue through its own tokenizer and is asked at the last
 token of the response. Intervals are half-widths of the normal 95% interval over prompts, 1.96 s / sqrt(n).
+
+Models score what they have not scored yet: scores of the same responses by the same model are kept, those of a run that
+was killed, too.
 """
 
 import argparse
+import hashlib
 import importlib
 import math
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +28,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from eval.runs import find_args, read_json_lines
-from utils.arguments import Parser, positive_int
+from eval.partial import PartialFile, model_identity
+from eval.runs import find_args, read_json, read_json_lines
+from utils.arguments import Parser, add_loading_arguments, positive_int
 from utils.data.batching import left_pad
 from utils.data.encoding import encode_prompt, encode_response
+from utils.data.records import Row as RawRow
 from utils.distributed import device
 from utils.errors import UserError, run_main
 from utils.metrics import Progress
 from utils.models import (
     DTYPES,
+    allow,
     load_score_model,
     load_tokenizer,
     position_ids_from_mask,
@@ -43,7 +50,16 @@ from utils.output import check_writable, write_json
 
 Row = dict[str, Any]
 Gold = Callable[[list[str], list[str]], dict[str, list[float]]]
-FIELDS = {"prompt", "messages", "source", "response", "length", "finished", "kl"}
+KINDS = {
+    "prompt": (str, "text"),
+    "messages": (list, "a list of turns"),
+    "source": (str, "text"),
+    "response": (str, "text"),
+    "length": (int, "a whole number"),
+    "finished": (bool, "true or false"),
+    "kl": (int | float, "a number"),
+}  # of the fields of a response
+FIELDS = set(KINDS)
 
 
 def parse_args() -> argparse.Namespace:
@@ -65,7 +81,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output_dir", required=True, help="results go to <output_dir>/<run>.json")
     parser.add_argument("--batch_size", type=positive_int, default=64, help="dialogues at once")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="precision of the models")
-    return parser.parse_args()
+    add_loading_arguments(parser)
+    args = parser.parse_args()
+    allow(args)
+    return args
 
 
 def load_gold(spec: str) -> Gold:
@@ -107,9 +126,19 @@ def read_rows(file: Path, flag: str, fields: set[str]) -> list[Row]:
     if not rows:
         raise UserError(f"{flag} {file}: the file is empty")
     for number, row in enumerate(rows, start=1):
-        if missing := sorted(fields - set(row)):
-            raise UserError(f"{file}:{number}: the field '{missing[0]}' is missing")
+        check_row(RawRow(row, f"{file}:{number}"), fields)
     return rows
+
+
+def check_row(row: RawRow, fields: set[str]) -> None:
+    """Raises: UserError: one of the `fields` is missing, or holds something other than eval/generate.py writes."""
+    for name in sorted(fields):
+        kind, what = KINDS[name]
+        if not isinstance(row.value(name), kind):
+            raise row.wrong(name, what, row.value(name))
+    for turn in row.value("messages"):
+        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
+            raise row.wrong("messages", "a list of turns with 'role' and 'content'", turn)
 
 
 def encode_dialogue(tokenizer: PreTrainedTokenizerBase, row: Row) -> list[int]:
@@ -133,17 +162,93 @@ def last_token_scores(
     return scores
 
 
-def score_objective(objective: Objective, runs: dict[str, list[Row]], batch_size: int, dtype: torch.dtype) -> None:
-    """Write the objective's value into `scores` of every row.
+class Scores:
+    """The scores of one run's responses, in its result and, until that is written, in a partial file.
+
+    Attributes:
+        kept: {'objective', 'scorer', 'values'}, one entry an objective, of these very responses.
+    """
+
+    def __init__(self, responses: Path, result: Path):
+        self.responses = hashlib.sha256(responses.read_bytes()).hexdigest()
+        self.partial = PartialFile(result, {"responses": self.responses})
+        self.kept = [*finished_scores(result, self.responses), *self.partial.parts]
+
+    def find(self, objective: str, scorer: dict[str, Any]) -> list[float] | None:
+        """Values by the same scorer, if there are any."""
+        found = (e["values"] for e in self.kept if e["objective"] == objective and e["scorer"] == scorer)
+        return next(found, None)
+
+    def add(self, objective: str, scorer: dict[str, Any], values: list[float]) -> None:
+        entry = {"objective": objective, "scorer": scorer, "values": values}
+        self.partial.append(entry)
+        self.kept.append(entry)
+
+    def record(self, scorers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """What the result says about where its scores come from; `finished_scores` reads it."""
+        return {"responses": self.responses, "objectives": scorers}
+
+
+def finished_scores(result: Path, responses: str) -> list[dict[str, Any]]:
+    """The entries `Scores.kept` of an older result, if it is of the responses with this sha256."""
+    try:
+        older = read_json(result) if result.is_file() else {}
+    except UserError:  # it is about to be written again
+        older = {}
+    record = older.get("scored", {}) if isinstance(older, dict) else {}
+    if record.get("responses") != responses:
+        return []
+    return [
+        {"objective": name, "scorer": scorer, "values": [row["scores"][name] for row in older["rows"]]}
+        for name, scorer in record["objectives"].items()
+    ]
+
+
+def scorer_of(objective: Objective, args: argparse.Namespace) -> dict[str, Any]:
+    """All that decides an objective's scores but the responses; JSON."""
+    return {
+        "kind": objective.kind,
+        "model": model_identity(objective.path, objective.flag),
+        "batch_size": args.batch_size,
+        "dtype": args.dtype,
+        "device": device().type,
+    }
+
+
+def score_objective(
+    objective: Objective, runs: dict[str, list[Row]], scores: dict[str, Scores], args: argparse.Namespace
+) -> None:
+    """Write the objective's value into `scores` of every row; the model is loaded if a run lacks them.
+
+    Raises:
+        UserError: see `score_runs`.
+    """
+    scorer = scorer_of(objective, args)
+    lacking = {run: rows for run, rows in runs.items() if scores[run].find(objective.name, scorer) is None}
+    if len(lacking) < len(runs):
+        print(f"score {objective.name}: {len(runs) - len(lacking)} of {len(runs)} runs have scores", flush=True)
+    if lacking:
+        for run, values in score_runs(objective, lacking, args, done_before=len(runs) - len(lacking)):
+            scores[run].add(objective.name, scorer, values)
+    for run, rows in runs.items():
+        for row, value in zip(rows, scores[run].find(objective.name, scorer), strict=True):
+            row.setdefault("scores", {})[objective.name] = value
+
+
+def score_runs(
+    objective: Objective, runs: dict[str, list[Row]], args: argparse.Namespace, done_before: int
+) -> Iterator[tuple[str, list[float]]]:
+    """The objective's values, run after run.
 
     Raises:
         UserError: a dialogue too long for the model, or a score that is not a number.
     """
     tokenizer = load_tokenizer(objective.path, objective.flag)
-    model = load_score_model(objective.path, objective.flag, dtype).to(device()).eval()
+    model = load_score_model(objective.path, objective.flag, DTYPES[args.dtype]).to(device()).eval()
     room = getattr(model.config, "max_position_embeddings", None)
-    progress = Progress(len(runs), f"score {objective.name}", every=max(1, len(runs) // 5))
-    for number, (run, rows) in enumerate(runs.items(), start=1):
+    total = done_before + len(runs)
+    progress = Progress(total, f"score {objective.name}", max(1, total // 5), done_before)
+    for number, (run, rows) in enumerate(runs.items(), start=done_before + 1):
         dialogues = [encode_dialogue(tokenizer, row) for row in rows]
         for row, dialogue in zip(rows, dialogues, strict=True):
             if room is not None and len(dialogue) > room:
@@ -151,10 +256,11 @@ def score_objective(objective: Objective, runs: dict[str, list[Row]], batch_size
                     f"{objective.flag}: has room for {room} tokens; {run} has a dialogue of {len(dialogue)}"
                     f" ({row['source']})"
                 )
-        scores = last_token_scores(model, dialogues, tokenizer.pad_token_id, batch_size)
+        scores = last_token_scores(model, dialogues, tokenizer.pad_token_id, args.batch_size)
         values = objective.values(scores, model.config).tolist()
-        add_values(rows, "scores", objective.name, values, objective.flag)
+        check_values(rows, objective.name, values, objective.flag)
         progress.update(number, mean=statistics.fmean(values))
+        yield run, values
 
 
 def score_gold(gold: Gold, spec: str, runs: dict[str, list[Row]]) -> None:
@@ -168,14 +274,17 @@ def score_gold(gold: Gold, spec: str, runs: dict[str, list[Row]]) -> None:
         for name, values in graded.items():
             if len(values) != len(rows):
                 raise UserError(f"--gold {spec}: {len(values)} values of {name} for {len(rows)} responses")
-            add_values(rows, "gold", name, [float(value) for value in values], f"--gold {spec}")
+            values = [float(value) for value in values]
+            check_values(rows, name, values, f"--gold {spec}")
+            for row, value in zip(rows, values, strict=True):
+                row.setdefault("gold", {})[name] = value
 
 
-def add_values(rows: list[Row], part: str, name: str, values: list[float], flag: str) -> None:
+def check_values(rows: list[Row], name: str, values: list[float], flag: str) -> None:
+    """Raises: UserError: a value is not finite."""
     for row, value in zip(rows, values, strict=True):
         if not math.isfinite(value):
             raise UserError(f"{flag}: the score of {name} is {value} on the response to {row['source']}")
-        row.setdefault(part, {})[name] = value
 
 
 def mean_and_interval(values: list[float]) -> dict[str, float]:
@@ -199,12 +308,15 @@ def summarize_scores(rows: list[Row], part: str, cost_name: str | None) -> dict[
     }
 
 
-def evaluation(run: str, rows: list[Row], objectives: list[Objective], args: dict[str, Any]) -> dict[str, Any]:
-    """The content of <run>.json."""
+def evaluation(
+    run: str, rows: list[Row], objectives: list[Objective], args: dict[str, Any], scored: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of <run>.json; `args` are the run's settings, `scored` is a `Scores.record`."""
     cost_name = next((objective.name for objective in objectives if objective.kind == "cost"), None)
     return {
         "run": run,
         "args": args,
+        "scored": scored,
         **summarize_scores(rows, "scores", cost_name),
         "kl": statistics.fmean(row["kl"] for row in rows),
         "response_length": statistics.fmean(row["length"] for row in rows),
@@ -215,17 +327,21 @@ def evaluation(run: str, rows: list[Row], objectives: list[Objective], args: dic
 
 def main() -> None:
     args = parse_args()
-    output_dir = check_writable(args.output_dir)
     objectives = named_objectives(args)
     gold = load_gold(args.gold) if args.gold else None
     runs = read_responses(args.responses)
+    output_dir = check_writable(args.output_dir)
+    scores = {Path(file).stem: Scores(Path(file), output_dir / f"{Path(file).stem}.json") for file in args.responses}
     for objective in objectives:
-        score_objective(objective, runs, args.batch_size, DTYPES[args.dtype])
+        score_objective(objective, runs, scores, args)
     if gold:
         score_gold(gold, args.gold, runs)
+    scorers = {objective.name: scorer_of(objective, args) for objective in objectives}
     for run, rows in runs.items():
-        write_json(output_dir / f"{run}.json", evaluation(run, rows, objectives, find_args(output_dir.parent, run)))
-        print(f"{run}: {output_dir / f'{run}.json'}", flush=True)
+        settings, file = find_args(output_dir.parent, run), output_dir / f"{run}.json"
+        write_json(file, evaluation(run, rows, objectives, settings, scores[run].record(scorers)))
+        scores[run].partial.remove()
+        print(f"{run}: {file}", flush=True)
 
 
 if __name__ == "__main__":

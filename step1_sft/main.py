@@ -16,16 +16,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch.nn.functional import cross_entropy
 
-from utils.arguments import Parser, add_data_arguments, add_deepspeed_arguments, add_supervised_arguments
+from utils.arguments import (
+    Parser,
+    add_checkpoint_arguments,
+    add_data_arguments,
+    add_deepspeed_arguments,
+    add_supervised_arguments,
+)
 from utils.data import load_dialogues
 from utils.data.batching import right_pad
 from utils.data.encoding import Encoded
 from utils.distributed import device, init_distributed, seed_everything, shutdown_distributed
 from utils.engines import Engine, make_training_engine
 from utils.errors import run_main
-from utils.models import DTYPES, check_causal_lm, load_causal_lm, load_tokenizer, position_ids_from_mask
+from utils.models import DTYPES, allow, check_causal_lm, load_causal_lm, load_tokenizer, position_ids_from_mask
 from utils.output import check_writable
-from utils.supervised import Task, export, per_example, print_summary, read_examples, steps_per_epoch, train
+from utils.rank_watch import watch_ranks
+from utils.supervised import Run, Task, export, per_example, print_summary, read_examples, steps_per_epoch, train
 
 IGNORED = -100  # label of a token that is not trained on
 
@@ -39,8 +46,10 @@ def main() -> None:
     check_writable(args.output_dir)
 
     # Engine.
-    init_distributed()
+    init_distributed(args.rank_timeout)
+    watch_ranks(args.output_dir, args.rank_timeout)
     seed_everything(args.seed)
+    run = Run(args, "sft", (training_examples, validation_examples), tokenizer)
     model = load_causal_lm(args.model_name_or_path, "--model_name_or_path", DTYPES[args.dtype])
     total_steps = steps_per_epoch(len(training_examples), args) * args.num_train_epochs
     engine = make_training_engine(model, args, args.learning_rate, total_steps)
@@ -63,7 +72,7 @@ def main() -> None:
         validate=validate,
         shown=("perplexity",),
     )
-    outcome = train(engine, model, args, task)
+    outcome = train(engine, model, args, task, run)
 
     # The fine-tuned policy.
     evaluation = outcome.validation[outcome.exported_epoch] | {
@@ -73,6 +82,7 @@ def main() -> None:
         "response_tokens": sum(map(response_length, validation_examples)),
     }
     export(model, tokenizer, args, evaluation)
+    run.finish()
     print_summary(args, outcome, len(training_examples), "perplexity")
     shutdown_distributed()
 
@@ -81,8 +91,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Step 1: supervised fine-tuning on responses.")
     add_data_arguments(parser, "dialogues")
     add_supervised_arguments(parser)
+    add_checkpoint_arguments(parser, 200, "optimizer steps")
     add_deepspeed_arguments(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    allow(args)
+    return args
 
 
 def response_length(example: Encoded) -> int:

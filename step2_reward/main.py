@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy
 import torch
-import transformers
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,11 +23,13 @@ from step2_reward import calibration
 from step2_reward.losses import cost_loss, reward_loss
 from utils.arguments import (
     Parser,
+    add_checkpoint_arguments,
     add_data_arguments,
     add_deepspeed_arguments,
     add_supervised_arguments,
     non_negative_float,
     positive_int,
+    safe_name,
 )
 from utils.data import load_pairs
 from utils.data.batching import right_pad
@@ -44,6 +45,7 @@ from utils.engines import Engine, make_training_engine
 from utils.errors import run_main
 from utils.models import (
     DTYPES,
+    allow,
     check_decoder,
     load_tokenizer,
     new_score_model,
@@ -51,7 +53,8 @@ from utils.models import (
     score_tokens,
 )
 from utils.output import check_writable
-from utils.supervised import Task, export, per_example, print_summary, read_examples, steps_per_epoch, train
+from utils.rank_watch import watch_ranks
+from utils.supervised import Run, Task, export, per_example, print_summary, read_examples, steps_per_epoch, train
 
 PREFERENCE_LABELS = {"reward": "better", "cost": "safer"}  # defaults of --preference_label by kind
 
@@ -59,7 +62,6 @@ PREFERENCE_LABELS = {"reward": "better", "cost": "safer"}  # defaults of --prefe
 def main() -> None:
     # Arguments, data, and everything that can be checked before a model is built.
     args = parse_args()
-    transformers.logging.set_verbosity_error()  # that the new head is not in the checkpoint is no news
     check_decoder(args.model_name_or_path, "--model_name_or_path")
     tokenizer = dedicated_pad(load_tokenizer(args.model_name_or_path, "--model_name_or_path"))
     pairs, held_out = read_examples(args, tokenizer, lambda spec, seed: load_pairs(spec, args.preference_label, seed))
@@ -68,8 +70,10 @@ def main() -> None:
     check_writable(args.output_dir)
 
     # Engine.
-    init_distributed()
+    init_distributed(args.rank_timeout)
+    watch_ranks(args.output_dir, args.rank_timeout)
     seed_everything(args.seed)
+    run = Run(args, "reward", (pairs, held_out), tokenizer)
     model = new_score_model(args.model_name_or_path, "--model_name_or_path", DTYPES[args.dtype])
     total_steps = steps_per_epoch(len(pairs), args) * args.num_train_epochs
     engine = make_training_engine(LastTokenScore(model), args, args.learning_rate, total_steps)
@@ -83,7 +87,7 @@ def main() -> None:
         validate=lambda: mean_figures(scorer, held_out),
         shown=("accuracy",),
     )
-    outcome = train(engine, model, args, task)
+    outcome = train(engine, model, args, task, run)
 
     # The score model, with the mean and spread of its scores on what it was trained on.
     describe_scores(model, scorer, pairs, args)
@@ -96,6 +100,7 @@ def main() -> None:
         lambda folder: calibration.plot(panels(evaluation), folder / "calibration.png"),
     )
     print_main("\n".join(evaluation_lines(evaluation)))
+    run.finish()
     print_summary(args, outcome, len(pairs), "accuracy")
     shutdown_distributed()
 
@@ -103,7 +108,9 @@ def main() -> None:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Step 2: train one reward or cost model on preference pairs.")
     group = parser.add_argument_group("objective")
-    group.add_argument("--objective", required=True, metavar="NAME", help="name of the objective, kept with the model")
+    group.add_argument(
+        "--objective", required=True, type=safe_name, metavar="NAME", help="name of the objective, kept with the model"
+    )
     group.add_argument(
         "--kind",
         choices=tuple(PREFERENCE_LABELS),
@@ -130,8 +137,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_data_arguments(parser, "preference pairs")
     add_supervised_arguments(parser)
+    add_checkpoint_arguments(parser, 200, "optimizer steps")
     add_deepspeed_arguments(parser)
     args = parser.parse_args(argv)
+    allow(args)
     args.preference_label = args.preference_label or PREFERENCE_LABELS[args.kind]
     return args
 

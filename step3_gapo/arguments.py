@@ -11,8 +11,10 @@ from step3_gapo.gram_weightings import GRAM_WEIGHTINGS, weighting_options
 from utils.arguments import (
     Parser,
     adam_beta,
+    add_checkpoint_arguments,
     add_data_arguments,
     add_deepspeed_arguments,
+    add_loading_arguments,
     add_optimization_arguments,
     fraction,
     named_number,
@@ -22,6 +24,7 @@ from utils.arguments import (
     positive_int,
 )
 from utils.errors import UserError
+from utils.models import allow, check_positions
 from utils.objectives import Objective, add_score_model_arguments, named_objectives
 
 # Options of one algorithm, and their defaults; those of ppo_lagrangian are Safe RLHF's.
@@ -48,8 +51,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_rollout_arguments(parser)
     add_ppo_arguments(parser)
     add_optimization_arguments(parser)
+    add_checkpoint_arguments(parser, 10, "rollouts")
+    add_loading_arguments(parser)
     add_deepspeed_arguments(parser)
     args = parser.parse_args(argv)
+    allow(args)
     for name, default in ALGORITHM_OPTIONS.get(args.algorithm, {}).items():
         if getattr(args, name) is None:
             setattr(args, name, default)
@@ -249,9 +255,13 @@ def objectives_of(args: argparse.Namespace) -> list[Objective]:
     """The named objectives, rewards first, in the order given.
 
     Raises:
-        UserError: see `named_objectives`; an unknown name in --monitor or --score_scale, a scale not positive.
+        UserError: see `named_objectives`; an unknown name in --monitor or --score_scale, a scale not positive, a
+            score model without room for the longest sequence (one with a tokenizer of its own counts about alike).
     """
     objectives = named_objectives(args)
+    length = args.max_prompt_length + args.max_new_tokens
+    for objective in objectives:
+        check_positions(objective.path, objective.flag, length, "--max_prompt_length + --max_new_tokens")
     names = [objective.name for objective in objectives]
     for flag, given in (("--monitor", args.monitor), ("--score_scale", [name for name, _ in args.score_scale])):
         for name in given:

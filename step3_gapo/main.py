@@ -8,6 +8,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,6 +22,7 @@ from step3_gapo.rollout import Experience, episode_scores, make_rollout
 from step3_gapo.tracking import Tracker, mean_scalars, rollout_scalars
 from step3_gapo.update import ActorUpdate, optimizer_step
 from utils.arguments import check_deepspeed_arguments
+from utils.checkpoint import Checkpoints
 from utils.data import load_prompts
 from utils.data.encoding import Encoded, fit_lengths
 from utils.distributed import (
@@ -33,10 +35,14 @@ from utils.distributed import (
     world_size,
 )
 from utils.errors import UserError, run_main
-from utils.models import check_causal_lm, check_positions, load_tokenizer, sampling_config
+from utils.fingerprint import ids_fingerprint, model_fingerprint
+from utils.guards import SkippedSteps
+from utils.models import check_causal_lm, check_positions, describe_model, load_tokenizer, sampling_config
+from utils.objectives import Objective
 from utils.output import check_writable, write_json
+from utils.rank_watch import beat, watch_ranks
 
-MAX_SKIPPED_IN_A_ROW = 20
+SKIPPING_ADVICE = "lower --actor_learning_rate or --critic_learning_rate, or try another --algorithm"
 
 
 def main() -> None:
@@ -52,47 +58,58 @@ def main() -> None:
     total_steps = count_rollouts(args, len(prompts))
     check_writable(args.output_dir)
 
-    # Engines.
-    init_distributed()
+    # The checkpoint to go on from, if there is one; engines.
+    init_distributed(args.rank_timeout)
+    watch_ranks(args.output_dir, args.rank_timeout)
     seed_everything(args.seed)
+    facts = facts_of(args, objectives, prompts) if is_main() else {}
+    checkpoints = Checkpoints(args, "gapo", facts)
     generation = sampling_config(tokenizer, args.temperature, args.max_new_tokens)
     engine = RLHFEngine(args, objectives, tokenizer, generation, total_steps * args.ppo_epochs * minibatches)
     optimized = [objective for objective in objectives if objective.optimized]
     actor_update = ActorUpdate(engine.actor, algorithm, [objective.name for objective in optimized], args)
-    tracker = Tracker(args, objectives, total_steps) if is_main() else None
+    skipped = SkippedSteps(args.max_skipped_steps, SKIPPING_ADVICE)
+    done = restore(checkpoints, engine, actor_update, skipped)
+    tracker = None
+    if is_main():
+        start_sha256 = facts["--actor_model"] if Path(args.actor_model).is_dir() else None
+        tracker = Tracker(args, objectives, total_steps, checkpoints.newest, start_sha256)
 
-    # The loop: generate, score, update.
-    skipped_steps, skipped_in_a_row = 0, 0
-    for step, batch in zip(range(1, total_steps + 1), prompt_batches(prompts, args), strict=False):
+    # The loop: generate, score, update. Batches and random numbers of a step follow from its number alone.
+    batches = islice(prompt_batches(prompts, args), done, total_steps)
+    for step, batch in enumerate(batches, start=done + 1):
+        beat("rollout", step)
         seed_everything(args.seed + 1000 * step + rank())
         rollout = make_rollout(engine, batch, args)
         start, updates = time.monotonic(), []
         if algorithm.adaptive and rollout.finite:
             algorithm.adaptive.observe(episode_scores(rollout.experience, optimized, args))
         for number, micro_batches in enumerate(optimizer_batches(rollout.experience, args)):
+            beat(f"update {number + 1}")
             update, not_finite = {}, "the rollout (log-probabilities, scores or values)"
             if rollout.finite:
                 update, not_finite = optimizer_step(actor_update, engine.critics, micro_batches, number == 0, args)
-            skipped_in_a_row = skipped_in_a_row + 1 if not_finite else 0
-            if not_finite:
-                skipped_steps += 1
-                report_skip(step, skipped_in_a_row, not_finite)
+            skipped.observe(step, not_finite, checkpoints)
             if update:
                 updates.append(update)
         scalars = rollout_scalars(rollout) | mean_scalars(updates)
         if algorithm.adaptive:
             scalars |= algorithm.adaptive.scalars()
-        scalars |= {"time/update": time.monotonic() - start, "skipped_steps": skipped_steps}
+        scalars |= {"time/update": time.monotonic() - start, "skipped_steps": skipped.total}
         if tracker:
             tracker.log(step, scalars, rollout)
             if algorithm.adaptive:
                 state = {"step": step, **algorithm.adaptive.state_dict()}
                 write_json(Path(args.output_dir) / "algorithm_state.json", state)
+        if checkpoints.due(step, total_steps):
+            save(checkpoints, step, engine, actor_update, skipped, tracker)
 
     # The aligned policy.
+    beat("exporting the policy")
     engine.save_policy(args.output_dir)
     if tracker:
         tracker.close()
+    checkpoints.finish()
     print_main(f"policy saved in {args.output_dir}")
     shutdown_distributed()
 
@@ -112,14 +129,39 @@ def read_prompts(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -
     return encoded
 
 
-def report_skip(step: int, in_a_row: int, not_finite: str) -> None:
-    """Say that an optimizer step was skipped; raise UserError when nothing but skipping is left."""
-    print_main(f"step {step}: {not_finite} is not finite; that optimizer step is skipped")
-    if in_a_row == MAX_SKIPPED_IN_A_ROW:
-        raise UserError(
-            f"{in_a_row} optimizer steps in a row were not finite, the last at step {step} ({not_finite}): lower"
-            " --actor_learning_rate or --critic_learning_rate, or try another --algorithm"
-        )
+def facts_of(args: argparse.Namespace, objectives: list[Objective], prompts: list[Encoded]) -> dict[str, str]:
+    """Fingerprints of the models and the prompts that a run's result depends on."""
+    models = {"--actor_model": args.actor_model} | {objective.flag: objective.path for objective in objectives}
+    facts = {flag: model_fingerprint(path, flag) for flag, path in models.items()}
+    return facts | {"--data": ids_fingerprint(prompt.prompt for prompt in prompts)}
+
+
+def restore(checkpoints: Checkpoints, engine: RLHFEngine, actor_update: ActorUpdate, skipped: SkippedSteps) -> int:
+    """Go on from the checkpoint that was found, if any; the rollouts that are done."""
+    state = checkpoints.restore(engine.trained())
+    if state is None:
+        return 0
+    actor_update.load_state_dict(state["algorithm"])
+    skipped.load_state_dict(state["skipped"])
+    return state["step"]
+
+
+def save(
+    checkpoints: Checkpoints,
+    step: int,
+    engine: RLHFEngine,
+    actor_update: ActorUpdate,
+    skipped: SkippedSteps,
+    tracker: Tracker | None,
+) -> None:
+    """Make the checkpoint of a rollout that is done. The next one is made again from its number."""
+
+    def write_more(folder: Path) -> None:
+        tracker.logger.copy_to(folder)
+        describe_model(engine.actor.engine.module, engine.tokenizer, folder / "model")
+
+    state = {"algorithm": actor_update.state_dict(), "skipped": skipped.state_dict()}
+    checkpoints.save(step, engine.trained(), state, write_more)
 
 
 def rollout_size(args: argparse.Namespace) -> int:

@@ -25,7 +25,8 @@ from utils.models import (
     same_tokenizer,
 )
 from utils.objectives import Objective
-from utils.output import finished_files
+from utils.output import finished_files, mark_finished
+from utils.rank_watch import beat
 
 
 class TokenHead(nn.Module):
@@ -184,10 +185,15 @@ class RLHFEngine:
     ):
         dtype = DTYPES[args.dtype]
         self.tokenizer = tokenizer
+        beat("loading models")
         self.score_models = [frozen_score_model(objective, args, tokenizer) for objective in objectives]
         self.reference = make_frozen_engine(load_causal_lm(args.actor_model, "--actor_model", dtype), args)
         self.critics = build_critics(args, [o for o in objectives if o.optimized], self.score_models, total_steps)
         self.actor = Actor(load_causal_lm(args.actor_model, "--actor_model", dtype), generation, args, total_steps)
+
+    def trained(self) -> dict[str, Engine]:
+        """The engines whose states a checkpoint holds."""
+        return {"actor": self.actor.engine} | {f"critic_{i}": critic.engine for i, critic in enumerate(self.critics)}
 
     def save_policy(self, directory: str | Path) -> None:
         """Export the actor into a Hugging Face directory, gathered one parameter at a time; complete or not at all."""
@@ -196,12 +202,14 @@ class RLHFEngine:
         if is_main():
             with finished_files(directory) as folder:
                 export_model(model, self.tokenizer, folder, weights)
+            mark_finished(directory)
 
 
 def frozen_score_model(
     objective: Objective, args: argparse.Namespace, policy_tokenizer: PreTrainedTokenizerBase
 ) -> ScoreModel:
     """Load one reward or cost model; keep its tokenizer only where it differs from the policy's."""
+    beat(f"loading the {objective.kind} model of {objective.name}")
     model = load_score_model(objective.path, objective.flag, DTYPES[args.dtype])
     tokenizer = load_tokenizer(objective.path, objective.flag)
     same = same_tokenizer(tokenizer, policy_tokenizer)

@@ -18,6 +18,7 @@ from utils.data.encoding import Encoded, encode_prompt, encode_response
 from utils.distributed import all_gather_rows, all_reduce_sum, device
 from utils.models import check_positions
 from utils.objectives import Objective
+from utils.rank_watch import beat
 
 NamedTensors = dict[str, torch.Tensor]
 
@@ -118,6 +119,7 @@ def make_rollout(engine: RLHFEngine, prompts: list[Encoded], args: argparse.Name
     start = time.monotonic()
     sampled = sample_responses(engine, prompts, args)
     generated = time.monotonic()
+    beat("scoring")
     log_probs, hidden = actor_log_probs(engine.actor, sampled, args)
     experience = Experience(
         sampled.input_ids,
@@ -143,9 +145,10 @@ def sample_responses(engine: RLHFEngine, prompts: list[Encoded], args: argparse.
     ids, attention = (t.to(device()) for t in left_pad([prompt.prompt for prompt in prompts], pad_id))
     size = args.per_device_prompt_batch_size
     with engine.actor.gathered():
-        sequences = [
-            engine.actor.generate(*batch) for batch in zip(ids.split(size), attention.split(size), strict=True)
-        ]
+        sequences = []
+        for batch in zip(ids.split(size), attention.split(size), strict=True):
+            beat("generating")
+            sequences.append(engine.actor.generate(*batch))
     responses = [sequence[:, ids.shape[1] :] for sequence in sequences]  # each [size, its longest response]
     width = max(response.shape[1] for response in responses)
     masks = [ppo.response_mask(response, eos_id) for response in responses]

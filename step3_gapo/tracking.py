@@ -10,11 +10,13 @@ import numpy
 import torch
 from matplotlib import pyplot
 
+from step3_gapo.health import Health
 from step3_gapo.rollout import Rollout
+from utils.checkpoint import Checkpoint
 from utils.distributed import all_reduce_sum, world_size
-from utils.fingerprint import INDEX, WEIGHTS, weights_fingerprint
 from utils.metrics import Progress, start_record
 from utils.objectives import Objective
+from utils.plain_text import markdown_text
 
 Scalars = dict[str, float]
 
@@ -22,18 +24,36 @@ Scalars = dict[str, float]
 class Tracker:
     """The main rank's record of a run."""
 
-    def __init__(self, args: argparse.Namespace, objectives: list[Objective], total_steps: int):
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        objectives: list[Objective],
+        total_steps: int,
+        checkpoint: Checkpoint | None,
+        actor_model_sha256: str | None,
+    ):
         self.names, self.interval = [objective.name for objective in objectives], args.print_interval
-        self.total_steps = total_steps
+        self.total_steps, self.run = total_steps, Path(args.output_dir).name
         self.path: list[list[float]] = []  # mean objective values of every step
-        self.progress = Progress(total_steps, Path(args.output_dir).name, args.print_interval)
-        self.logger = start_record(args, world_size(), actor_model_sha256=known_fingerprint(args.actor_model))
+        self.health = Health([objective.name for objective in objectives if objective.optimized])
+        done = checkpoint.step if checkpoint else 0
+        self.progress = Progress(total_steps, self.run, args.print_interval, done)
+        self.logger = start_record(args, world_size(), checkpoint, actor_model_sha256=actor_model_sha256)
+        for scalars in self.logger.history():
+            self.observe(scalars["step"], scalars)
+
+    def observe(self, step: int, scalars: Scalars) -> list[str]:
+        """Take in a rollout's figures, new or of a run that goes on; what there is to warn of."""
+        self.path.append([scalars[f"reward/{name}"] for name in self.names])
+        return self.health.observe(step, scalars)
 
     def log(self, step: int, scalars: Scalars, rollout: Rollout) -> None:
         self.logger.log(step, scalars)
-        self.path.append([scalars[f"reward/{name}"] for name in self.names])
+        warnings = self.observe(step, scalars)
         shown = {name: scalars[f"reward/{name}"] for name in self.names} | {"kl": scalars["kl"]}
         self.progress.update(step, **shown)
+        for warning in warnings:
+            print(f"{self.run}: warning at step {step}: {warning}", flush=True)
         if step == 1 or step % self.interval == 0 or step == self.total_steps:
             self.logger.text("responses", sample_table(rollout), step)
             if len(self.names) > 1:
@@ -43,25 +63,22 @@ class Tracker:
         self.logger.close()
 
 
-def known_fingerprint(model: str) -> str | None:
-    """Fingerprint of a model folder's weights, by which policies of one start are told; None for a hub name."""
-    folder = Path(model)
-    stored = any((folder / name).is_file() for name in (WEIGHTS, INDEX))
-    return weights_fingerprint(folder, "--actor_model") if stored else None
-
-
 def rollout_scalars(rollout: Rollout) -> Scalars:
     """Means over all ranks of what a rollout is worth; called on every rank."""
     experience = rollout.experience
     lengths = experience.mask.sum(dim=-1)
-    rows = {f"reward/{name}": score for name, score in experience.scores.items()} | {
+    scores = experience.scores.items()
+    rows = {f"reward/{name}": score for name, score in scores} | {
         # The sum over tokens that the rewards are penalized by (k1), in nats a response.
         "kl": ((experience.log_probs - experience.ref_log_probs) * experience.mask).sum(dim=-1),
         "response_length": lengths,
         "eos_rate": experience.finished,
     }  # each [batch]
+    rows |= {f"reward_std/{name}": score.square() for name, score in scores}
     totals = all_reduce_sum(torch.stack([row.sum() for row in rows.values()] + [torch.ones_like(lengths).sum()]))
     means = dict(zip(rows, (totals[:-1] / totals[-1]).tolist(), strict=True))
+    for name in experience.scores:
+        means[f"reward_std/{name}"] = max(means[f"reward_std/{name}"] - means[f"reward/{name}"] ** 2, 0.0) ** 0.5
     return means | {"time/rollout": rollout.generation_seconds, "time/score": rollout.scoring_seconds}
 
 
@@ -80,7 +97,7 @@ def sample_table(rollout: Rollout, rows: int = 4) -> str:
     lines = ["| prompt | response | " + " | ".join(scores) + " |", "|---" * (2 + len(scores)) + "|"]
     for i, (prompt, response) in enumerate(zip(rollout.prompts[:rows], rollout.responses[:rows], strict=True)):
         texts = [prompt.record.messages[-1]["content"], response]
-        cells = [" ".join(text.replace("|", "\\|").splitlines()) for text in texts]
+        cells = [str(markdown_text(text)) for text in texts]
         cells += [f"{score[i].item():.2f}" for score in scores.values()]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

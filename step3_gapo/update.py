@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -11,10 +12,11 @@ from step3_gapo.head_gradients import HeadGradients, surrogate_slopes
 from step3_gapo.multi_objective import cosine_matrix
 from step3_gapo.rlhf_engine import Actor, ActorOutput, Critic
 from step3_gapo.rollout import Experience
-from step3_gapo.zero_gradients import ObjectiveGradients, forget_gradients, step_if_finite
 from utils.distributed import all_reduce_max, all_reduce_sum, broadcast_from_main, print_main, world_size
 from utils.errors import UserError
+from utils.zero_gradients import ObjectiveGradients, forget_gradients, step_if_finite
 
+POLICY_GRADIENT = "the gradient of the policy"
 Scalars = dict[str, float]
 Statistics = tuple[torch.Tensor, torch.Tensor]  # see `ActorUpdate.statistics`
 
@@ -48,37 +50,45 @@ class ActorUpdate:
         self.warned: set[str] = set()
         self.not_finite = ""  # what the last step failed on, where it did
 
-    def step(self, batches: list[Experience], on_policy: bool = False) -> Scalars | None:
-        """One optimizer step on this rank's micro-batches.
+    def accumulate(self, batches: list[Experience], on_policy: bool = False) -> Outcome | None:
+        """Leave the gradient of one optimizer step on this rank's micro-batches in the policy's engine.
 
         Args:
             on_policy: the policy is still the one that computed the experience, which then can serve in place of a
                 forward pass (`Experience.hidden`).
 
         Returns:
-            Metrics; None when a gradient was not finite on some rank: then nothing has changed on any.
+            None when what the objectives' gradients are compared by was not finite (`not_finite` says what it was).
         """
         actions = count_actions(batches)
-        learning_rate = self.actor.engine.get_lr()[0]
-        self.not_finite = "the gradient of the policy"
+        self.not_finite = POLICY_GRADIENT
         if self.args.gradient_scope == "full":
             outcome = self.combine_full_gradients(batches, actions)
         else:
             outcome = self.weigh_losses(batches, actions, on_policy)
-        norm = step_if_finite(self.actor.engine) if outcome else None
-        if norm is None:
+        if outcome is None:
             forget_gradients(self.actor.engine)
             return None
         sums, maxima = zip(*outcome.statistics, strict=True)
         entropy, clipped, kl = (all_reduce_sum(sum(sums)) / actions).tolist()
-        return outcome.scalars | {
+        outcome.scalars |= {
             "entropy": entropy,
             "clip_fraction": clipped,
             "approximate_kl": kl,
             "ratio_error": all_reduce_max(max(maxima)).item(),
-            "gradient/step_norm": norm,
-            "learning_rate/actor": learning_rate,
+            "learning_rate/actor": self.actor.engine.get_lr()[0],
         }
+        return outcome
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that goes on must know, as JSON."""
+        adaptive = self.algorithm.adaptive
+        return {"warned": sorted(self.warned), "adaptive": adaptive.state_dict() if adaptive else None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.warned = set(state["warned"])
+        if self.algorithm.adaptive:
+            self.algorithm.adaptive.load_state_dict(state["adaptive"])
 
     # --- two ways to the combined gradient; both leave it in the engine, and None if it is not finite
 
@@ -289,30 +299,33 @@ def optimizer_step(
     on_policy: bool,
     args: argparse.Namespace,
 ) -> tuple[Scalars, str | None]:
-    """One step of the policy, then of every critic.
+    """One step of the policy and of every critic; or of none, where something is not finite on some rank.
+
+    All gradients are there before the first step: memory for the critics' beside the policy's is the price.
 
     Returns:
-        Metrics, empty when the policy took no step (the critics then take none either); what was not finite, if any.
+        Metrics, empty when there was no step; what was not finite, if anything.
     """
-    scalars = actor_update.step(batches, on_policy)
-    if scalars is None:
+    outcome = actor_update.accumulate(batches, on_policy)
+    if outcome is None:
         return {}, actor_update.not_finite
+    scalars, engines = outcome.scalars, {POLICY_GRADIENT: actor_update.actor.engine}
+    for critic in critics:
+        scalars |= accumulate_critic_gradient(critic, batches, args)
+        engines[f"the gradient of the critic of {', '.join(critic.names)}"] = critic.engine
+    norms, not_finite = step_if_finite(engines)
+    if not_finite:
+        return {}, not_finite
     if on_policy:
         scalars |= {f"first_minibatch/{tag}": scalars[tag] for tag in ("approximate_kl", "ratio_error")}
-    not_finite = None
-    for critic in critics:
-        losses = critic_step(critic, batches, args)
-        if losses is None:
-            not_finite = f"the gradient of the critic of {', '.join(critic.names)}"
-        scalars |= losses or {}
-    return scalars, not_finite
+    return scalars | {"gradient/step_norm": norms[POLICY_GRADIENT]}, None
 
 
-def critic_step(critic: Critic, batches: list[Experience], args: argparse.Namespace) -> Scalars | None:
-    """One optimizer step of one critic on this rank's micro-batches.
+def accumulate_critic_gradient(critic: Critic, batches: list[Experience], args: argparse.Namespace) -> Scalars:
+    """Leave the gradient of one optimizer step on this rank's micro-batches in a critic's engine.
 
     Returns:
-        Its losses, one an objective; None when the gradient was not finite on some rank: then nothing has changed.
+        Its losses, one an objective.
     """
     actions = count_actions(batches)
     totals = torch.zeros(len(critic.names), device=batches[0].mask.device)
@@ -334,7 +347,4 @@ def critic_step(critic: Critic, batches: list[Experience], args: argparse.Namesp
         critic.engine.set_gradient_accumulation_boundary(batch is batches[-1])
         critic.engine.backward(losses.sum() * world_size(), scale_wrt_gas=False)
         totals += losses.detach()
-    if step_if_finite(critic.engine) is None:
-        forget_gradients(critic.engine)
-        return None
     return {f"loss/critic/{n}": v for n, v in zip(critic.names, all_reduce_sum(totals).tolist(), strict=True)}

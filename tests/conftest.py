@@ -20,8 +20,11 @@ from tests.helpers import Workshop, flags, run_command, run_script
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return make_workshop(tmp_path_factory.mktemp("workshop"))
+
+
+def make_workshop(folder: Path) -> Workshop:
     """Data, policy and score models, made by the project's own commands."""
-    folder = tmp_path_factory.mktemp("workshop")
     sizes = {"num_sft": 200, "num_preferences": 8, "num_validation": 8, "num_validation_prompts": 8,
              "num_test_prompts": 8}  # fmt: skip
     data = flags(output_dir=folder / "data", **sizes)

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,8 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parents[1]
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload([
-    "step3_gapo.main", "utils.make_base", "torch.utils.tensorboard", "tests.helpers",
+    "step3_gapo.main", "eval.chat", "eval.judge", "eval.report", "utils.make_base",
+    "torch.utils.tensorboard", "tests.helpers",
     "transformers.models.gpt2.modeling_gpt2", "transformers.models.mistral.modeling_mistral",
     "deepspeed.runtime.zero.muon.muon_optimizer",
 ])  # fmt: skip
@@ -93,28 +95,50 @@ def run_script(script: str, arguments: list[str], ranks: int = 1) -> Result:
     return run_function(_as_main, script, arguments, ranks=ranks)
 
 
+def run_killed(script: str, arguments: list[str], ranks: int, now: Callable[[], bool], timeout: float = 120) -> None:
+    """`run_script` that is killed, all ranks at once, as soon as `now()` holds; fails if it ends before."""
+    with tempfile.TemporaryDirectory() as folder:
+        processes = _start(_as_main, (script, arguments), ranks, Path(folder))
+        deadline = time.monotonic() + timeout
+        while not now():
+            assert all(process.is_alive() for process in processes), _said(Path(folder), ranks).stderr
+            assert time.monotonic() < deadline, "the moment to kill never came"
+            time.sleep(0.005)
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
+
+
 def run_function(function: Callable[..., None], *arguments: Any, ranks: int = 1, timeout: float = 300) -> Result:
     """Call an importable function in one forked process a rank, with the environment a launcher would set."""
-    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
-        outputs = [Path(folder) / str(rank) for rank in range(ranks)]
-        processes = [
-            FORKSERVER.Process(
-                target=_in_child,
-                args=(function, arguments, _rank_variables(rank, ranks, port), outputs[rank]),
-            )
-            for rank in range(ranks)
-        ]
-        for process in processes:
-            process.start()
+        processes = _start(function, arguments, ranks, Path(folder))
         for process in processes:
             process.join(timeout)
             if process.is_alive():
                 process.kill()
                 process.join()
-        codes = [process.exitcode for process in processes]
-        stdout, stderr = ("".join(o.with_suffix(s).read_text() for o in outputs) for s in (".out", ".err"))
-    return Result(next((code for code in codes if code), 0), stdout, stderr)
+        return _said(Path(folder), ranks, next((p.exitcode for p in processes if p.exitcode), 0))
+
+
+def _start(function: Callable[..., None], arguments: tuple, ranks: int, folder: Path) -> list[Any]:
+    """The processes of `ranks` calls, whose output goes to `folder`."""
+    port = free_port()
+    processes = [
+        FORKSERVER.Process(
+            target=_in_child, args=(function, arguments, _rank_variables(rank, ranks, port), folder / str(rank))
+        )
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def _said(folder: Path, ranks: int, code: int = 0) -> Result:
+    files = [[(folder / str(rank)).with_suffix(suffix) for rank in range(ranks)] for suffix in (".out", ".err")]
+    return Result(code, *("".join(file.read_text() for file in part if file.exists()) for part in files))
 
 
 def run_command(command: list[str], timeout: float = 300, **options: Any) -> Result:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 import subprocess
 import sys
@@ -232,7 +233,7 @@ def test_rated_rows_without_input_are_dropped(tmp_path):
 
 
 def test_the_summary_for_people_and_machines(tmp_path):
-    path = write(tmp_path / "rows.jsonl", [SAFETY, SAFETY, {**SAFETY, "safer": None}])
+    path = write(tmp_path / "rows.jsonl", [SAFETY, {**SAFETY, "id": "8"}, {**SAFETY, "id": "9", "safer": None}])
     _, summary = load_pairs(path, "safer")
     assert summary.lines() == [f"{path} (safety_pairs): read 3, kept 2, dropped 1 (1 tie)"]
     source = {"name": path, "format": "safety_pairs", "read": 3, "kept": 2, "dropped": {"tie": 1}}
@@ -243,6 +244,18 @@ def test_the_summary_for_people_and_machines(tmp_path):
         "sources": [source],
         "encoding": {},
     }
+
+
+def test_ids_that_stand_twice(tmp_path):
+    other = {**SAFETY, "responses": ["Ask a friend.", "Use a pin."]}
+    a = write(tmp_path / "a.jsonl", [SAFETY, other, SAFETY, {**SAFETY, "id": ""}, {**SAFETY, "id": ""}])
+    b = write(tmp_path / "b.jsonl", [{**SAFETY, "prompt": "Pick a bike lock?"}])  # files number their rows alike
+    pairs, summary = load_pairs(f"{a},{b}", "safer")
+    assert [pair.source for pair in pairs] == [f"{a}:1", f"{a}:2", f"{a}:4", f"{a}:5", f"{b}:1"]
+    assert summary.dropped == {"repeated row (same id, same content)": 1}
+    first, second = summary.as_dict()["sources"]
+    assert first["conflicting_ids"] == [f"{a}:2 and {a}:1"] and "conflicting_ids" not in second
+    assert summary.lines()[0].endswith(f"; 1 with the id of a different row (first: {a}:2 and {a}:1)")
 
 
 # --- files, folders, mixtures ----------------------------------------------------------------------------
@@ -318,7 +331,7 @@ def test_duplicates_are_found_across_files(tmp_path):
 def test_a_hub_data_set(monkeypatch):
     def load_dataset(name, split):
         assert (name, split) == ("someone/chats", "train_sft")
-        return datasets.Dataset.from_list([ULTRACHAT, ULTRACHAT])
+        return datasets.Dataset.from_list([ULTRACHAT, {**ULTRACHAT, "prompt_id": "2"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     dialogues, _ = load_dialogues("someone/chats@train_sft")
@@ -336,6 +349,11 @@ BAD_FILES = [
     ("broken.jsonl", b'{"prompt": "Hi"}\n{"prompt": \n', "broken.jsonl:2: malformed JSON"),
     ("list.jsonl", b"[1, 2]\n", "list.jsonl:1: expected an object with named fields, found list"),
     ("latin.jsonl", b'{"prompt": "Hi"}\n{"prompt": "\xe9"}\n', "latin.jsonl:2: the text is not UTF-8"),
+    ("utf16.jsonl", '{"prompt": "Hi"}\n'.encode("utf-16"), "utf16.jsonl:1: the text is not UTF-8 but UTF-16"),
+    ("utf16le.jsonl", '{"prompt": "Hi"}\n'.encode("utf-16-le"), "utf16le.jsonl:1: holds zero bytes, as UTF-16 does"),
+    ("zero.jsonl", b'{"prompt": "Hi"}\n{"prompt": "H\0o"}\n', "zero.jsonl:2: holds zero bytes"),
+    ("utf16.csv", "prompt\nHi\n".encode("utf-16"), "utf16.csv:1: the text is not UTF-8 but UTF-16"),
+    ("packed.jsonl", gzip.compress(b'{"prompt": "Hi"}\n'), "packed.jsonl:1: the text is not UTF-8 but gzip data"),
     ("empty.jsonl", b"", "empty.jsonl: holds no rows"),
     ("blank.jsonl", b"\n \n", "blank.jsonl: holds no rows"),
     ("empty.json", b"[]", "empty.json: holds no rows"),
@@ -452,6 +470,12 @@ def test_bad_specifications(tmp_path, monkeypatch, spec, message):
     with pytest.raises(UserError) as error:
         load_prompts(spec.format(**names))
     assert message.format(**names) in str(error.value)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(UserError, match="pipe.jsonl: not a regular file"):
+        load_prompts(str(tmp_path / "pipe.jsonl"))
 
 
 def test_an_unreachable_hub_is_one_line(monkeypatch):

@@ -2,13 +2,17 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -19,6 +23,8 @@ from transformers import (
 )
 
 from eval import generate, score
+from eval.partial import PartialFile, checked_line, model_identity, partial_path
+from tests.helpers import run_function
 from utils import make_base
 from utils.data.encoding import Encoded, encode_prompt
 from utils.data.records import Prompt
@@ -219,15 +225,167 @@ def test_complete_files_are_kept(models: Path, tmp_path: Path, monkeypatch: pyte
     file.write_text("".join(complete.splitlines(keepends=True)[:-1]))
     call(generate, monkeypatch, *arguments)
     assert file.read_text() == complete, "an incomplete file is generated again"
-    file.write_text(edited)
-    os.utime(file, (0, 0))
-    call(generate, monkeypatch, *arguments)
-    assert file.read_text() == complete, "a file older than its policy is generated again"
-    file.write_text(edited)
     settings = file.with_suffix(".settings.json")
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"temperature": 0.3}))
+    for change in ({"temperature": 0.3}, {"prompts": "others"}, {"policy": {}}, {"reference_model": None}):
+        file.write_text(edited)
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | change))
+        call(generate, monkeypatch, *arguments)
+        assert file.read_text() == complete, f"a file made with another {change} is generated again"
+
+
+def test_a_policy_is_known_by_what_is_in_its_folder(models: Path, tmp_path: Path, monkeypatch, capsys):
+    """Its weights, configuration and tokenizer count, dates do not."""
+    for name in ("sft", "aligned"):
+        shutil.copytree(models / name, tmp_path / name)
+    shutil.copy(models / "prompts.jsonl", tmp_path)
+    arguments = generate_arguments(tmp_path, tmp_path / "eval", "aligned")
+
+    def generates() -> bool:
+        model_identity.cache_clear()
+        call(generate, monkeypatch, *arguments)
+        return "skipped" not in capsys.readouterr().out
+
+    assert generates()
+    os.utime(tmp_path / "aligned" / "model.safetensors")
+    assert not generates()
+    for name, change in (("aligned", 1e-3), ("sft", 1e-3)):  # the reference is part of the KL
+        file = tmp_path / name / "model.safetensors"
+        tensors = {key: value + change for key, value in load_file(file).items()}
+        date = file.stat().st_mtime
+        save_file(tensors, file, metadata={"format": "pt"})
+        os.utime(file, (date, date))
+        assert generates() and not generates()
+    config = tmp_path / "aligned" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rms_norm_eps": 1e-3}))
+    assert generates() and not generates()
+
+
+def partial_lines(file: Path) -> int:
+    partial = partial_path(file)
+    return partial.read_bytes().count(b"\n") if partial.is_file() else 0
+
+
+def test_a_killed_generation_goes_on(models: Path, tmp_path: Path, monkeypatch, capsys):
+    """The real command, killed in the middle; nine batches of one prompt."""
+    changes = ["--batch_size", 1, "--max_new_tokens", 30]
+    call(generate, monkeypatch, *generate_arguments(models, tmp_path / "whole", "sft", "aligned"), *changes)
+    arguments = [*generate_arguments(models, tmp_path / "killed", "sft", "aligned"), *changes]
+    files = [tmp_path / "killed" / "responses" / f"{name}.jsonl" for name in ("sft", "aligned")]
+    process = subprocess.Popen([sys.executable, "eval/generate.py", *map(str, arguments)], cwd=ROOT)
+    while partial_lines(files[1]) < 3:  # the settings and two batches of the second policy
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    done = partial_lines(files[1]) - 1
+    assert files[0].is_file() and not files[1].is_file() and 2 <= done < 9
+    capsys.readouterr()
     call(generate, monkeypatch, *arguments)
-    assert file.read_text() == complete, "a file sampled with other settings is generated again"
+    said = capsys.readouterr().out
+    assert f"going on after {done} of 9 responses" in said and "sft.jsonl is complete, skipped" in said
+    assert f"generate {done + 1}/9" in said and "generate 9/9" in said
+    assert_same_files(tmp_path / "whole", tmp_path / "killed")
+
+
+def assert_same_files(first: Path, second: Path) -> None:
+    """The same names, hidden ones included, with the same bytes."""
+    a, b = ({path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+            for root in (first, second))  # fmt: skip
+    assert a and a == b
+
+
+def killed_in(module, name: str, calls: int, target, first_half_written: bool = False) -> None:
+    """`target.main()`, with SIGKILL when it calls `module.name` for the given time; for a process of its own."""
+    original, count = getattr(module, name), 0
+
+    def replacement(*arguments):
+        nonlocal count
+        count += 1
+        if count == calls:
+            if first_half_written:
+                partial_file, part = arguments
+                with partial_file.path.open("a") as file:
+                    file.write(checked_line(part)[:-40])
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments)
+
+    setattr(module, name, replacement)
+    target.main()
+
+
+def generate_killed(arguments: list[str], where: str) -> None:
+    sys.argv = ["generate.py", *arguments]
+    module, name, calls, first_half_written = {
+        "before a batch is kept": (PartialFile, "append", 2, False),
+        "while a batch is written": (PartialFile, "append", 3, True),
+        "before the responses": (generate, "write_text", 1, False),
+        "before the settings": (generate, "write_json", 1, False),
+        "before the parts are removed": (PartialFile, "remove", 1, False),
+    }[where]
+    killed_in(module, name, calls, generate, first_half_written)
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("before a batch is kept", "going on after 4 of 9 responses"),
+        ("while a batch is written", "going on after 8 of 9 responses"),
+        ("before the responses", "going on after 9 of 9 responses"),
+        ("before the settings", "going on after 9 of 9 responses"),
+        ("before the parts are removed", "is complete, skipped"),
+    ],
+)
+def test_a_generation_killed_anywhere_goes_on(where, said, models, responses, tmp_path, monkeypatch, capsys):
+    arguments = generate_arguments(models, tmp_path, "aligned")
+    assert run_function(generate_killed, arguments, where).code == -signal.SIGKILL
+    call(generate, monkeypatch, *arguments)
+    assert said in capsys.readouterr().out
+    names = ("aligned.jsonl", "aligned.settings.json")
+    assert [path.name for path in sorted((tmp_path / "responses").iterdir())] == list(names)
+    assert all((tmp_path / "responses" / n).read_bytes() == (responses / n).read_bytes() for n in names)
+
+
+@pytest.mark.parametrize("changed", ["--seed", "--temperature"])
+def test_parts_of_other_settings_are_discarded(changed: str, models: Path, tmp_path: Path, monkeypatch, capsys):
+    arguments = generate_arguments(models, tmp_path / "killed", "aligned")
+    assert run_function(generate_killed, arguments, "before a batch is kept").code == -signal.SIGKILL
+    call(generate, monkeypatch, *arguments, changed, 2)
+    assert ".aligned.jsonl.partial: of other models, prompts or settings, discarded" in capsys.readouterr().out
+    call(generate, monkeypatch, *generate_arguments(models, tmp_path / "whole", "aligned"), changed, 2)
+    assert_same_files(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_damaged_parts_are_dropped(tmp_path: Path):
+    result = tmp_path / "run.jsonl"
+    file = PartialFile(result, {"seed": 1})
+    for part in range(4):
+        file.append({"part": part, "text": "ä\u2028"})
+    lines = file.path.read_bytes().splitlines(keepends=True)
+    damages = {
+        3: b"".join(lines[:4]) + lines[4].replace(b"3", b"4", 1), 1: b"".join(lines[:2]) + b"\0" * 50 + lines[3],
+        2: b"".join(lines[:3]) + lines[3].rstrip(b"\n"), 0: lines[0][:-3],
+    }  # fmt: skip
+    for whole, damaged in damages.items():
+        file.path.write_bytes(damaged)
+        found = PartialFile(result, {"seed": 1})
+        assert [part["part"] for part in found.parts] == list(range(whole))
+        found.append({"part": "new"})
+        assert [part["part"] for part in PartialFile(result, {"seed": 1}).parts] == [*range(whole), "new"]
+
+
+def score_arguments(models: Path, folder: Path, output_dir: Path) -> list[str]:
+    return [
+        "--responses",
+        *(str(folder / f"{name}.jsonl") for name in ("sft", "aligned")),
+        "--reward_model",
+        f"useful={models / 'useful'}",
+        "--cost_model",
+        f"harmful={models / 'harmful'}",
+        "--output_dir",
+        str(output_dir),
+        "--batch_size",
+        "4",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -236,25 +394,65 @@ def evaluations(models: Path, responses: Path) -> dict[str, dict]:
     settings = models / "preset" / "policies" / "aligned" / "args.json"
     settings.parent.mkdir(parents=True)
     settings.write_text(json.dumps({"algorithm": "gapo", "seed": 7}))
-    done = run_script(
-        "score.py",
-        "--responses",
-        responses / "sft.jsonl",
-        responses / "aligned.jsonl",
-        "--reward_model",
-        f"useful={models / 'useful'}",
-        "--cost_model",
-        f"harmful={models / 'harmful'}",
-        "--gold",
-        "grading:lengths",
-        "--output_dir",
-        responses.parent,
-        "--batch_size",
-        4,
-        PYTHONPATH=str(models),
-    )
+    arguments = [*score_arguments(models, responses, responses.parent), "--gold", "grading:lengths"]
+    done = run_script("score.py", *arguments, PYTHONPATH=str(models))
     assert done.returncode == 0, done.stderr
     return {name: json.loads((responses.parent / f"{name}.json").read_text()) for name in ("sft", "aligned")}
+
+
+def score_killed(arguments: list[str], where: str) -> None:
+    sys.argv = ["score.py", *arguments]
+    module, name, calls = {
+        "the first objective": (PartialFile, "append", 2),
+        "the second objective": (PartialFile, "append", 4),
+        "writing": (score, "write_json", 2),
+    }[where]
+    killed_in(module, name, calls, score, first_half_written=where != "writing")
+
+
+@pytest.fixture
+def scored(models: Path, responses: Path, tmp_path: Path, monkeypatch):
+    """`scored(output_dir)`: score the responses in `tmp_path/responses`; how often a model was asked."""
+    shutil.copytree(responses, tmp_path / "responses")
+    asked = []
+    original = score.last_token_scores
+    monkeypatch.setattr(score, "last_token_scores", lambda *args: asked.append(1) or original(*args))
+
+    def run(output_dir: Path, *changes: object, models: Path = models) -> int:
+        asked.clear()
+        model_identity.cache_clear()
+        call(score, monkeypatch, *score_arguments(models, tmp_path / "responses", output_dir), *changes)
+        return len(asked)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("where", "lacking"), [("the first objective", 3), ("the second objective", 1), ("writing", 0)]
+)
+def test_killed_scoring_goes_on(where, lacking, scored, models, tmp_path):
+    assert scored(tmp_path / "whole") == 4
+    arguments = score_arguments(models, tmp_path / "responses", tmp_path / "killed")
+    assert run_function(score_killed, arguments, where).code == -signal.SIGKILL
+    assert scored(tmp_path / "killed") == lacking
+    assert_same_files(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_only_what_changed_is_scored_again(scored, models: Path, tmp_path: Path):
+    output_dir, own = tmp_path / "eval", tmp_path / "models"
+    shutil.copytree(models, own, ignore=shutil.ignore_patterns("preset"))
+    assert scored(output_dir, models=own) == 4
+    before = (output_dir / "sft.json").read_bytes()
+    assert scored(output_dir, models=own) == 0 and (output_dir / "sft.json").read_bytes() == before
+    config = own / "harmful" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"score_mean": 7.0}))
+    assert scored(output_dir, models=own) == 2
+    file = tmp_path / "responses" / "sft.jsonl"
+    file.write_text(file.read_text().replace('"finished": false', '"finished": true', 1))
+    assert scored(output_dir, models=own) == 2
+    assert scored(output_dir, "--batch_size", 2, models=own) == 4
+    (output_dir / "sft.json").write_text("{")
+    assert scored(output_dir, "--batch_size", 2, models=own) == 2
 
 
 def test_scores_equal_direct_computation(models: Path, evaluations: dict[str, dict]):
@@ -279,6 +477,7 @@ def test_statistics(evaluations: dict[str, dict]):
     assert set(result) == {
         "run",
         "args",
+        "scored",
         "objectives",
         "harmless_ratio",
         "average",
@@ -310,7 +509,7 @@ def test_single_value_has_no_interval():
 
 def test_without_cost_model_or_gold():
     objectives = [score.Objective("a", "reward", "")]
-    result = score.evaluation("x", [{"scores": {"a": 1.0}, "kl": 0.0, "length": 3}], objectives, {})
+    result = score.evaluation("x", [{"scores": {"a": 1.0}, "kl": 0.0, "length": 3}], objectives, {}, {})
     assert result["harmless_ratio"] is None and "gold" not in result
 
 
@@ -331,8 +530,11 @@ def expect_one_line(module, monkeypatch, capsys, message: str, *arguments: objec
         ({"--policy": ["sft"]}, "'sft' is not NAME=VALUE"),
         ({"--policy": ["a=nowhere/at/all"]}, "--policy a nowhere/at/all"),
         ({"--policy": ["a={models}/sft", "a={models}/aligned"]}, "--policy a: given twice"),
-        ({"--policy": ["a/b={models}/sft"]}, "--policy a/b: a run name is also a file name"),
-        ({"--policy": ["a={models}/useful"]}, "/useful: this is a score model, not a language model"),
+        ({"--policy": ["a/b={models}/sft"]}, "--policy: 'a/b' cannot be a name"),
+        (
+            {"--policy": ["a={models}/useful"]},
+            "/useful: this is MistralForSequenceClassification, not a language model",
+        ),
         ({"--reference_model": ["{models}/missing"]}, "--reference_model {models}/missing"),
         ({"--data": ["{models}/missing.jsonl"]}, "{models}/missing.jsonl"),
         ({"--data": ["{models}/grading.py"]}, "{models}/grading.py"),

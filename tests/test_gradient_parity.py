@@ -32,6 +32,7 @@ from step3_gapo.rlhf_engine import Actor
 from step3_gapo.rollout import Experience
 from step3_gapo.update import ActorUpdate, Scalars
 from tests.helpers import flags, run_function
+from tests.updates import policy_step
 from utils import engines
 from utils.distributed import init_distributed, rank, shutdown_distributed, world_size
 from utils.models import DTYPES, load_causal_lm
@@ -402,7 +403,7 @@ def errors_of_run(library: Library, problem: Problem, layout: Layout, expected: 
     update, batches = build(library, problem, layout), deal(library.experience(problem), layout.accumulation)
     errors = {}
     for number, step in enumerate(expected.steps, start=1):
-        named = step_errors(problem, update.step(batches), step)
+        named = step_errors(problem, policy_step(update, batches), step)
         errors |= {f"{name} of step {number}": error for name, error in named.items()}
     return errors | weight_errors(update.actor, problem, expected)
 
@@ -511,7 +512,7 @@ def check_one_objective(library: Library, stage: int) -> None:
         for scope, algorithm in [("last_layer", "ppo"), *itertools.product(SCOPES, ("mgda",))]:
             problem = Problem(scope, algorithm=algorithm, objectives=1)
             update, batches = build(library, problem, Layout(stage, 2)), deal(library.experience(problem), 2)
-            assert [update.step(batches)["coefficient/a"] for _ in range(STEPS)] == pytest.approx([1.0] * STEPS)
+            assert [policy_step(update, batches)["coefficient/a"] for _ in range(STEPS)] == pytest.approx([1.0] * STEPS)
             moves.append(torch.cat([(w - start[n]).flatten() for n, w in model_weights(update.actor).items()]))
         ppo, *others = moves
         assert all((move - ppo).norm() <= 1e-5 * ppo.norm() for move in others)
@@ -567,16 +568,16 @@ def with_spoiled_loss(batches: list[Experience]) -> list[Experience]:
 def spoil(update: ActorUpdate, batches: list[Experience], where: int | str) -> Scalars | None:
     """A step with a NaN in a backward pass (its number), or in a loss."""
     if where == "loss":
-        return update.step(with_spoiled_loss(batches))
+        return policy_step(update, with_spoiled_loss(batches))
     with spoiled(update.actor, where):
-        return update.step(batches)
+        return policy_step(update, batches)
 
 
 def flaws_of_skips(library: Library, problem: Problem, layout: Layout) -> Iterator[str]:
     """What goes wrong when NaNs come between a first step and two more, against a run without them."""
     batches = deal(library.experience(problem), layout.accumulation)
     update, undisturbed = build(library, problem, layout), build(library, problem, layout)
-    outcomes = [update.step(batches)]
+    outcomes = [policy_step(update, batches)]
     before = model_weights(update.actor), master_weights(update.actor, problem.dtype)
     for where in (*range(layout.accumulation), "loss"):
         place = "a loss" if where == "loss" else f"backward pass {where}"
@@ -585,8 +586,8 @@ def flaws_of_skips(library: Library, problem: Problem, layout: Layout) -> Iterat
         after = model_weights(update.actor), master_weights(update.actor, problem.dtype)
         if not all(map(equal, before, after)):
             yield f"a NaN in {place}: the weights have moved"
-    outcomes += [update.step(batches), update.step(batches)]
-    if outcomes != [undisturbed.step(batches) for _ in range(3)]:
+    outcomes += [policy_step(update, batches), policy_step(update, batches)]
+    if outcomes != [policy_step(undisturbed, batches) for _ in range(3)]:
         yield "the steps around the skipped ones are others than without these"
     weights = model_weights(update.actor)
     if not all(weight.isfinite().all() for weight in weights.values()):

@@ -408,7 +408,7 @@ def test_bad_flags(tmp_path: Path) -> None:
         ({"prompts": f"helpfulness={tmp_path / 'other.jsonl'}"}, "a response to none of its 1 prompts"),
         ({"criteria": f"helpfulness={tmp_path / 'criteria.txt'}"}, "the first line must be the scale"),
         ({"policy": f"sft={tmp_path / 'ours.jsonl'}"}, "--policy sft: given twice"),
-        ({"policy": f"a/b={tmp_path / 'ours.jsonl'}"}, "--policy a/b"),
+        ({"policy": f"a/b={tmp_path / 'ours.jsonl'}"}, "--policy: 'a/b'"),
         ({"policy": "gapo=missing.jsonl"}, "--policy gapo missing.jsonl: no such file"),
         ({"policy": f"gapo={short}"}, "--policy gapo: no response to 2 of 6 prompts"),
         ({"policy": f"gapo={tmp_path}"}, "no such model"),

@@ -37,26 +37,31 @@ case "$*" in
         done ;;
     *judge.py*) exit "${JUDGE_EXIT:-0}" ;;
     *report.py*) mkdir -p "$(value --input_dir)/report"; touch "$(value --input_dir)/report/results.json" ;;
-    *) mkdir -p "$out"; touch "$out/config.json" ;;
+    *) mkdir -p "$out"; rm -f "$out/unfinished"; touch "$out/config.json" ;;
 esac
 """
 
 
 @pytest.fixture
 def run_all(tmp_path: Path):
-    """`run_all(**variables)`: run_all.sh tiny in `tmp_path/out put`; (exit code, what it said, the calls it made)."""
+    """`run_all(*flags, **variables)`: run_all.sh tiny in `tmp_path/out put`; (exit code, what it said, its calls)."""
     stand_in, calls = tmp_path / "python", tmp_path / "calls"
     stand_in.write_text(STAND_IN)
     stand_in.chmod(0o755)
 
-    def run(**variables: str) -> tuple[int, str, list[str]]:
+    def run(*flags: str, **variables: str) -> tuple[int, str, list[str]]:
         calls.write_text("")
         environment = os.environ | {
             "PYTHON": str(stand_in), "REAL_PYTHON": sys.executable, "CALLS": str(calls), "JOBS": "2",
             "OUTPUT": str(tmp_path / "out put"),
         } | variables  # fmt: skip
         result = subprocess.run(
-            ["bash", "run_all.sh", "tiny"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+            ["bash", "run_all.sh", "tiny", *flags],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
         return result.returncode, result.stdout + result.stderr, calls.read_text().splitlines()
 
@@ -107,6 +112,70 @@ def test_a_soup_is_made_again_when_an_expert_is(run_all, tmp_path: Path) -> None
     code, said, calls = run_all(**runs)
     assert code == 0, said
     assert (trained(calls), len(of("eval/soup", calls)), len(of("eval/report", calls))) == (["ppo_helpfulness"], 1, 1)
+
+
+EVALUATION = ["eval/generate", "eval/generate", "eval/score", "eval/judge", "eval/report"]
+# What was under way when the command was killed -> what the same command then does, in order.
+UNFINISHED = {
+    "sft": ["step1_sft/main", *EVALUATION],
+    "cost/harmlessness": ["step2_reward/main"],
+    "policies/gapo_p1": ["step3_gapo/main", *EVALUATION],
+    "policies/ppo_helpfulness": ["step3_gapo/main", "eval/soup", *EVALUATION],
+}
+
+
+@pytest.mark.parametrize("folder", UNFINISHED)
+def test_what_a_killed_run_has_not_finished_goes_on(run_all, tmp_path: Path, folder: str) -> None:
+    """An older result, complete, does not pass for that of the run that was killed."""
+    runs = {"RUNS": "gapo_p1 ppo_helpfulness ppo_harmlessness rewarded_soup_0.4"}
+    assert run_all(**runs)[0] == 0
+    mark = tmp_path / "out put" / folder / "unfinished"
+    mark.touch()
+    code, said, calls = run_all(**runs)
+    assert code == 0, said
+    assert [call.split(".py ")[0].removeprefix("-u ") for call in calls] == UNFINISHED[folder]
+    assert "--fresh" not in " ".join(calls)
+    assert not mark.exists()
+    assert run_all(**runs)[2] == []
+
+
+def test_every_stage_is_told_of_zero_and_checkpoints(run_all) -> None:
+    code, said, calls = run_all(RUNS="gapo_p1", ZERO_STAGE="2", CHECKPOINT_INTERVAL="3")
+    assert code == 0, said
+    trainings = [call for call in calls if "/main.py " in call]
+    assert len(trainings) == 4
+    assert all("--zero_stage 2 " in call and "--checkpoint_interval 3 " in call for call in trainings)
+
+
+def test_fresh_removes_unfinished_work_too(run_all, tmp_path: Path) -> None:
+    assert run_all(RUNS="gapo_p1")[0] == 0
+    out = tmp_path / "out put"
+    begun = [out / "sft/checkpoints/step_00000002", out / "policies/mgda/checkpoints", out / ".sft.a1b2c3d4"]
+    for folder in begun:
+        folder.mkdir(parents=True)
+    own = out / "notes"
+    own.touch()
+    code, said, calls = run_all("--fresh", RUNS="gapo_p1")
+    assert code == 0, said
+    assert of("step1_sft/main", calls) and not any(folder.exists() for folder in begun) and own.exists()
+
+
+def test_left_overs_of_killed_runs_go_when_they_are_old(run_all, tmp_path: Path) -> None:
+    assert run_all(RUNS="gapo_p1")[0] == 0
+    out = tmp_path / "out put"
+    left = [out / ".report.a1b2c3d4/x", out / "policies/.gapo_p1.a_b2c3d4/x", out / "sft/.unfinished.a1b2c3d4/x",
+            out / "eval/.gapo_p1.json.4711"]  # fmt: skip
+    kept = [out / ".mine", out / "eval/responses/.gapo_p1.jsonl.partial", out / ".other.a1b2c3d4/x"]
+    for file in left + kept:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    assert run_all(RUNS="gapo_p1")[0] == 0
+    assert all(file.exists() for file in left + kept), "a run beside this one may be writing them"
+    for file in left + kept:
+        for path in (file, file.parent):
+            os.utime(path, (0, 0))
+    assert run_all(RUNS="gapo_p1")[0] == 0
+    assert not any(file.exists() for file in left) and all(file.exists() for file in kept)
 
 
 def test_an_evaluation_that_was_broken_off_is_done_again(run_all) -> None:

@@ -14,6 +14,7 @@ from step3_gapo import ppo
 from step3_gapo.rollout import Experience, make_rollout, training_score
 from tests.helpers import Workshop, distance, run_function
 from tests.test_step3_engine import build
+from tests.updates import policy_step
 from utils.distributed import shutdown_distributed
 
 SCALED = "harmlessness"
@@ -29,7 +30,7 @@ def step_with_scale(arguments: list[str], scale: float, output: Path) -> None:
     experience = make_rollout(engine, prompts[: args.per_device_prompt_batch_size], args).experience
     assert (experience.log_probs - experience.ref_log_probs).abs().max() > 1e-3
     scale_reward(experience, scale, args)
-    assert actor_update.step([experience]) is not None
+    assert policy_step(actor_update, [experience]) is not None
     engine.save_policy(output)
     shutdown_distributed()
 

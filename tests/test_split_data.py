@@ -126,7 +126,7 @@ def test_a_split_of_size_zero_is_not_written(inputs, monkeypatch):
     [
         (["--input", "safety"], "'safety' is not NAME=VALUE"),
         (["--input", "safety=nowhere.jsonl"], "nowhere.jsonl: no such file or folder"),
-        (["--input", "a/b={safety}"], "--input a/b={safety}: the name must do as a file name"),
+        (["--input", "a/b={safety}"], "--input: 'a/b' cannot be a name"),
         (["--input", "a={safety}", "--input", "a={safety}"], "--input a={safety}: the name is used twice"),
         (["--input", "a={safety},{hh}"], "one input must be of one format, found hh_rlhf, safety_pairs"),
         (["--input", "a={few}"], "--input a={few}: the validation split would be empty (1 usable rows"),

@@ -27,8 +27,9 @@ from step3_gapo.multi_objective import gapo_coefficients
 from step3_gapo.rlhf_engine import RLHFEngine, TokenHead, response_logits
 from step3_gapo.rollout import Experience, Rollout, make_rollout
 from step3_gapo.tracking import rollout_scalars
-from step3_gapo.update import ActorUpdate, critic_step
+from step3_gapo.update import ActorUpdate
 from tests.helpers import Workshop, read_weights, run_command, run_function
+from tests.updates import critic_step, policy_step
 from utils.data.batching import left_pad
 from utils.data.encoding import encode_prompt, encode_response
 from utils.distributed import (
@@ -200,7 +201,7 @@ def check_against_plain_torch(arguments: list[str], output: Path) -> None:
             assert (rollout.experience.log_probs - rollout.experience.ref_log_probs).abs().max() > 1e-3
         rows = torch.arange(ROWS).split(args.per_device_train_batch_size)
         micro_batches = [rollout.experience.select(part) for part in rows]
-        scalars = rollout_scalars(rollout) | actor_update.step(micro_batches)
+        scalars = rollout_scalars(rollout) | policy_step(actor_update, micro_batches)
         for critic in engine.critics:
             scalars |= critic_step(critic, micro_batches, args)
         experiences = of_all_ranks(rollout.experience)
@@ -277,7 +278,7 @@ def count_layer_passes(arguments: list[str], expected: int) -> None:
     ]
     for layer in layers:
         layer.mlp.register_forward_pre_hook(lambda *_: passes.append(1))
-    actor_update.step([rollout.experience])
+    policy_step(actor_update, [rollout.experience])
     for critic in engine.critics:
         critic_step(critic, [rollout.experience], args)
     assert len(passes) == expected * len(layers), len(passes)
@@ -329,7 +330,7 @@ def check_rollout_serves(arguments: list[str]) -> None:
     computed, _ = actor_update.head_gram(micro_batches, on_policy=False)
     assert len(passes) == len(micro_batches)
     torch.testing.assert_close(served, computed, rtol=1e-5, atol=0)
-    actor_update.step(micro_batches, on_policy=True)
+    policy_step(actor_update, micro_batches, on_policy=True)
     moved, _ = actor_update.head_gram(micro_batches, on_policy=False)
     assert (moved - served).abs().max() > 1e-3 * served.abs().max()
     shutdown_distributed()
@@ -350,7 +351,7 @@ def train_and_keep_logits(arguments: list[str], output: Path) -> None:
     """One update; the policy, and beside it what it says to a prompt while it still sits in its engine."""
     args, engine, actor_update, prompts = build(arguments)
     rollout = make_rollout(engine, prompts[:ROWS], args)
-    actor_update.step([rollout.experience])
+    policy_step(actor_update, [rollout.experience])
     engine.save_policy(output)
     ids = torch.tensor([prompts[0].prompt])
     with torch.no_grad():

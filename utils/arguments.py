@@ -1,11 +1,13 @@
 """The command line: a parser with one-line errors and the groups of flags that several stages share."""
 
 import argparse
+import unicodedata
 from typing import NoReturn
 
 from utils.errors import UserError, fail
 
 LR_SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
+LONGEST_NAME = 100  # bytes; two of them and what is added fit into the 255 that file systems allow
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,12 +21,23 @@ class Parser(argparse.ArgumentParser):
         fail(f"{message} (see {self.prog} --help)")
 
 
+def safe_name(text: str) -> str:
+    """argparse type of the name of a run, an objective or an input: files and curves are called by it."""
+    if not text.strip() or "/" in text or "\\" in text or text.startswith((".", "-")):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be a name: files are called by it")
+    if any(unicodedata.category(character).startswith("C") for character in text):
+        raise argparse.ArgumentTypeError(f"{ascii(text)} cannot be a name: it holds invisible characters")
+    if len(text.encode()) > LONGEST_NAME:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r}...: a name has at most {LONGEST_NAME} bytes")
+    return text
+
+
 def named_value(text: str) -> tuple[str, str]:
-    """argparse type of `NAME=VALUE`."""
+    """argparse type of `NAME=VALUE`; see `safe_name`."""
     name, separator, value = text.partition("=")
-    if not (name and separator and value):
+    if not (separator and value):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    return name, value
+    return safe_name(name), value
 
 
 def named_number(text: str) -> tuple[str, float]:
@@ -103,6 +116,17 @@ def add_data_arguments(parser: argparse.ArgumentParser, what: str, required: boo
     )
 
 
+def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
+    """What model folders of others may do; `utils.models.allow` grants it."""
+    group = parser.add_argument_group("models from others")
+    group.add_argument(
+        "--trust_remote_code", action="store_true", help="run program code that a model folder brings along"
+    )
+    group.add_argument(
+        "--allow_pickle", action="store_true", help="read pickled weights (.bin) too, not only safetensors"
+    )
+
+
 def add_supervised_arguments(parser: argparse.ArgumentParser) -> None:
     """What stages 1 and 2 share: a pretrained model in, epochs over a data set, a trained model out."""
     group = parser.add_argument_group("training")
@@ -132,6 +156,7 @@ def add_supervised_arguments(parser: argparse.ArgumentParser) -> None:
         help="model of the epoch with the lowest validation loss, or of the last epoch",
     )
     add_optimization_arguments(parser)
+    add_loading_arguments(parser)
 
 
 def add_optimization_arguments(parser: argparse.ArgumentParser) -> None:
@@ -150,6 +175,37 @@ def add_optimization_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=42, help="seed of everything random")
     group.add_argument("--output_dir", required=True, help="where the result goes")
     group.add_argument("--print_interval", type=positive_int, default=10, help="steps between progress lines")
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser, interval: int, unit: str) -> None:
+    """How a run is kept from losing work; `interval` is in the stage's `unit` of progress."""
+    group = parser.add_argument_group("checkpoints and failures")
+    group.add_argument(
+        "--checkpoint_interval",
+        type=non_negative_int,
+        default=interval,
+        help=f"{unit} between checkpoints in <output_dir>/checkpoints, from which the same command goes on; 0: none",
+    )
+    group.add_argument("--checkpoints_kept", type=positive_int, default=2, help="newest checkpoints that are kept")
+    group.add_argument("--keep_checkpoints", action="store_true", help="keep them when the run is finished, too")
+    group.add_argument("--fresh", action="store_true", help="start over, whatever checkpoints there are")
+    group.add_argument(
+        "--allow_changed_flags",
+        action="store_true",
+        help="go on from a checkpoint although flags, data or models that change the result are others now",
+    )
+    group.add_argument(
+        "--max_skipped_steps",
+        type=positive_int,
+        default=20,
+        help="optimizer steps in a row that may be skipped because something is not finite, before the run stops",
+    )
+    group.add_argument(
+        "--rank_timeout",
+        type=non_negative_float,
+        default=600.0,
+        help="seconds without any progress on a rank after which the whole run ends; 0: wait for ever",
+    )
 
 
 def add_deepspeed_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,14 +3,22 @@
 import os
 import random
 import socket
+from datetime import timedelta
 
 import numpy
 import torch
 import torch.distributed as dist
 
+from utils.rank_watch import stop_watching
 
-def init_distributed() -> None:
+SECONDS_OF_A_COLLECTIVE = 1800.0  # at least, before torch gives it up
+
+
+def init_distributed(rank_timeout: float = 600.0) -> None:
     """Join the process group the launcher describes, or form a group of one when there is no launcher.
+
+    torch gives a collective up after twice `rank_timeout` seconds, half an hour at least, so that `utils.rank_watch`,
+    which knows more, speaks first; it alone sees on CPU and GPU alike, but not to other hosts. 0: never.
 
     On CPU, DeepSpeed would compile a shared-memory collective here (and fail where there is no C++
     compiler); gloo gives the same results, so that extension is declared unavailable first.
@@ -29,12 +37,21 @@ def init_distributed() -> None:
     os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    seconds = max(2 * rank_timeout, SECONDS_OF_A_COLLECTIVE) if rank_timeout else timedelta(days=365).total_seconds()
+    deepspeed.init_distributed(
+        dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False, timeout=timedelta(seconds=seconds)
+    )
 
 
 def shutdown_distributed() -> None:
-    """Leave the process group, so that no rank warns about a group it never left."""
+    """Leave the process group, all ranks together, so that no rank warns about a group it never left.
+
+    A rank that is done waits here for those that still write: it would see one of them being killed.
+    """
     if dist.is_initialized():
+        if dist.get_world_size() > 1:
+            dist.barrier()
+        stop_watching()
         dist.destroy_process_group()
 
 

@@ -2,7 +2,9 @@
 
 import argparse
 import io
-from contextlib import redirect_stdout
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import deepspeed
@@ -66,9 +68,22 @@ def make_frozen_engine(model: nn.Module, args: argparse.Namespace) -> Engine:
 
 def initialize_quietly(**arguments: Any) -> Engine:
     """`deepspeed.initialize` without the memory figures that its bf16 optimizer prints; errors go to stderr as ever."""
-    with redirect_stdout(io.StringIO()):
+    with quiet():
         engine, *_ = deepspeed.initialize(**arguments)
     return engine
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No news from DeepSpeed on stdout; its warnings and errors as ever."""
+    logger = logging.getLogger("DeepSpeed")
+    level = logger.level
+    logger.setLevel(max(level, logging.WARNING))
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def gathered_weights(model: nn.Module) -> dict[str, torch.Tensor]:

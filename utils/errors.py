@@ -1,32 +1,126 @@
-"""Errors a user can act on: one line that names the flag, or the file and line, and exit code 2."""
+"""How a script ends when it cannot go on: one line on stderr and an exit code.
 
+UserError   bad input, 2: the line names the flag, or the file and line
+Failure     the surroundings fail (disk full, read-only, a rank lost), 1; the same for errors of the file system
+others      a mistake of the program, 1, with its traceback
+"""
+
+import contextlib
+import errno
 import os
+import re
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
-EXIT_BAD_INPUT = 2
+from utils import rank_watch
+
+EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_INTERRUPTED = 2, 1, 130
 SECONDS_FOR_RANK_0 = 5  # the launcher kills all ranks once one has ended: rank 0 must have spoken by then
+FILE_SYSTEM_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
+    errno.ENXIO, errno.ENODEV, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG,
+}  # fmt: skip
+# torch.save reports a full disk as a position in its file that it did not expect.
+TORCH_SAVE = re.compile(r"inline_container.*(unexpected pos|open file failed|PytorchStreamWriter)", re.DOTALL)
+LOST_CONNECTION = re.compile(
+    r"closed by peer|reset by peer|broken pipe|connection (closed|refused|lost)|socket (closed|error|timeout)"
+    r"|timed out (waiting|after)|nccl|gloo|tcpstore|recvvalue|sendbytes|recvbytes",
+    re.IGNORECASE,
+)
 
 
 class UserError(Exception):
-    """Bad input. The message is one line and names the culprit (a flag, or `file:line`)."""
+    """Bad input. The message is one line and names the culprit (a flag, or `file:line`). Every rank meets it alike."""
+
+
+class Failure(Exception):
+    """Something out of the program's reach went wrong, perhaps on one rank only. The message is one line."""
 
 
 def fail(message: str) -> NoReturn:
-    """End the script over bad input. Every rank meets the same input, so only rank 0 speaks."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        print(f"error: {message}", file=sys.stderr, flush=True)
-    else:
+    """End the script over bad input. Every rank meets the same input: rank 0 speaks, another only if it is silent."""
+    first = int(os.environ.get("RANK", "0")) == 0
+    if not first:
         time.sleep(SECONDS_FOR_RANK_0)
+    if first or rank_watch.claim():
+        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)  # file names may hold line breaks
+    rank_watch.leave()
     sys.stdout.flush()
     sys.exit(EXIT_BAD_INPUT)
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a script's `main`; a `UserError` becomes one line on stderr and exit code 2."""
+    """Run a script's `main`; whatever goes wrong ends it as the table above says."""
     try:
         main()
     except UserError as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        if not rank_watch.watching():
+            raise
+        if rank_watch.claim():
+            print(f'error: interrupted; the last message: "{rank_watch.last_message()}"', file=sys.stderr, flush=True)
+        rank_watch.leave()
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        if is_lost_connection(error):
+            rank_watch.await_verdict()  # returns if no other rank is to blame
+        reason = str(error) if isinstance(error, Failure) else file_system_reason(error)
+        if reason is None and not rank_watch.watching():
+            raise
+        if reason is None:
+            traceback.print_exc()
+            reason = f'rank {os.environ["RANK"]} failed; its last message: "{rank_watch.last_message()}"'
+        print(f"error: {reason}", file=sys.stderr, flush=True)
+        rank_watch.leave()
+        sys.stdout.flush()
+        sys.exit(EXIT_FAILURE)
+
+
+def file_system_reason(error: BaseException) -> str | None:
+    """`file: reason` in one line, for errors of writing and reading by whichever library; None for all others."""
+    found = file_system_error(error)
+    if found is None:
+        return None
+    file, reason = found
+    return f"{file}: {reason}" if file else f'{reason} (last message: "{rank_watch.last_message()}")'
+
+
+def file_system_error(error: BaseException) -> tuple[str | None, str] | None:
+    """(file, reason) of an error of writing and reading; where a disk is full, Python names no file."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in FILE_SYSTEM_ERRORS:
+        return error.filename2 or error.filename, os.strerror(error.errno)
+    number = re.search(r"\(os error (\d+)\)", text)  # safetensors
+    if number and int(number[1]) in FILE_SYSTEM_ERRORS:
+        file = re.search(r'at path "([^"]*)"', text)
+        return file and file[1], os.strerror(int(number[1]))
+    if isinstance(error, RuntimeError) and TORCH_SAVE.search(text):
+        cause = file_system_error(error.__context__) if error.__context__ else None
+        return cause or (None, f"torch.save could not write its file; is the disk full? ({text})")
+    return None
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn errors of the file system into one line that names `path` where they name no file.
+
+    Raises:
+        Failure: `file: reason`.
+    """
+    try:
+        yield
+    except Exception as error:
+        found = file_system_error(error)
+        if found is None:
+            raise
+        raise Failure(f"{found[0] or path}: {found[1]}") from error
+
+
+def is_lost_connection(error: Exception) -> bool:
+    """Whether a collective may have failed because another rank is gone."""
+    return type(error).__name__.startswith("Dist") or bool(LOST_CONNECTION.search(str(error)))

@@ -5,7 +5,9 @@ Needs torch and safetensors only, so that it costs no import of transformers.
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -41,10 +43,33 @@ def find_tensors(folder: str | Path, flag: str) -> dict[str, Path]:
     return tensors
 
 
+def tensor_shapes(tensors: dict[str, Path]) -> dict[str, list[int]]:
+    """{name: shape} of what `find_tensors` found, from the headers alone."""
+    shapes = {}
+    for path in dict.fromkeys(tensors.values()):
+        with safe_open(path, framework="pt") as file:
+            shapes |= {name: file.get_slice(name).get_shape() for name, place in tensors.items() if place == path}
+    return shapes
+
+
 def load_tensor(path: Path, name: str) -> torch.Tensor:
     """One tensor of a safetensors file, on the CPU."""
     with safe_open(path, framework="pt") as file:
         return file.get_tensor(name)
+
+
+def ids_fingerprint(rows: Iterable[Any]) -> str:
+    """sha256 over rows of numbers (nested lists of token ids, labels), in their order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row).encode())
+    return digest.hexdigest()
+
+
+def model_fingerprint(path: str, flag: str = "model") -> str:
+    """`weights_fingerprint` of a folder with safetensors; of any other model (a hub name, say) what it is called."""
+    stored = any((Path(path) / name).is_file() for name in (WEIGHTS, INDEX))
+    return weights_fingerprint(path, flag) if stored else path
 
 
 def weights_fingerprint(folder: str | Path, flag: str = "model") -> str:

@@ -22,7 +22,7 @@ from utils.output import check_writable, write_json
 
 
 def inspect(source: Source, seed: int) -> dict[str, Any]:
-    """Format, fields, row count, kept and dropped for each view (None: not offered), and an example."""
+    """Format, fields, row count, kept and dropped for each view (None: not offered), repeated ids, an example."""
     fields = list(next(source.rows()).fields)
     summaries = view_summaries(source, seed)
     any_summary = next(summary for summary, _ in summaries.values())
@@ -33,6 +33,7 @@ def inspect(source: Source, seed: int) -> dict[str, Any]:
         "fields": fields,
         "read": any_summary.read,
         "views": {view.name: _counts(summaries[view.name][0]) if view.name in summaries else None for view in VIEWS},
+        "conflicting_ids": max((summary.conflicts for summary, _ in summaries.values()), key=len),
         "example": _example(examples[-1]) if examples else None,  # the last view says most
     }
 
@@ -64,6 +65,9 @@ def report(found: dict[str, Any]) -> list[str]:
     ]
     for name, counts in found["views"].items():
         lines.append(f"  {name:<14} " + ("not in this format" if counts is None else _outcome(counts)))
+    if found["conflicting_ids"]:
+        places = f"(first: {found['conflicting_ids'][0]})"
+        lines.append(f"  repeated ids   {len(found['conflicting_ids'])} rows have the id of a different row {places}")
     if found["example"]:
         place = found["example"]["source"].removeprefix(found["name"] + ":")
         lines.append(f"  example        row or line {place.removeprefix('row ')}")

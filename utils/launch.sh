@@ -15,6 +15,7 @@ launch() {
     shift 2
     mkdir -p "$(dirname "$log")"
     export OMP_NUM_THREADS=${THREADS:-1}
+    export LAUNCHER_PIDS="${LAUNCHER_PIDS:-} $$" # the ranks end when one of these is gone (see utils/rank_watch.py)
     gpus=$({ nvidia-smi -L 2>/dev/null || true; } | grep -c '^GPU' || true)
     if [ "$gpus" -eq 0 ]; then
         export DS_ACCELERATOR=cpu
@@ -29,5 +30,10 @@ launch() {
         port=$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
         "$PYTHON" -m deepspeed.launcher.runner --num_accelerators "$RANKS" --master_port "$port" \
             "$script" "$@" 2>&1 | tee "$log"
+        # The runner takes it for a good end when the process between it and the ranks is killed.
+        if [ "$(grep -o 'exits successfully' "$log" | wc -l)" -lt "$RANKS" ]; then
+            echo "error: the launcher of the ranks was killed" >&2
+            return 1
+        fi
     fi
 }

@@ -22,7 +22,8 @@ from transformers import LlamaTokenizer, MistralConfig, MistralForCausalLM, PreT
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.arguments import Parser, fraction, positive_int  # noqa: E402
-from utils.data import load_dialogues, load_pairs, load_prompts  # noqa: E402
+from utils.data import ReadingSummary, load_dialogues, load_pairs, load_prompts  # noqa: E402
+from utils.data.records import Record  # noqa: E402
 from utils.errors import UserError, run_main  # noqa: E402
 from utils.models import export_model, first_line  # noqa: E402
 from utils.output import check_writable, finished_directory  # noqa: E402
@@ -103,19 +104,26 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def training_texts(args: argparse.Namespace) -> Iterator[str]:
-    """Every turn and response of the data files."""
+    """Every turn and response of the data files; prints what was read of them."""
     if args.sft_data:
-        for dialogue in load_dialogues(args.sft_data, args.seed)[0]:
+        for dialogue in read_records(load_dialogues(args.sft_data, args.seed)):
             yield from (message["content"] for message in dialogue.messages)
             yield dialogue.response
     if args.preference_data:
         # Which of the two is preferred does not matter here; every format of pairs can say which is safer.
-        for pair in load_pairs(args.preference_data, "safer", args.seed)[0]:
+        for pair in read_records(load_pairs(args.preference_data, "safer", args.seed)):
             yield from (message["content"] for message in pair.messages)
             yield from (pair.chosen, pair.rejected)
     if args.prompt_data:
-        for prompt in load_prompts(args.prompt_data, args.seed)[0]:
+        for prompt in read_records(load_prompts(args.prompt_data, args.seed)):
             yield from (message["content"] for message in prompt.messages)
+
+
+def read_records(read: tuple[list[Record], ReadingSummary]) -> list[Record]:
+    """The records of what a loader returned, with its summary on the screen."""
+    records, summary = read
+    print("\n".join(summary.lines()))
+    return records
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int, character_coverage: float, seed: int) -> bytes:

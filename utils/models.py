@@ -1,6 +1,17 @@
-"""Loading policies, reward and cost models and tokenizers; the score head on every token; exporting."""
+"""Loading policies, reward and cost models and tokenizers; the score head on every token; exporting.
 
+A model folder is foreign until the command line says otherwise: program code in it is not run, and pickled weights,
+which can hold code, are not read (`allow`). The `check_` functions tell what is wrong with a folder from its
+configuration, its tokenizer and the headers of its weights, so that a mistake in the last of seven models is known
+before the first one is loaded.
+"""
+
+import argparse
+import copy
+import json
+import pickle
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +27,58 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from utils.data.encoding import encode_prompt, encode_response
 from utils.errors import UserError
+from utils.fingerprint import find_tensors, tensor_shapes
 
 disable_progress_bar()  # loading bars of seven models drown everything else
+set_verbosity_error()  # what its warnings are about ends in an error here, or is no news (the head that stage 2 adds)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+NEW_HEAD = ("score.weight",)  # what stage 2 adds to a language model
+
+
+@dataclass
+class Permissions:
+    """What foreign model folders may do in this process."""
+
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+
+_permissions = Permissions()  # set by `allow` alone, so that no loading function can be called with more
+
+
+def allow(args: argparse.Namespace) -> None:
+    """Grant what `utils.arguments.add_loading_arguments` read; called once, right after parsing."""
+    _permissions.trust_remote_code, _permissions.allow_pickle = args.trust_remote_code, args.allow_pickle
 
 
 def load_config(path: str, flag: str) -> Any:
     """Model configuration of a folder or hub name.
 
     Raises:
-        UserError: nothing there that describes a model; names `flag`.
+        UserError: nothing there that describes a model, or one that runs its own code; names `flag`.
     """
     folder = Path(path)
     is_local = folder.exists() or path.startswith((".", "/")) or (folder.parent != Path(".") and folder.parent.is_dir())
     if is_local and not (folder / "config.json").is_file():
         raise UserError(f"{flag} {path}: no such model (a folder with a config.json, or a hub name)")
     try:
-        return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{flag} {path}: cannot read the model configuration ({first_line(error)})") from None
+        return AutoConfig.from_pretrained(path, trust_remote_code=_permissions.trust_remote_code)
+    except Exception as error:  # what transformers lets through for a damaged file is of many types
+        raise _unreadable(path, flag, "the model configuration", error) from None
+
+
+def _unreadable(path: str, flag: str, what: str, error: Exception) -> UserError:
+    """The error of a model folder that transformers could not read, with the flag that would permit it."""
+    if not _permissions.trust_remote_code and "trust_remote_code" in str(error):
+        return UserError(f"{flag} {path}: brings program code of its own, which only --trust_remote_code runs")
+    if not _permissions.allow_pickle and "safetensors" in str(error):
+        return UserError(f"{flag} {path}: no safetensors there (pickled weights are read with --allow_pickle alone)")
+    return UserError(f"{flag} {path}: cannot read {what} ({first_line(error)})")
 
 
 def load_tokenizer(path: str, flag: str) -> PreTrainedTokenizerBase:
@@ -49,9 +89,9 @@ def load_tokenizer(path: str, flag: str) -> PreTrainedTokenizerBase:
     """
     load_config(path, flag)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{flag} {path}: cannot read the tokenizer ({first_line(error)})") from None
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=_permissions.trust_remote_code)
+    except Exception as error:  # as above
+        raise _unreadable(path, flag, "the tokenizer", error) from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"{flag} {path}: the tokenizer has no EOS token")
     if tokenizer.pad_token_id is None:
@@ -62,8 +102,17 @@ def load_tokenizer(path: str, flag: str) -> PreTrainedTokenizerBase:
 
 
 def same_tokenizer(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
-    """Whether both turn every dialogue into the same ids."""
-    return a.get_vocab() == b.get_vocab() and a.chat_template == b.chat_template
+    """Whether both turn every dialogue into the same ids: equal vocabularies, rules of splitting, chat templates."""
+    if a.get_vocab() != b.get_vocab() or a.chat_template != b.chat_template:
+        return False
+    return _splitting_rules(a) == _splitting_rules(b)
+
+
+def _splitting_rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What decides how text is cut into tokens, merges included; nothing known of a tokenizer in Python."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend is not None else {}
+    return {name: rules.get(name) for name in ("normalizer", "pre_tokenizer", "model")}
 
 
 def load_causal_lm(path: str, flag: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -72,17 +121,24 @@ def load_causal_lm(path: str, flag: str, dtype: torch.dtype = torch.float32) -> 
     Raises:
         UserError: no language model there; names `flag`.
     """
-    check_causal_lm(path, flag)
+    _check_no_score_model(load_config(path, flag), path, flag)
     return _load(AutoModelForCausalLM, path, flag, dtype)
 
 
 def check_causal_lm(path: str, flag: str) -> None:
-    """Make sure, before any weight is read, that a model is not a reward or cost model.
+    """Make sure, before any weight is read, that there is a language model with its tokenizer and weights.
 
     Raises:
-        UserError: it is one, or nothing is there; names `flag`.
+        UserError: a reward or cost model, or something is missing, damaged or does not fit; names `flag`.
     """
     config = load_config(path, flag)
+    _check_no_score_model(config, path, flag)
+    model = _skeleton(AutoModelForCausalLM, config, path, flag)
+    _check_weights(model, path, flag)
+    _check_tokenizer(model, path, flag)
+
+
+def _check_no_score_model(config: Any, path: str, flag: str) -> None:
     if is_score_model(config):
         raise UserError(f"{flag} {path}: this is {config.architectures[0]}, not a language model")
 
@@ -93,7 +149,7 @@ def load_score_model(path: str, flag: str, dtype: torch.dtype = torch.float32) -
     Raises:
         UserError: the folder holds something else, such as a language model; names `flag`.
     """
-    check_score_model(path, flag)
+    _check_one_label(load_config(path, flag), path, flag)
     return _load(AutoModelForSequenceClassification, path, flag, dtype)
 
 
@@ -101,26 +157,26 @@ def new_score_model(path: str, flag: str, dtype: torch.dtype = torch.float32) ->
     """Score model with a new one-label head on the trunk of any decoder, the start of stage 2.
 
     Raises:
-        UserError: see `check_decoder`.
+        UserError: the folder holds no such decoder; names `flag`.
     """
-    check_decoder(path, flag)
-    return _load(AutoModelForSequenceClassification, path, flag, dtype, num_labels=1)
+    return _load(AutoModelForSequenceClassification, path, flag, dtype, new=NEW_HEAD, num_labels=1)
 
 
-def check_decoder(path: str, flag: str) -> None:
-    """Make sure, before any weight is read, that a model can score every token.
+def check_decoder(path: str, flag: str, new: tuple[str, ...] = NEW_HEAD) -> None:
+    """Make sure, before any weight is read, that a model can score every token, and has its tokenizer and weights.
+
+    Args:
+        new: parameters that the weights need not have.
 
     Raises:
-        UserError: the architecture has no sequence classifier with a `score` head; names `flag`.
+        UserError: no sequence classifier with a `score` head, or something is missing, damaged or does not fit.
     """
     config = load_config(path, flag)
-    try:
-        with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config)
-    except ValueError:
-        raise UserError(f"{flag} {path}: transformers has no sequence classifier for {config.model_type}") from None
+    model = _skeleton(AutoModelForSequenceClassification, config, path, flag)
     if not hasattr(model, "score"):
         raise UserError(f"{flag} {path}: {type(model).__name__} has no score head on every token (use a decoder)")
+    _check_weights(model, path, flag, new)
+    _check_tokenizer(model, path, flag)
 
 
 def is_score_model(config: Any) -> bool:
@@ -128,19 +184,92 @@ def is_score_model(config: Any) -> bool:
 
 
 def check_score_model(path: str, flag: str) -> Any:
-    """Configuration of a score model, checked before any weight is read.
+    """Configuration of a score model, checked with tokenizer and weights before any weight is read.
 
     Raises:
-        UserError: not a sequence classifier with one label; names `flag`.
+        UserError: not a sequence classifier with one label, or see `check_decoder`; names `flag`.
     """
     config = load_config(path, flag)
+    _check_one_label(config, path, flag)
+    check_decoder(path, flag, new=())
+    return config
+
+
+def _check_one_label(config: Any, path: str, flag: str) -> None:
     if not is_score_model(config):
         found = (config.architectures or ["a model without a head"])[0]
         raise UserError(f"{flag} {path}: {found} is not a reward or cost model (train one with step2_reward/main.py)")
     if config.num_labels != 1:
         raise UserError(f"{flag} {path}: the score model has {config.num_labels} labels, one is needed")
-    check_decoder(path, flag)
-    return config
+
+
+def _skeleton(auto_class: Any, config: Any, path: str, flag: str) -> PreTrainedModel:
+    """The model without memory for its parameters, on the meta device.
+
+    Raises:
+        UserError: the configuration describes no such model.
+    """
+    pad, size = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    if pad is not None and size is not None and pad >= size:
+        raise UserError(f"{flag} {path}: pad_token_id {pad} lies outside the vocabulary of {size}")
+    try:
+        with torch.device("meta"):
+            return auto_class.from_config(config, trust_remote_code=_permissions.trust_remote_code)
+    except Exception as error:  # the sizes of a configuration may contradict each other in many ways
+        kind = "sequence classifier" if auto_class is AutoModelForSequenceClassification else "language model"
+        raise UserError(
+            f"{flag} {path}: config.json ({config.model_type}) makes no {kind} ({first_line(error)})"
+        ) from None
+
+
+def _check_weights(model: PreTrainedModel, path: str, flag: str, new: tuple[str, ...] = ()) -> None:
+    """Compare the headers of the weights in a folder with the model that `config.json` describes.
+
+    Names that the model does not know are those of a head it lacks, or are converted by transformers while it
+    loads; in the latter case what is missing is found then. Hub names are checked when they are loaded.
+
+    Raises:
+        UserError: weights that are missing, pickled, truncated, damaged or of another shape; names `flag`.
+    """
+    folder = Path(path)
+    if not folder.is_dir() or (_permissions.allow_pickle and not any(folder.glob("*.safetensors"))):
+        return
+    if not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
+        raise UserError(f"{flag} {path}: pickled weights can run code; they are read with --allow_pickle alone")
+    found = tensor_shapes(find_tensors(folder, flag))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, shape in found.items():
+        if name in parameters and shape != list(parameters[name].shape) and name not in new:
+            expected = list(parameters[name].shape)
+            raise UserError(f"{flag} {path}: {name} has shape {shape}, config.json describes {expected}")
+    trunk = model.base_model_prefix + "."
+    if all(name in parameters for name in found if name.startswith(trunk)):
+        stored = {id(parameters[name]) for name in found if name in parameters}  # a tied parameter is stored once
+        missing = [name for name, value in parameters.items() if id(value) not in stored and name not in new]
+        if missing:
+            raise UserError(f"{flag} {path}: the weights lack {missing[0]}" + _and_others(missing))
+
+
+def _and_others(names: list[str]) -> str:
+    return f" and {len(names) - 1} others" if len(names) > 1 else ""
+
+
+def _check_tokenizer(model: PreTrainedModel, path: str, flag: str) -> None:
+    """Make sure that the model's own tokenizer gives ids that it has embeddings for, and can write a dialogue.
+
+    Raises:
+        UserError: it does not; names `flag`.
+    """
+    tokenizer, rows = load_tokenizer(path, flag), model.get_input_embeddings().weight.shape[0]
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if largest >= rows:
+        raise UserError(f"{flag} {path}: the tokenizer has ids up to {largest} ({token!r}), the model only {rows} rows")
+    question = [{"role": "user", "content": "?"}]
+    try:
+        encode_prompt(tokenizer, question)
+        encode_response(tokenizer, question, "!")
+    except UserError as error:
+        raise UserError(f"{flag} {error}") from None
 
 
 def check_positions(path: str, flag: str, length: int, lengths_flag: str) -> None:
@@ -165,16 +294,27 @@ def sampling_config(tokenizer: PreTrainedTokenizerBase, temperature: float, max_
     )
 
 
-def _load(auto_class: Any, path: str, flag: str, dtype: torch.dtype, **kwargs: Any) -> PreTrainedModel:
+def _load(
+    auto_class: Any, path: str, flag: str, dtype: torch.dtype, new: tuple[str, ...] = (), **kwargs: Any
+) -> PreTrainedModel:
+    """Load all parameters but the `new` ones, without dropout. transformers fills in missing ones at random."""
     dropouts = {
         name: 0.0
         for name, value in load_config(path, flag).to_dict().items()
         if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float)
     }
+    permitted = {
+        "trust_remote_code": _permissions.trust_remote_code,
+        "use_safetensors": None if _permissions.allow_pickle else True,
+    }
     try:
-        model = auto_class.from_pretrained(path, dtype=dtype, **dropouts, **kwargs)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{flag} {path}: cannot load the model ({first_line(error)})") from None
+        model, info = auto_class.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, **permitted, **dropouts, **kwargs
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        raise _unreadable(path, flag, "the weights", error) from None
+    if missing := sorted(set(info["missing_keys"]) - set(new)):
+        raise UserError(f"{flag} {path}: the weights lack {missing[0]}" + _and_others(missing))
     model.config.use_cache = False  # generation asks for the cache itself
     return model
 
@@ -202,6 +342,17 @@ def score_tokens(
         input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
     ).last_hidden_state  # [batch, time, hidden]
     return model.score(hidden).squeeze(-1).float()
+
+
+def describe_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write what `export_model` writes beside the weights: configuration and tokenizer."""
+    config = copy.deepcopy(model.config)
+    config.use_cache, config.pad_token_id = True, tokenizer.pad_token_id
+    config.architectures, config.dtype = [type(model).__name__], model.dtype
+    config.save_pretrained(directory)
+    if model.can_generate():
+        model.generation_config.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
 
 
 def export_model(

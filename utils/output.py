@@ -58,6 +58,19 @@ def finished_files(directory: str | Path, last: str = "config.json") -> Iterator
             file.replace(directory / file.name)
 
 
+UNFINISHED = "unfinished"
+
+
+def mark_unfinished(directory: str | Path) -> None:
+    """Say that a run works in `directory`: an older result, which stays until it is replaced, is not its outcome."""
+    write_text(Path(directory) / UNFINISHED, "a run writes here; started again, it goes on from checkpoints/\n")
+
+
+def mark_finished(directory: str | Path) -> None:
+    """Take `mark_unfinished` back: what lies in `directory` is the outcome of the last run there."""
+    (Path(directory) / UNFINISHED).unlink(missing_ok=True)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` by rename, so that a reader never sees half of it."""
     path = Path(path)

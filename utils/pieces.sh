@@ -1,7 +1,8 @@
 # Sourced by run_all.sh: runs the pieces of a pipeline, several at once, with elapsed time and ETA.
 #
 #   stage TITLE [SLOTS]                      waits for what runs, then opens a stage that runs SLOTS pieces at once
-#   piece NAME SECONDS MARKER COMMAND ...    runs COMMAND unless the file MARKER is there; SECONDS is a guess for the ETA
+#   piece NAME SECONDS MARKER COMMAND ...    runs COMMAND, with PIECE=NAME in its environment, unless the file MARKER is
+#                                            `finished`; SECONDS is a guess for the ETA
 #
 # `pipeline`, defined by the caller, calls both. It is walked through once to add up the guesses and once to run.
 
@@ -33,10 +34,14 @@ stage() {
     announce "$PRESET" "$1"
 }
 
+finished() { # whether file $1 is there, and no run is at work beside it or was when it was killed
+    [ -e "$1" ] && ! [ -e "$(dirname "$1")/unfinished" ]
+}
+
 piece() {
     local name=$1 seconds=$2 marker=$3
     shift 3
-    if [ -n "$marker" ] && [ -e "$marker" ]; then
+    if [ -n "$marker" ] && finished "$marker"; then
         if ! $PLANNING; then echo "[$name] is there already"; fi
         return
     fi
@@ -44,6 +49,7 @@ piece() {
     wait_for_pieces $((SLOTS - 1))
     (
         trap 'echo $? > "$CODES/$BASHPID"' EXIT
+        export PIECE=$name
         "$@" 2>&1 | sed -u "s/^/[$name] /"
     ) &
     RUNNING[$!]=$name WEIGHT[$!]=$seconds BEGAN[$!]=$SECONDS

@@ -92,8 +92,6 @@ def write_splits(name: str, rows: dict[str, list[Row]], output_dir: Path, seed: 
 
 def _named_inputs(inputs: list[tuple[str, str]]) -> dict[str, str]:
     for index, (name, spec) in enumerate(inputs):
-        if Path(name).name != name or name.startswith("."):
-            raise UserError(f"--input {name}={spec}: the name must do as a file name")
         if name in dict(inputs[:index]):
             raise UserError(f"--input {name}={spec}: the name is used twice")
     return dict(inputs)

@@ -1,6 +1,7 @@
 """What stages 1 and 2 share: data held out by prompt, batches of optimizer steps, training loop, export."""
 
 import argparse
+import dataclasses
 import math
 import random
 import time
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from utils.checkpoint import Checkpoint, Checkpoints
 from utils.data.batching import length_grouped_batches
 from utils.data.encoding import Encoded, fit_lengths
 from utils.data.loading import conversation_key
@@ -19,10 +22,15 @@ from utils.data.records import ReadingSummary, Record
 from utils.distributed import all_reduce_sum, device, is_main, print_main, rank, world_size
 from utils.engines import Engine, gathered_weights, restore_weights
 from utils.errors import UserError
+from utils.fingerprint import ids_fingerprint, model_fingerprint
+from utils.guards import SkippedSteps
 from utils.metrics import Progress, format_duration, start_record
-from utils.models import export_model, load_config
-from utils.output import finished_files, write_json
+from utils.models import describe_model, export_model, load_config
+from utils.output import finished_files, mark_finished, write_json
+from utils.rank_watch import beat
+from utils.zero_gradients import step_if_finite
 
+BEST = "best.safetensors"  # in a checkpoint
 Load = Callable[[str, int], tuple[list[Record], ReadingSummary]]
 
 
@@ -75,7 +83,7 @@ def read_examples(
         held_out_summary = ReadingSummary()
     train = fit_lengths(tokenizer, records, summary, args.overlong, max_length=args.max_length)
     validation = fit_lengths(tokenizer, held_out, held_out_summary, args.overlong, max_length=args.max_length)
-    print_main("\n".join(summary.lines() + held_out_summary.lines()))
+    print_main("\n".join(summary.lines() + [f"validation: {line}" for line in held_out_summary.lines()]))
     print_main(f"{len(train)} examples to train on, {len(validation)} to validate on")
     check_positions(args, max(example.length for example in train + validation))
     return train, validation
@@ -159,6 +167,7 @@ def per_example(
     batches = length_grouped_batches(lengths, batch_size, 0, 0, rank(), world_size())
     table = None
     for indices in batches:
+        beat("evaluating")
         values = measure([examples[i] for i in indices]).double().reshape(len(indices), -1)
         if table is None:
             table = values.new_zeros(len(examples), values.shape[1] + 1)
@@ -172,7 +181,7 @@ def per_example(
 # --- training
 
 
-def train(engine: Engine, model: PreTrainedModel, args: argparse.Namespace, task: Task) -> Outcome:
+def train(engine: Engine, model: PreTrainedModel, args: argparse.Namespace, task: Task, run: "Run") -> Outcome:
     """`--num_train_epochs` passes over the data; afterwards `model` holds the weights to export.
 
     The loss of an optimizer step is the sum over its units divided by a constant, the mean number of units in
@@ -181,75 +190,169 @@ def train(engine: Engine, model: PreTrainedModel, args: argparse.Namespace, task
     micro-batches, which the scale undoes.
 
     Raises:
-        UserError: the loss is not finite.
+        UserError: training has diverged.
     """
-    start, steps = time.monotonic(), steps_per_epoch(len(task.train), args)
-    units_per_step = sum(map(task.units, task.train)) / steps
+    per_epoch = steps_per_epoch(len(task.train), args)
+    units_per_step = sum(map(task.units, task.train)) / per_epoch
     scale = world_size() * args.gradient_accumulation_steps / units_per_step
-    record = RunRecord(args, steps * args.num_train_epochs, task.shown) if is_main() else None
-    outcome, best, step = Outcome([task.validate()], 0, 0.0), None, 0
-    if record:
-        record.validation(0, outcome.validation[0])
-    for epoch in range(1, args.num_train_epochs + 1):
-        for micro_batches in epoch_steps(task.train, args, epoch):
-            step += 1
-            figures = optimizer_step(engine, micro_batches, task, scale)
-            require_finite(figures["loss"], args, step)
-            if record:
-                record.step(step, figures)
-        outcome.validation.append(task.validate())
-        require_finite(outcome.validation[epoch]["loss"], args, step)
-        if record:
-            record.validation(step, outcome.validation[epoch], epoch)
-        losses = [figures["loss"] for figures in outcome.validation[1:]]
-        if args.export == "last" or losses[-1] == min(losses):
-            outcome.exported_epoch = epoch
-            if args.export == "best" and epoch < args.num_train_epochs:
-                best = gathered_weights(model)
+    outcome = run.start(engine, task, per_epoch * args.num_train_epochs)
+    start = time.monotonic() - outcome.seconds
+    for step in range(run.step + 1, run.total_steps + 1):
+        epoch, number = divmod(step - 1, per_epoch)
+        if number == 0 or step == run.step + 1:
+            batches = epoch_steps(task.train, args, epoch + 1)
+        beat("training", step)
+        figures, not_finite = optimizer_step(engine, batches[number], task, scale)
+        run.log_step(step, figures, not_finite)
+        if number + 1 == per_epoch:
+            outcome.validation.append(task.validate())
+            run.log_validation(step, outcome)
+            run.keep_best(model, outcome)
+        outcome.seconds = time.monotonic() - start
+        run.checkpoint(step, engine, model, outcome)
     if outcome.exported_epoch < args.num_train_epochs:
-        restore_weights(model, best)
-    if record:
-        record.close()
-    outcome.seconds = time.monotonic() - start
+        restore_weights(model, run.best)
     return outcome
 
 
-def require_finite(loss: float, args: argparse.Namespace, step: int) -> None:
-    """Raise UserError if training has diverged; nothing has been exported by then."""
-    if not math.isfinite(loss):
-        raise UserError(f"--learning_rate {args.learning_rate:g}: the loss is not finite at step {step}")
+def optimizer_step(
+    engine: Engine, micro_batches: list[list[Encoded]], task: Task, scale: float
+) -> tuple[dict[str, float], str | None]:
+    """One optimizer step on this rank's micro-batches, unless its gradient is not finite on some rank.
 
-
-def optimizer_step(engine: Engine, micro_batches: list[list[Encoded]], task: Task, scale: float) -> dict[str, float]:
-    """One optimizer step on this rank's micro-batches; means over the units of all ranks."""
+    Returns:
+        Means over the units of all ranks; what was not finite, for which the step was skipped, if anything.
+    """
     totals: dict[str, torch.Tensor] = {}
     learning_rate = engine.get_lr()[0]
-    for examples in micro_batches:
+    for number, examples in enumerate(micro_batches, start=1):
         sums = task.sums(examples)
+        engine.set_gradient_accumulation_boundary(number == len(micro_batches))
         engine.backward(sums["loss"] * scale)
-        engine.step()
         sums["units"] = torch.tensor(sum(map(task.units, examples)), device=device())
         totals = {name: totals.get(name, 0.0) + value.detach() for name, value in sums.items()}
     *sums, units = all_reduce_sum(torch.stack([value.float() for value in totals.values()])).tolist()
     means = dict(zip(totals, (value / units for value in sums), strict=False))
-    return means | {"learning_rate": learning_rate}
+    _, not_finite = step_if_finite({"the gradient": engine})
+    return ({}, not_finite) if not_finite else (means | {"learning_rate": learning_rate}, None)
+
+
+class Run:
+    """How far a run has come, what it shows, and what it keeps against interruption.
+
+    Attributes:
+        step: optimizer steps that an earlier, interrupted run has done.
+        best: weights of the epoch to be exported, on the main rank; empty while those are the present ones.
+
+    Raises:
+        UserError: a checkpoint is there, of a run with another result.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        stage: str,
+        data: tuple[list[Encoded], list[Encoded]],
+        tokenizer: PreTrainedTokenizerBase,
+    ):
+        self.args, self.tokenizer = args, tokenizer
+        facts: dict[str, Any] = {}
+        if is_main():
+            facts = {"--model_name_or_path": model_fingerprint(args.model_name_or_path, "--model_name_or_path")}
+            facts |= dict(zip(("--data", "--validation_data"), map(data_fingerprint, data), strict=True))
+        self.checkpoints = Checkpoints(args, stage, facts)
+        self.skipped = SkippedSteps(args.max_skipped_steps, "lower --learning_rate")
+        self.step, self.total_steps, self.best = 0, 0, {}
+        self.record: RunRecord | None = None
+
+    def start(self, engine: Engine, task: Task, total_steps: int) -> Outcome:
+        """Go on from the newest checkpoint, if there is one, and open the record; the outcome so far."""
+        self.total_steps = total_steps
+        state, checkpoint = self.checkpoints.restore({"model": engine}), self.checkpoints.newest
+        if state:
+            self.step, outcome = state["step"], Outcome(**state["outcome"])
+            self.skipped.load_state_dict(state["skipped"])
+            if is_main() and (checkpoint.folder / BEST).is_file():
+                self.best = load_file(checkpoint.folder / BEST)
+        else:
+            outcome = Outcome([task.validate()], 0, 0.0)
+        if is_main():
+            self.record = RunRecord(self.args, total_steps, task.shown, checkpoint)
+        if not state:
+            self.log_validation(0, outcome)
+        return outcome
+
+    def log_step(self, step: int, figures: dict[str, float], not_finite: str | None) -> None:
+        """Record an optimizer step; UserError when too many were skipped in a row."""
+        self.skipped.observe(step, not_finite, self.checkpoints)
+        if self.record:
+            self.record.step(step, figures | {"skipped_steps": self.skipped.total})
+
+    def log_validation(self, step: int, outcome: Outcome) -> None:
+        """Record the last validation; UserError when its loss is not finite."""
+        figures, epoch = outcome.validation[-1], len(outcome.validation) - 1
+        if not math.isfinite(figures["loss"]):
+            raise UserError(
+                f"--learning_rate {self.args.learning_rate:g}: the validation loss is not finite at step {step};"
+                f" {self.checkpoints.last_good()}"
+            )
+        if self.record:
+            self.record.validation(step, figures, epoch)
+
+    def keep_best(self, model: PreTrainedModel, outcome: Outcome) -> None:
+        """Note whether the epoch just validated is the one to export, and its weights if more epochs follow."""
+        losses, epochs = [figures["loss"] for figures in outcome.validation[1:]], self.args.num_train_epochs
+        if self.args.export == "last" or losses[-1] == min(losses):
+            outcome.exported_epoch = len(losses)
+            more_follow = self.args.export == "best" and len(losses) < epochs
+            self.best = gathered_weights(model) if more_follow else {}
+
+    def checkpoint(self, step: int, engine: Engine, model: PreTrainedModel, outcome: Outcome) -> None:
+        """Make a checkpoint, if one is due."""
+        if not self.checkpoints.due(step, self.total_steps):
+            return
+
+        def write_more(folder: Path) -> None:
+            self.record.logger.copy_to(folder)
+            describe_model(model, self.tokenizer, folder / "model")
+            if self.best:
+                save_file(self.best, folder / BEST)
+
+        state = {"outcome": dataclasses.asdict(outcome), "skipped": self.skipped.state_dict()}
+        self.checkpoints.save(step, {"model": engine}, state, write_more)
+
+    def finish(self) -> None:
+        """The export is in place."""
+        if self.record:
+            self.record.close()
+            mark_finished(self.args.output_dir)
+        self.checkpoints.finish()
+
+
+def data_fingerprint(examples: list[Encoded]) -> str:
+    """sha256 of the ids and safety labels of examples."""
+    labels = ("chosen_safe", "rejected_safe")
+    return ids_fingerprint([e.prompt, *e.responses, [getattr(e.record, n, None) for n in labels]] for e in examples)
 
 
 class RunRecord:
     """The main rank's record of a run: progress lines, TensorBoard, metrics.jsonl, args.json."""
 
-    def __init__(self, args: argparse.Namespace, total_steps: int, shown: tuple[str, ...]):
+    def __init__(
+        self, args: argparse.Namespace, total_steps: int, shown: tuple[str, ...], checkpoint: Checkpoint | None
+    ):
         self.shown, self.name = shown, Path(args.output_dir).name
         self.epochs = args.num_train_epochs
-        self.progress = Progress(total_steps, self.name, args.print_interval)
-        self.logger = start_record(args, world_size())
+        done = checkpoint.step if checkpoint else 0
+        self.progress = Progress(total_steps, self.name, args.print_interval, done)
+        self.logger = start_record(args, world_size(), checkpoint)
 
     def step(self, step: int, figures: dict[str, float]) -> None:
         self.logger.log(step, figures)
         shown = {name: figures[name] for name in ("loss", *self.shown) if name in figures}
         self.progress.update(step, **shown)
 
-    def validation(self, step: int, figures: dict[str, float], epoch: int = 0) -> None:
+    def validation(self, step: int, figures: dict[str, float], epoch: int) -> None:
         self.logger.log(step, {f"validation/{name}": value for name, value in figures.items()})
         parts = [f"{name} {figures[name]:.4g}" for name in self.shown if name in figures]
         when = f"after epoch {epoch}/{self.epochs}" if epoch else "before training"
@@ -271,6 +374,7 @@ def export(
     Args:
         write_more: adds files to the folder it is given.
     """
+    beat("exporting the model")
     weights = gathered_weights(model)
     if is_main():
         with finished_files(args.output_dir) as folder:

@@ -90,5 +90,6 @@ train_policy() {
         --clip_range_ratio $CLIP_RANGE \
         --num_warmup_steps 3 \
         --seed $seed \
+        --checkpoint_interval $CHECKPOINT_INTERVAL \
         --output_dir "$OUTPUT/policies/$name"
 }

@@ -4,6 +4,7 @@ from tests.benchmarks.measure import ratio_of, time_in_turns
 from tests.benchmarks.section import Job, Row, Section, Settings, in_order
 from tests.benchmarks.step import BASELINE, critic_steps, whole_step
 from tests.benchmarks.synthetic import Load, arguments_of, make_actor, make_critics, make_experience, make_update
+from tests.updates import policy_step
 
 MICRO_BATCHES, OBJECTIVES = 4, 2
 LAST_LAYER = {"algorithm": "gapo", "gradient_scope": "last_layer"}
@@ -23,7 +24,7 @@ def accumulation_rows(load: Load, stage: int, ranks: int, rounds: int) -> list[R
     steps = critic_steps(critics, experience, args)
     for name, (flags, on_policy) in VARIANTS.items():
         update = make_update(actor, args, OBJECTIVES, **flags)
-        steps[name] = lambda update=update, on_policy=on_policy: update.step(experience, on_policy)
+        steps[name] = lambda update=update, on_policy=on_policy: policy_step(update, experience, on_policy)
     seconds = time_in_turns(steps, rounds)
     baseline = whole_step(seconds, BASELINE, OBJECTIVES)
     return [

@@ -6,6 +6,7 @@ from tests.benchmarks.measure import give_memory_back, peak_bytes, single
 from tests.benchmarks.section import Job, Row, Section, Settings
 from tests.benchmarks.step import BASELINE, FLAGS, SCOPES
 from tests.benchmarks.synthetic import SIZES, Load, arguments_of, make_actor, make_experience, make_update
+from tests.updates import policy_step
 from utils.distributed import all_reduce_sum, device
 
 SEQUENCES, LENGTH = 2, 16  # a rank; tokens of prompt and of response: activations shall not hide the gradients
@@ -20,8 +21,8 @@ def step_peak(load: Load, stage: int, ranks: int, objectives: int, variant: str)
     actor = make_actor(load, args)
     experience = make_experience(actor, load, args, objectives)
     update = make_update(actor, args, objectives, **FLAGS[variant])
-    update.step(experience)
-    peak = peak_bytes(lambda: update.step(experience))
+    policy_step(update, experience)
+    peak = peak_bytes(lambda: policy_step(update, experience))
     return int(all_reduce_sum(torch.tensor(peak, dtype=torch.float64, device=device())).item())
 
 

@@ -8,7 +8,6 @@ import torch
 from step3_gapo.ppo import log_probs_of
 from step3_gapo.rollout import Experience
 from step3_gapo.update import ActorUpdate
-from step3_gapo.zero_gradients import shard_gram
 from tests.benchmarks.measure import ratio_of, time_in_turns
 from tests.benchmarks.section import Job, Row, Section, Settings, in_order
 from tests.benchmarks.step import FLAGS
@@ -21,8 +20,10 @@ from tests.benchmarks.synthetic import (
     make_experience,
     make_update,
 )
+from tests.updates import policy_step
 from utils.distributed import device, seed_everything
 from utils.models import DTYPES
+from utils.zero_gradients import shard_gram
 
 TEMPERATURE = 0.8
 LOGITS = ((32, 96, 768), (4, 96, 32000))  # [batch, time, vocabulary]
@@ -64,9 +65,9 @@ def log_probs_row(shape: tuple[int, int, int], dtype: str, rounds: int) -> Row:
 class RepeatedForward(ActorUpdate):
     """Scope `full` on one micro-batch, with a forward pass more for every objective but the first."""
 
-    def step(self, batches: list[Experience], on_policy: bool = False) -> object:
+    def accumulate(self, batches: list[Experience], on_policy: bool = False) -> object:
         (self.batch,) = batches
-        return super().step(batches, on_policy)
+        return super().accumulate(batches, on_policy)
 
     def backward(self, loss: torch.Tensor, boundary: bool, retain_graph: bool = False) -> None:
         super().backward(loss, boundary, retain_graph)
@@ -81,7 +82,7 @@ def forward_row(load: Load, rounds: int) -> Row:
     ours = make_update(actor, args, OBJECTIVES, **FLAGS["full"])
     plain = RepeatedForward(actor, ours.algorithm, ours.names, ours.args)
     piece = f"full: one forward pass for {OBJECTIVES} objectives"
-    return row_of(piece, lambda: plain.step(experience), lambda: ours.step(experience), rounds)
+    return row_of(piece, lambda: policy_step(plain, experience), lambda: policy_step(ours, experience), rounds)
 
 
 # --- the Gram matrix

@@ -7,7 +7,6 @@ import torch
 
 from step3_gapo.rlhf_engine import Actor, Critic
 from step3_gapo.rollout import Experience
-from step3_gapo.update import critic_step
 from tests.benchmarks.measure import Ratio, Seconds, ratio_of, time_in_turns
 from tests.benchmarks.section import Job, Row, Section, Settings, in_order
 from tests.benchmarks.synthetic import (
@@ -18,6 +17,7 @@ from tests.benchmarks.synthetic import (
     make_experience,
     make_update,
 )
+from tests.updates import critic_step, policy_step
 
 BASELINE = "morlhf"
 SCOPES = ("last_layer", "full")
@@ -36,7 +36,7 @@ def actor_steps(
     updates = {
         f"{variant} {objectives}": make_update(actor, args, objectives, **flags) for variant, flags in FLAGS.items()
     }
-    return {name: lambda update=update: update.step(experience) for name, update in updates.items()}
+    return {name: lambda update=update: policy_step(update, experience) for name, update in updates.items()}
 
 
 def critic_steps(

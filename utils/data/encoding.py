@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from utils.data.records import Dialogue, Message, Pair, Prompt, ReadingSummary, Record
@@ -156,8 +155,9 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_gen
         raise UserError(f"{_name(tokenizer)}: the tokenizer has no chat template")
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except TemplateError as error:
-        raise UserError(f"{_name(tokenizer)}: the chat template refuses the turns ({error})") from error
+    except Exception as error:  # a template is a program: a mistake in it may raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{_name(tokenizer)}: the chat template refuses the turns ({reason})") from error
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:

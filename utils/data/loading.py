@@ -4,6 +4,8 @@
 one source, which the inspection and splitting tools share.
 """
 
+import hashlib
+import json
 import random
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -47,6 +49,30 @@ PAIRS = {
     for label in LABELS
 }
 VIEWS = (PROMPTS, DIALOGUES, *PAIRS.values())
+ID_FIELDS = ("id", "prompt_id")
+
+
+class RowIds:
+    """The ids that rows of one source carry, to find rows that are there twice.
+
+    A repeated row says nothing new; two rows under one id may both be right (the parts of a conversation, say), so
+    they are reported and kept. Files mostly number their rows from 0: ids of different sources mean nothing.
+    """
+
+    def __init__(self) -> None:
+        self.places: dict[str, tuple[bytes, str]] = {}  # {id: (digest of the row, its place)}
+
+    def is_repeated(self, row: Row, summary: SourceSummary) -> bool:
+        """Whether a row is one seen before, in every field; of another one with its id `summary` takes note."""
+        found = next((row.fields[name] for name in ID_FIELDS if row.fields.get(name) not in (None, "")), None)
+        if found is None:
+            return False
+        content = json.dumps(row.fields, sort_keys=True, default=str).encode()
+        digest = hashlib.blake2b(content, digest_size=16).digest()
+        known, place = self.places.setdefault(str(found), (digest, row.source))
+        if known != digest:
+            summary.conflicts.append(f"{row.source} and {place}")
+        return known == digest and place != row.source
 
 
 def load_prompts(spec: str, seed: int = 0) -> tuple[list[Prompt], ReadingSummary]:
@@ -89,7 +115,7 @@ def read_source(source: Source, view: View, seed: str, seen: set[Hashable]) -> t
     `seen` holds the keys kept so far and is extended. The format is that of the first row. A fraction keeps
     that part of the usable records, at least one, in their order, drawn with `seed`.
     """
-    records, keys, summary, data_format = [], set(), SourceSummary(source.name, ""), None
+    records, keys, ids, summary, data_format = [], set(), RowIds(), SourceSummary(source.name, ""), None
     for row in source.rows():
         data_format = data_format or detect_format(row)
         summary.read += 1
@@ -104,6 +130,9 @@ def read_source(source: Source, view: View, seed: str, seen: set[Hashable]) -> t
                 summary.dropped[view.duplicate] += 1
                 continue
             keys.add(key)
+        if ids.is_repeated(row, summary):
+            summary.dropped["repeated row (same id, same content)"] += 1
+            continue
         records.append(record)
     summary.format = data_format.name
     records = _subsample(records, source.fraction, seed, summary)

@@ -60,8 +60,13 @@ class Row:
     def value(self, name: str) -> Any:
         """The field as it is; a missing one raises `UserError`."""
         if name not in self.fields:
-            raise UserError(f"{self.source}: the field '{name}' is missing (found: {', '.join(self.fields)})")
+            raise UserError(f"{self.source}: the field '{name}' is missing (found: {self.names()})")
         return self.fields[name]
+
+    def names(self) -> str:
+        """The names of all fields, fit for one line."""
+        names = ", ".join(name if name.isprintable() else repr(name) for name in map(str, self.fields))
+        return names if len(names) <= 200 else names[:197] + "..."
 
     def wrong(self, name: str, expected: str, value: Any) -> UserError:
         """The error of a field that holds something other than `expected`."""
@@ -138,20 +143,27 @@ def distinct_replies(chosen: str, rejected: str) -> tuple[str, str]:
 
 @dataclass
 class SourceSummary:
-    """What became of one file or hub data set: rows read = records kept + rows dropped, by reason."""
+    """What became of one file or hub data set: rows read = records kept + rows dropped, by reason.
+
+    `conflicts` are places ("file:17 and file:3") of rows that share an id and nothing else; they are kept.
+    """
 
     name: str
     format: str
     read: int = 0
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    conflicts: list[str] = field(default_factory=list)
 
     def line(self) -> str:
         """One line for people."""
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.most_common())
-        return f"{self.name} ({self.format}): read {self.read}, kept {self.kept}" + (
-            f", dropped {self.dropped.total()} ({reasons})" if reasons else ""
-        )
+        line = f"{self.name} ({self.format}): read {self.read}, kept {self.kept}"
+        if reasons:
+            line += f", dropped {self.dropped.total()} ({reasons})"
+        if self.conflicts:
+            line += f"; {len(self.conflicts)} with the id of a different row (first: {self.conflicts[0]})"
+        return line
 
     def as_dict(self) -> dict[str, Any]:
         """The same for JSON."""
@@ -161,6 +173,7 @@ class SourceSummary:
             "read": self.read,
             "kept": self.kept,
             "dropped": dict(self.dropped.most_common()),
+            **({"conflicting_ids": self.conflicts} if self.conflicts else {}),
         }
 
 

@@ -70,6 +70,7 @@ def detect_format(row: Row) -> Format:
     fitting = [candidate for candidate in _formats.values() if set(candidate.fields) <= set(row.fields)]
     if not fitting:
         known = "; ".join(f"{each.name}: {', '.join(each.fields)}" for each in _formats.values())
-        found = ", ".join(map(str, row.fields)) or "none"
-        raise UserError(f"{row.source}: no known format has these fields: {found} (known formats: {known})")
+        raise UserError(
+            f"{row.source}: no known format has these fields: {row.names() or 'none'} (known formats: {known})"
+        )
     return max(fitting, key=lambda candidate: len(candidate.fields))

@@ -21,6 +21,14 @@ from utils.errors import UserError
 
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<split>[\w.-]+))?")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# How files begin that are mistaken for text in UTF-8.
+OTHER_CONTENTS = {
+    b"\x1f\x8b": "gzip data (a name that ends in .gz says so)",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"PAR1": "parquet",
+    b"PK\x03\x04": "a zip archive",
+}
 Located = tuple[str, Any]  # (place inside the file, row)
 
 
@@ -56,6 +64,8 @@ def parse_spec(spec: str) -> list[Source]:
             sources += [Source(str(file), fraction, on_hub=False) for file in _files_below(path)]
         elif path.exists():
             _file_kind(path)
+            if not path.is_file():  # opening a pipe would wait for ever
+                raise UserError(f"{name}: not a regular file")
             sources.append(Source(str(path), fraction, on_hub=False))
         elif HUB_NAME.fullmatch(name) and _kind_or_none(path) is None and not path.parent.exists():
             sources.append(Source(name, fraction, on_hub=True))
@@ -132,16 +142,26 @@ def _parse_json(content: bytes, name: str, first_line: int) -> Any:
         return json.loads(content.decode("utf-8").rstrip())
     except UnicodeDecodeError as error:
         line = first_line + content.count(b"\n", 0, error.start)
-        raise UserError(f"{name}:{line}: the text is not UTF-8") from error
+        raise UserError(f"{name}:{line}: {_not_utf8(content)}") from error
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
+        if b"\0" in content:
+            raise UserError(f"{name}:{line}: holds zero bytes, as UTF-16 does; UTF-8 is needed") from error
         raise UserError(f"{name}:{line}: malformed JSON ({error.msg}, column {error.colno})") from error
     except (RecursionError, ValueError) as error:  # nested too deeply, or an integer of too many digits
         raise UserError(f"{name}:{first_line}: unusable JSON ({_one_line(error)})") from error
 
 
+def _not_utf8(content: bytes) -> str:
+    """What to say of bytes that are not UTF-8."""
+    found = next((what for start, what in OTHER_CONTENTS.items() if content.startswith(start)), None)
+    return "the text is not UTF-8" + (f" but {found}" if found else "")
+
+
 def _read_csv(file: BinaryIO, name: str) -> Iterator[Located]:
     csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is less than a long dialogue
+    start = file.read(4)
+    file.seek(0)
     reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
     line = 1
     try:
@@ -156,7 +176,7 @@ def _read_csv(file: BinaryIO, name: str) -> Iterator[Located]:
     except csv.Error as error:
         raise UserError(f"{name}:{line}: malformed CSV ({error})") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{name}:{line}: the text is not UTF-8") from error
+        raise UserError(f"{name}:{line}: {_not_utf8(start)}") from error
 
 
 def _read_parquet(file: BinaryIO, name: str) -> Iterator[Located]:

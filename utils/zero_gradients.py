@@ -73,20 +73,31 @@ def shard_gram(shards: torch.Tensor, chunk_size: int = 2**18) -> torch.Tensor:
     return gram
 
 
-def step_if_finite(engine: Engine) -> float | None:
-    """Take the engine's optimizer step, unless a NaN or Inf in the gradient of any rank forbids it on all.
-
-    Returns:
-        Norm of the gradient before clipping; None when there was no step.
-    """
+def gradient_norm(engine: Engine) -> float:
+    """Norm of the gradient of all ranks, before clipping; not finite, on every rank, where a part of it is not."""
     norms = torch.stack(
         [torch.linalg.vector_norm(s, dtype=torch.float32).to(device()) for s in gradient_shards(engine)]
     )
-    norm = all_reduce_sum(norms.square().sum()).sqrt().item()
-    if not math.isfinite(norm):
-        return None
-    engine.step()
-    return norm
+    return all_reduce_sum(norms.square().sum()).sqrt().item()
+
+
+def step_if_finite(engines: dict[str, Engine]) -> tuple[dict[str, float], str | None]:
+    """Let all engines take their optimizer steps, or none: where a NaN or Inf is in the gradient of one, on any rank.
+
+    Args:
+        engines: by what their gradient is called.
+
+    Returns:
+        Norms of the gradients before clipping; the name of one that is not finite, for which there was no step.
+    """
+    norms = {name: gradient_norm(engine) for name, engine in engines.items()}
+    not_finite = next((name for name, norm in norms.items() if not math.isfinite(norm)), None)
+    for engine in engines.values():
+        if not_finite:
+            forget_gradients(engine)
+        else:
+            engine.step()
+    return norms, not_finite
 
 
 def is_offloaded(engine: Engine) -> bool:

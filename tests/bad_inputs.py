@@ -1,0 +1,707 @@
+"""Bad input of every kind for every command: what a user would get wrong, and what the one line must name.
+
+    python -m tests.bad_inputs       runs the table with real processes: what each said, and how long it took
+
+A case changes one thing about a run that would work. The command must end with exit code 2 and one line on stderr,
+and leave every file as it was: the user's data and models, and the older result in the output folder.
+"""
+
+import gzip
+import json
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.evaluations import make_run, write_runs
+from tests.helpers import ROOT, Result, Workshop, flags, run_command
+from utils.arguments import Parser
+
+SECONDS = 10  # in which a command must have found the mistake
+WEIGHTS = "model.safetensors"
+REPLY = {"role": "assistant", "content": "Wait a while."}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a case works on: the workshop, things made from it once, and a folder of the case's own.
+
+    Attributes:
+        shared: responses/{base,other}.jsonl, runs/ (a preset's folder with evaluations), experts/{a,b}.
+        folder: everything that this case spoils, and out/ with an older result.
+    """
+
+    workshop: Workshop
+    shared: Path
+    folder: Path
+
+    def file(self, name: str, content: str | bytes) -> Path:
+        """A file of the user's."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    def rows(self, *rows: Any, name: str = "rows.jsonl") -> Path:
+        return self.file(name, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def model(self, source: Path, spoil: Callable[[Path], None] | None = None, /, **config: Any) -> Path:
+        """A copy of a model folder with other values in config.json, or changed by `spoil`."""
+        target = Path(shutil.copytree(source, self.folder / f"{source.name}_copy"))
+        edit_json(target / "config.json", config)
+        if spoil:
+            spoil(target)
+        return target
+
+    @property
+    def experts(self) -> Path:
+        return self.shared / "experts"
+
+    @property
+    def older_result(self) -> Path:
+        """An output folder that holds a policy and its records."""
+        folder = self.folder / "out"
+        for name in ("config.json", WEIGHTS, "metrics.jsonl", "args.json"):
+            self.file(f"out/{name}", f"{{}} {name}")
+        return folder
+
+
+def edit_json(path: Path, changes: dict[str, Any]) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# --- what can be wrong with a model folder
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def replaced(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(content) and None
+
+
+def edited(name: str, **changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / name, changes)
+
+
+def truncated(folder: Path) -> None:
+    os.truncate(folder / WEIGHTS, (folder / WEIGHTS).stat().st_size // 2)
+
+
+def pickled(folder: Path) -> None:
+    """The weights as torch.save writes them; loading them would leave a file behind."""
+    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+
+
+def lacking(name: str) -> Callable[[Path], None]:
+    """The weights without one tensor, which transformers would fill in at random."""
+
+    def spoil(folder: Path) -> None:
+        weights = load_file(folder / WEIGHTS)
+        del weights[name]
+        save_file(weights, folder / WEIGHTS, {"format": "pt"})
+
+    return spoil
+
+
+def with_code(folder: Path) -> None:
+    """A model type of its own, whose code leaves a file behind when it is run."""
+    (folder / "evil.py").write_text(f"open({str(folder / 'it_ran')!r}, 'w')\n")
+    auto_map = {"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.EvilModel"}
+    edit_json(folder / "config.json", {"model_type": "evil", "auto_map": auto_map})
+
+
+def with_a_token_more(folder: Path) -> None:
+    """A tokenizer with an id that has no embedding."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    token = {"id": 5000, "content": "<extra>", "single_word": False, "lstrip": False, "rstrip": False,
+             "normalized": False, "special": True}  # fmt: skip
+    for number in range(len(tokenizer["model"]["vocab"]), 5000):  # ids of added tokens must follow one another
+        tokenizer["added_tokens"].append(token | {"id": number, "content": f"<extra{number}>"})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def sharded_index(folder: Path) -> None:
+    """An index that names a shard which is not there."""
+    index = {
+        "metadata": {},
+        "weight_map": dict.fromkeys(load_file(folder / WEIGHTS), "model-00001-of-00002.safetensors"),
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+# --- the commands, each a run that would work
+
+
+def step1(b: Bench) -> dict[str, Any]:
+    return {"model_name_or_path": b.workshop.base, "data": b.workshop.folder / "data/sft_train.jsonl",
+            "max_length": 128, "output_dir": b.older_result}  # fmt: skip
+
+
+def step2(b: Bench) -> dict[str, Any]:
+    return {"objective": "helpfulness", "kind": "reward", "model_name_or_path": b.workshop.base,
+            "data": b.workshop.folder / "data/preferences_train.jsonl", "max_length": 128,
+            "output_dir": b.older_result}  # fmt: skip
+
+
+def step3(b: Bench) -> dict[str, Any]:
+    return {"actor_model": b.workshop.base, "reward_model": f"helpfulness={b.workshop.reward}",
+            "cost_model": f"harmlessness={b.workshop.cost}", "algorithm": "gapo", "data": b.workshop.prompts,
+            "max_prompt_length": 64, "max_new_tokens": 12, "output_dir": b.older_result}  # fmt: skip
+
+
+def generate(b: Bench) -> dict[str, Any]:
+    return {"policy": f"base={b.workshop.base}", "reference_model": b.workshop.base, "data": b.workshop.prompts,
+            "max_new_tokens": 12, "output_dir": b.older_result}  # fmt: skip
+
+
+def score(b: Bench) -> dict[str, Any]:
+    return {"responses": b.shared / "responses/base.jsonl", "reward_model": f"helpfulness={b.workshop.reward}",
+            "cost_model": f"harmlessness={b.workshop.cost}", "output_dir": b.older_result}  # fmt: skip
+
+
+def soup(b: Bench) -> dict[str, Any]:
+    return {"expert": (f"a={b.experts / 'a'}", f"b={b.experts / 'b'}"), "weight": ("a=0.5", "b=0.5"),
+            "output_dir": b.older_result}  # fmt: skip
+
+
+def judge(b: Bench) -> dict[str, Any]:
+    return {"policy": f"other={b.shared / 'responses/other.jsonl'}",
+            "baseline": f"base={b.shared / 'responses/base.jsonl'}", "objective": "helpfulness",
+            "gold": "utils.safe_rlhf_mini:gold_scores", "output_dir": b.older_result}  # fmt: skip
+
+
+def chat(b: Bench) -> dict[str, Any]:
+    return {"policy": f"base={b.workshop.base}", "max_new_tokens": 12}
+
+
+def report(b: Bench) -> dict[str, Any]:
+    return {"input_dir": b.shared / "runs", "output_dir": b.file("out/report.html", "<p>older</p>").parent}
+
+
+def make_base(b: Bench) -> dict[str, Any]:
+    return {"sft_data": b.workshop.folder / "data/sft_train.jsonl", "tokenizer_dir": b.folder / "tokenizer",
+            "model_dir": b.folder / "new"}  # fmt: skip
+
+
+def split_data(b: Bench) -> dict[str, Any]:
+    return {"input": f"sft={b.workshop.folder / 'data/sft_train.jsonl'}", "output_dir": b.older_result}
+
+
+def inspect_data(b: Bench) -> dict[str, Any]:
+    return {"": b.workshop.prompts}
+
+
+def corpus(b: Bench) -> dict[str, Any]:
+    return {"output_dir": b.older_result}
+
+
+def run_all(b: Bench) -> dict[str, Any]:
+    return {"": "smoke"}
+
+
+def policy_script(b: Bench) -> dict[str, Any]:
+    return {"": "gapo_p1"}
+
+
+SCRIPTS: dict[Callable[[Bench], dict[str, Any]], str] = {
+    step1: "step1_sft/main.py", step2: "step2_reward/main.py", step3: "step3_gapo/main.py",
+    generate: "eval/generate.py", score: "eval/score.py", soup: "eval/soup.py", judge: "eval/judge.py",
+    chat: "eval/chat.py", report: "eval/report.py", make_base: "utils/make_base.py",
+    split_data: "utils/split_data.py", inspect_data: "utils/inspect_data.py",
+    corpus: "utils/safe_rlhf_mini/__main__.py", run_all: "run_all.sh",
+    policy_script: "step3_gapo/training_scripts/smoke_policy.sh",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """`change` gives the flags that differ from the command's, after it has spoiled what it must; `names` must be in
+    the line."""
+
+    command: Callable[[Bench], dict[str, Any]]
+    change: Callable[[Bench], dict[str, Any]]
+    names: tuple[str, ...]
+
+    @property
+    def script(self) -> str:
+        return SCRIPTS[self.command]
+
+    @property
+    def is_shell(self) -> bool:
+        return self.script.endswith(".sh")
+
+    def arguments(self, bench: Bench) -> list[str]:
+        settings = self.command(bench) | self.change(bench)
+        words = settings.pop("", ())
+        return [*map(str, words if isinstance(words, tuple) else (words,)), *flags(**settings)]
+
+
+PROMPT = {"prompt": "How do I fix my bike?"}
+DIALOGUE = PROMPT | {"response": "Turn the bolts."}
+PKU = PROMPT | {"response_0": "Turn the bolts.", "response_1": "No.", "is_response_0_safe": True,
+                "is_response_1_safe": True, "better_response_id": 0, "safer_response_id": 0}  # fmt: skip
+LONG = {"prompt": "How do I fix my bike? " * 40}
+
+
+def cases() -> dict[str, Case]:
+    """{what is wrong: the case}."""
+    groups = (data_files, data_rows, data_as_a_whole, policies, score_models, foreign_code, names, numbers, results)
+    return {name: Case(*case) for group in groups for name, case in group().items()}
+
+
+def data_files() -> dict[str, tuple]:
+    lines = "".join(json.dumps(DIALOGUE) + "\n" for _ in range(9)).encode()
+    spoiled = {  # what is wrong: (file, content, what the line must name)
+        "invalid UTF-8": ("rows.jsonl", lines + b'{"prompt": "caf\xe9"}\n', "rows.jsonl:10: the text is not UTF-8"),
+        "UTF-16": ("rows.jsonl", lines.decode().encode("utf-16"), "rows.jsonl:1: the text is not UTF-8 but UTF-16"),
+        "zero bytes": ("rows.jsonl", lines + b'{"prompt": "\0"}\n', "rows.jsonl:10: holds zero bytes"),
+        "truncated gzip": ("rows.jsonl.gz", gzip.compress(lines)[:-9], "rows.jsonl.gz: the gzip file is truncated"),
+        "gzip in name only": ("rows.jsonl.gz", lines, "rows.jsonl.gz: the gzip file is truncated or damaged"),
+        "gzip without the name": ("rows.jsonl", gzip.compress(lines), "rows.jsonl:1: the text is not UTF-8 but gzip"),
+        "a torn last line": ("rows.jsonl", lines[:-20], "rows.jsonl:9: malformed JSON"),
+        "an empty file": ("rows.jsonl", b"", "rows.jsonl: holds no rows"),
+        "a damaged parquet file": ("rows.parquet", lines, "rows.parquet: cannot be read as parquet"),
+        "a ragged table": ("rows.csv", b"prompt,response\nHi,Ho\nHi\n", "rows.csv:3: 1 cells"),
+        "an unknown kind of file": ("rows.txt", lines, "rows.txt: not a kind of file"),
+        "too many digits": (
+            "rows.jsonl", lines + b'{"prompt": ' + b"7" * 5000 + b"}\n", "rows.jsonl:10: unusable JSON"),
+    }  # fmt: skip
+    table: dict[str, tuple] = {}
+    for number, (what, (name, content, expected)) in enumerate(spoiled.items()):
+        command = (step1, step3, generate, inspect_data)[number % 4]
+        flag = "" if command is inspect_data else "data"
+        table[f"data: {what}"] = (
+            command, lambda b, flag=flag, name=name, content=content: {flag: b.file(name, content)}, (expected,)
+        )  # fmt: skip
+    return table | {
+        "data: no such file": (step3, lambda b: {"data": b.folder / "none.jsonl"}, ("none.jsonl: no such file",)),
+        "data: nothing on the hub": (step1, lambda b: {"data": "nobody/nothing"}, ("nobody/nothing: no file",)),
+        "data: a folder without data": (
+            step2, lambda b: {"data": b.file("notes/read.me", "x").parent}, ("notes: holds no data file",)),
+        "data: a fraction of 0": (step1, lambda b: {"data": f"{b.workshop.prompts}:0"}, ("the fraction must be",)),
+        "data: a pipe": (inspect_data, lambda b: {"": made_pipe(b)}, ("pipe.jsonl: not a regular file",)),
+        "validation data: malformed": (
+            step2, lambda b: {"validation_data": b.file("v.jsonl", '{"prompt"\n')}, ("v.jsonl:1: malformed JSON",)),
+        "split_data: no such file": (split_data, lambda b: {"input": "a=none.jsonl"}, ("none.jsonl: no such file",)),
+        "make_base: malformed": (
+            make_base, lambda b: {"sft_data": b.file("s.jsonl", "[1]\n")}, ("s.jsonl:1: expected an object",)),
+    }  # fmt: skip
+
+
+def made_pipe(b: Bench) -> Path:
+    os.mkfifo(b.folder / "pipe.jsonl")
+    return b.folder / "pipe.jsonl"
+
+
+def data_rows() -> dict[str, tuple]:
+    return {
+        "row: unknown fields": (
+            step1, lambda b: {"data": b.rows({"question": "Hi"})}, ("rows.jsonl:1: no known format",)),
+        "row: a field with a line break": (
+            inspect_data, lambda b: {"": b.rows({"que\nstion": "Hi"})}, ("rows.jsonl:1: no known format",)),
+        "row: a field is missing": (
+            step1, lambda b: {"data": b.rows(DIALOGUE, PROMPT)}, ("rows.jsonl:2: the field 'response' is missing",)),
+        "row: a number for text": (
+            step3, lambda b: {"data": b.rows(PROMPT, {"prompt": 3})}, ("rows.jsonl:2: the field 'prompt'",)),
+        "row: better_response_id 2": (
+            step2, lambda b: {"data": b.rows(PKU, PKU | {"better_response_id": 2})},
+            ("rows.jsonl:2: the field 'better_response_id' must be 0 or 1, found 2",)),
+        "row: better_response_id true": (
+            step2, lambda b: {"data": b.rows(PKU, PKU | {"better_response_id": True})},
+            ("rows.jsonl:2: the field 'better_response_id'",)),
+        "row: is_safe 0": (
+            step2, lambda b: {"kind": "cost", "data": b.rows(PKU, PKU | {"is_response_1_safe": 0})},
+            ("rows.jsonl:2: the field 'is_response_1_safe' must be true or false",)),
+        "row: safer of three": (
+            step2, lambda b: {"kind": "cost", "data": b.rows(PROMPT | {"responses": ["a", "b", "c"], "safer": 2})},
+            ("rows.jsonl:1: the field 'responses' must be a list of 2",)),
+        "row: a chat without content": (
+            step1, lambda b: {"data": b.rows({"messages": [{"role": "user"}]})},
+            ("rows.jsonl:1: the field 'messages'",)),
+        "row: replies asked of prompts": (
+            step1, lambda b: {"data": b.workshop.prompts}, ("prompts.jsonl:1: rows of the format 'prompts' hold no",)),
+        "row: pairs asked of dialogues": (
+            step2, lambda b: {"data": b.rows(DIALOGUE)}, ("rows.jsonl:1: rows of the format 'prompt_response'",)),
+        "row: the prompt is too long": (
+            step3, lambda b: {"data": b.rows(PROMPT, LONG)},
+            ("rows.jsonl:2: prompt of", "--max_prompt_length 64", "--overlong drop")),
+        "row: the prompt leaves no room": (
+            step1, lambda b: {"data": b.rows(DIALOGUE, DIALOGUE | LONG)}, ("rows.jsonl:2: prompt of", "--max_length")),
+        "row: the prompt is too long for a policy": (
+            generate, lambda b: {"data": b.rows(PROMPT, LONG), "max_prompt_length": 40},
+            ("rows.jsonl:2: prompt of", "--max_prompt_length 40")),
+    }  # fmt: skip
+
+
+def data_as_a_whole() -> dict[str, tuple]:
+    return {
+        "split: all rows are filtered": (
+            step3, lambda b: {"data": b.rows({"prompt": " "}, {"prompt": ""})}, ("rows.jsonl: none of the 2 rows",)),
+        "split: all prompts are too long": (
+            step3, lambda b: {"data": b.rows(LONG), "overlong": "drop"},
+            ("nothing is left of 1", "--max_prompt_length")),
+        "split: all validation rows are filtered": (
+            step1, lambda b: {"validation_data": b.rows(DIALOGUE | {"response": ""})}, ("rows.jsonl: none of the 1",)),
+        "split: one prompt for two splits": (step1, lambda b: {"data": b.rows(DIALOGUE, DIALOGUE)}, ("--data: one",)),
+        "split: nothing to validate on": (step2, lambda b: {"validation_fraction": 0}, ("--validation_fraction 0",)),
+        "split: ties alone": (
+            step2, lambda b: {"data": b.rows(PKU | {"better_response_id": None})}, ("none of the 1 rows", "1 tie")),
+        "split: fewer prompts than a rollout": (
+            step3, lambda b: {"data": b.rows(PROMPT)}, ("--data: 1 prompts do not fill one rollout of 16",)),
+        "split: no row for the test": (
+            split_data, lambda b: {"input": f"a={b.rows(DIALOGUE)}"}, ("--input a=", "split would be empty")),
+        "split: two formats in one input": (
+            split_data, lambda b: {"input": f"a={b.rows(DIALOGUE)},{b.workshop.prompts}"},
+            ("--input a=", "one format")),
+        "split: fractions that leave nothing": (
+            split_data, lambda b: {"test_fraction": 0.9, "validation_fraction": 0.2}, ("--test_fraction",)),
+        "split: a vocabulary larger than the text": (
+            make_base, lambda b: {"sft_data": b.rows(DIALOGUE), "vocab_size": 5000}, ("--vocab_size 5000",)),
+        "split: too many prompts held out": (corpus, lambda b: {"num_test_prompts": 10**9}, ("--num_test_prompts",)),
+    }  # fmt: skip
+
+
+def policies() -> dict[str, tuple]:
+    def actor(spoil: Callable[[Path], None] | None = None, **config: Any) -> Callable[[Bench], dict[str, Any]]:
+        return lambda b: {"actor_model": b.model(b.workshop.base, spoil, **config)}
+
+    def base(spoil: Callable[[Path], None] | None = None, **config: Any) -> Callable[[Bench], dict[str, Any]]:
+        return lambda b: {"model_name_or_path": b.model(b.workshop.base, spoil, **config)}
+
+    def policy(spoil: Callable[[Path], None]) -> Callable[[Bench], dict[str, Any]]:
+        return lambda b: {"policy": f"base={b.model(b.workshop.base, spoil)}"}
+
+    return {
+        "policy: no such folder": (step1, lambda b: {"model_name_or_path": b.folder / "no"}, ("--model_name_or_path",)),
+        "policy: not on the hub": (generate, lambda b: {"policy": "a=nobody/nothing"}, ("--policy a nobody/nothing",)),
+        "policy: a reward model": (
+            step3, lambda b: {"actor_model": b.workshop.reward}, ("--actor_model", "not a lang")),
+        "policy: a reward model to chat with": (chat, lambda b: {"policy": f"a={b.workshop.cost}"}, ("--policy a",)),
+        "policy: damaged configuration": (step1, base(replaced("config.json", b"{")), ("--model_name_or_path",)),
+        "policy: a configuration in UTF-16": (
+            step2, base(replaced("config.json", b"\xff\xfe{\0}\0")), ("--model_name_or_path", "config")),
+        "policy: a size that is no number": (step3, actor(hidden_size="wide"), ("--actor_model", "hidden_size")),
+        "policy: sizes that contradict": (step3, actor(hidden_size=48), ("--actor_model", "has shape [600, 32]")),
+        "policy: unknown architecture": (step2, base(model_type="unheard_of"), ("--model_name_or_path", "unheard_of")),
+        "policy: pad outside the vocabulary": (step3, actor(pad_token_id=9999), ("--actor_model", "pad_token_id 9999")),
+        "policy: no weights": (step3, actor(without(WEIGHTS)), ("--actor_model", WEIGHTS)),
+        "policy: truncated weights": (step1, base(truncated), ("--model_name_or_path", "cannot read the weights")),
+        "policy: junk for weights": (generate, policy(replaced(WEIGHTS, b"junk")), ("--policy base", "cannot read")),
+        "policy: a shard is missing": (chat, policy(sharded_index), ("--policy base", "00001-of-00002")),
+        "policy: a tensor is missing": (
+            step3, actor(lacking("model.layers.1.mlp.up_proj.weight")),
+            ("--actor_model", "lack model.layers.1.mlp.up")),
+        "policy: no tokenizer": (step2, base(without("tokenizer.json")), ("--model_name_or_path", "tokenizer")),
+        "policy: junk for a tokenizer": (
+            step3, actor(replaced("tokenizer.json", b"{}")), ("--actor_model", "tokenizer")),
+        "policy: no EOS": (step3, actor(edited("tokenizer_config.json", eos_token=None)), ("--actor_model", "no EOS")),
+        "policy: no chat template": (step3, actor(without("chat_template.jinja")), ("--actor_model", "chat template")),
+        "policy: no chat template to learn": (
+            step1, base(without("chat_template.jinja")), ("--model_name", "template")),
+        "policy: no chat template to answer": (generate, policy(without("chat_template.jinja")), ("--policy base",)),
+        "policy: a chat template that fails": (
+            chat, policy(replaced("chat_template.jinja", b"{{ 1 / 0 }}")), ("--policy base", "chat template")),
+        "policy: more ids than embeddings": (
+            step3, actor(with_a_token_more), ("--actor_model", "the tokenizer has ids up to 4999", "600 rows")),
+        "policy: another tokenizer than the reference": (
+            generate, lambda b: {"policy": f"o={b.workshop.folder / 'other'}"}, ("--policy o", "--reference_model")),
+        "policy: a reference without weights": (
+            generate, lambda b: {"reference_model": b.model(b.workshop.base, without(WEIGHTS))},
+            ("--reference_model",)),
+        "policy: a judged model without prompts": (
+            judge, lambda b: {"policy": f"other={b.workshop.base}"}, ("--data: needed", "--policy other")),
+        "policy: a judged model is truncated": (
+            judge, lambda b: {"policy": f"o={b.model(b.workshop.base, truncated)}", "data": b.workshop.prompts},
+            ("--policy o", "cannot read the weights")),
+        "policy: an expert of another size": (
+            soup, lambda b: {"expert": (f"a={b.experts / 'a'}", f"b={b.workshop.folder / 'other'}")},
+            ("--expert b", "vocab_size")),
+        "policy: a truncated expert": (
+            soup, lambda b: {"expert": (f"a={b.model(b.experts / 'a', truncated)}", f"b={b.experts / 'b'}")},
+            ("--expert a", "cannot read the weights")),
+    }  # fmt: skip
+
+
+def score_models() -> dict[str, tuple]:
+    def reward(spoil: Callable[[Path], None] | None = None, **config: Any) -> Callable[[Bench], dict[str, Any]]:
+        return lambda b: {"reward_model": f"helpfulness={b.model(b.workshop.reward, spoil, **config)}"}
+
+    def cost(spoil: Callable[[Path], None] | None = None, **config: Any) -> Callable[[Bench], dict[str, Any]]:
+        return lambda b: {"cost_model": f"harmlessness={b.model(b.workshop.cost, spoil, **config)}"}
+
+    def foreign(spoil: Callable[[Path], None]) -> Callable[[Bench], dict[str, Any]]:
+        return lambda b: {"reward_model": f"helpfulness={b.model(b.workshop.foreign, spoil)}"}
+
+    return {
+        "score model: a language model": (
+            step3, lambda b: {"reward_model": f"helpfulness={b.workshop.base}"},
+            ("--reward_model helpfulness", "Mistral")),
+        "score model: no such folder": (score, lambda b: {"cost_model": "harm=./none"}, ("--cost_model harm ./none",)),
+        "score model: none at all": (score, lambda b: {"reward_model": None, "cost_model": None}, ("--reward_model",)),
+        "score model: three labels": (
+            step3, cost(id2label={"0": "a", "1": "b", "2": "c"}, label2id={"a": 0, "b": 1, "c": 2}),
+            ("--cost_model harmlessness", "3 labels")),
+        "score model: truncated weights": (
+            step3, cost(truncated), ("--cost_model harmlessness", "cannot read the wei")),
+        "score model: junk for weights": (score, reward(replaced(WEIGHTS, b"junk")), ("--reward_model helpfulness",)),
+        "score model: no head": (
+            step3, reward(lacking("score.weight")), ("--reward_model helpfulness", "lack score.weight")),
+        "score model: a layer is missing": (
+            score, cost(lacking("model.norm.weight")), ("--cost_model harmlessness", "lack model.norm.weight")),
+        "score model: no layer of that size": (
+            step3, reward(intermediate_size=48), ("--reward_model helpfulness", "shape [32, 64]")),
+        "score model: no tokenizer": (
+            step3, cost(without("tokenizer.json")), ("--cost_model harmlessness", "tokenizer")),
+        "score model: no chat template": (
+            step3, foreign(without("chat_template.jinja")), ("--reward_model helpfulness", "chat template")),
+        "score model: a chat template that fails": (
+            chat, foreign(replaced("chat_template.jinja", b"{{ messages | first.x }}")),
+            ("--reward_model helpfulness",)),
+        "score model: more ids than embeddings": (
+            step3, foreign(with_a_token_more), ("--reward_model helpfulness", "the tokenizer has ids up to 4999")),
+        "score model: too few positions": (
+            step3, cost(max_position_embeddings=32), ("--cost_model harmlessness", "has positions for 32")),
+        "score model: one objective twice": (
+            score, lambda b: {"cost_model": f"helpfulness={b.workshop.cost}"}, ("the objective helpfulness", "twice")),
+    }  # fmt: skip
+
+
+def foreign_code() -> dict[str, tuple]:
+    def copy(b: Bench, spoil: Callable[[Path], None]) -> Path:
+        return b.model(b.workshop.base, spoil)
+
+    code, pickle = ("--trust_remote_code",), ("--allow_pickle",)
+    return {
+        "own code: stage 1": (
+            step1, lambda b: {"model_name_or_path": copy(b, with_code)}, ("--model_name_or_path", *code)),
+        "own code: stage 3": (step3, lambda b: {"actor_model": copy(b, with_code)}, ("--actor_model", *code)),
+        "own code: generate": (generate, lambda b: {"policy": f"a={copy(b, with_code)}"}, ("--policy a", *code)),
+        "own code: chat": (chat, lambda b: {"policy": f"a={copy(b, with_code)}"}, ("--policy a", *code)),
+        "own code: score": (
+            score, lambda b: {"reward_model": f"help={b.model(b.workshop.reward, with_code)}"},
+            ("--reward_model", *code)),
+        "pickle: stage 2": (
+            step2, lambda b: {"model_name_or_path": copy(b, pickled)}, ("--model_name_or_path", *pickle)),
+        "pickle: stage 3": (
+            step3, lambda b: {"cost_model": f"harm={b.model(b.workshop.cost, pickled)}"},
+            ("--cost_model harm", *pickle)),
+        "pickle: generate": (generate, lambda b: {"policy": f"a={copy(b, pickled)}"}, ("--policy a", *pickle)),
+        "pickle: judge": (
+            judge, lambda b: {"policy": f"a={copy(b, pickled)}", "data": b.workshop.prompts}, ("--policy a", *pickle)),
+        "pickle: soup": (
+            soup, lambda b: {"expert": (f"a={b.model(b.experts / 'a', pickled)}", f"b={b.experts / 'b'}")},
+            ("--expert a", WEIGHTS)),
+    }  # fmt: skip
+
+
+def names() -> dict[str, tuple]:
+    return {
+        "name: a policy with ..": (generate, lambda b: {"policy": f"../up={b.workshop.base}"}, ("--policy", "../up")),
+        "name: an absolute policy": (
+            generate, lambda b: {"policy": f"/tmp/x={b.workshop.base}"}, ("--policy", "/tmp/x")),
+        "name: an empty policy": (
+            generate, lambda b: {"policy": f"={b.workshop.base}"}, ("--policy", "cannot be a name")),
+        "name: a hidden policy": (judge, lambda b: {"policy": f".x={b.workshop.base}"}, ("--policy", "'.x'")),
+        "name: a policy with control characters": (
+            chat, lambda b: {"policy": f"a\x1b[2J={b.workshop.base}"}, ("--policy", "invisible characters")),
+        "name: an objective with /": (step2, lambda b: {"objective": "a/b"}, ("--objective", "'a/b'")),
+        "name: an objective with ..": (
+            step3, lambda b: {"reward_model": f"../up={b.workshop.reward}"}, ("--reward_model", "'../up'")),
+        "name: an objective with a line break": (
+            score, lambda b: {"cost_model": f"a\nb={b.workshop.cost}"}, ("--cost_model", "invisible characters")),
+        "name: a judged objective with /": (judge, lambda b: {"objective": "../x"}, ("--objective", "'../x'")),
+        "name: a very long policy": (
+            generate, lambda b: {"policy": f"{'a' * 300}={b.workshop.base}"}, ("--policy", "at most 100 bytes")),
+        "name: an input with ..": (
+            split_data, lambda b: {"input": f"../up={b.workshop.prompts}"}, ("--input", "'../up'")),
+        "name: an expert without one": (
+            soup, lambda b: {"expert": str(b.workshop.base)}, ("--expert", "not NAME=VALUE")),
+        "name: an unknown preset": (run_all, lambda b: {"": "smoky"}, ("smoky: neither a preset",)),
+        "name: an unknown run": (
+            policy_script, lambda b: {"": "gapa_p1"}, ('no method is known for the run "gapa_p1"',)),
+        "name: a run with ..": (policy_script, lambda b: {"": "../../up"}, ("no method is known",)),
+        "name: an unknown condition": (policy_script, lambda b: {"": "gapo_p1@worse"}, ('known as "worse"',)),
+    }  # fmt: skip
+
+
+def numbers() -> dict[str, tuple]:
+    return {
+        "flag: unknown": (step3, lambda b: {"bogus": 1}, ("--bogus",)),
+        "flag: abbreviated": (generate, lambda b: {"max_new": 1}, ("--max_new",)),
+        "flag: a rate below 0": (step1, lambda b: {"learning_rate": -1}, ("--learning_rate",)),
+        "flag: a temperature of nan": (generate, lambda b: {"temperature": "nan"}, ("--temperature",)),
+        "flag: half a token": (chat, lambda b: {"max_new_tokens": 1.5}, ("--max_new_tokens",)),
+        "flag: more tokens than positions": (step3, lambda b: {"max_new_tokens": 600}, ("--max_new_tokens", "512")),
+        "flag: no room for a prompt": (
+            chat, lambda b: {"max_new_tokens": 512}, ("--max_new_tokens 512", "--policy base")),
+        "flag: weights that sum to 1.5": (soup, lambda b: {"weight": ("a=1", "b=0.5")}, ("--weight", "sum to 1.5")),
+        "flag: a preference that sums to 0.9": (
+            step3, lambda b: {"algorithm": "p_gapo", "preference": ("helpfulness=0.5", "harmlessness=0.4")},
+            ("--preference", "0.9")),
+        "flag: batches that do not divide": (
+            step3, lambda b: {"per_device_train_batch_size": 3}, ("--per_device_train_batch_size",)),
+        "flag: heads that do not divide": (make_base, lambda b: {"num_heads": 5}, ("--num_heads 5",)),
+        "flag: an unknown objective": (step3, lambda b: {"score_scale": "truth=2"}, ("--score_scale truth",)),
+        "flag: no samples": (report, lambda b: {"samples": 0}, ("--samples",)),
+    }  # fmt: skip
+
+
+def results() -> dict[str, tuple]:
+    row = {"prompt": "Hi", "messages": [{"role": "user", "content": "Hi"}], "source": "p:1", "response": "Ho",
+           "length": 1, "finished": True, "kl": 0.0}  # fmt: skip
+
+    def responses(*rows: Any) -> Callable[[Bench], dict[str, Any]]:
+        return lambda b: {"responses": b.rows(*rows)}
+
+    def evaluation(content: Any) -> Callable[[Bench], dict[str, Any]]:
+        text = content if isinstance(content, str) else json.dumps(content)
+        return lambda b: {"input_dir": b.file("runs/eval/sft.json", text).parents[1]}
+
+    whole = make_run("sft", [[0.5, 0.2]]).evaluation
+    return {
+        "responses: no such file": (score, lambda b: {"responses": "none.jsonl"}, ("--responses none.jsonl",)),
+        "responses: malformed": (
+            score, lambda b: {"responses": b.file("r.jsonl", json.dumps(row) + "\n{\n")},
+            ("r.jsonl:2: not valid JSON",)),
+        "responses: not UTF-8": (
+            score, lambda b: {"responses": b.file("r.jsonl", b'{"prompt": "\xe9"}\n')}, ("r.jsonl:1:", "UTF-8")),
+        "responses: a field is missing": (
+            score, responses(row, {"prompt": "Hi"}), ("rows.jsonl:2: the field 'finished' is missing",)),
+        "responses: a number for the response": (
+            score, responses(row | {"response": 7}), ("rows.jsonl:1: the field 'response' must be",)),
+        "responses: turns without content": (
+            judge, lambda b: {"policy": f"o={b.rows(row | {'messages': [{'role': 'user'}]})}"},
+            ("rows.jsonl:1: the field 'messages' must be",)),
+        "responses: other prompts": (
+            judge, lambda b: {"policy": f"o={b.rows(row)}"}, ("--policy o: no response to",)),
+        "evaluation: none": (report, lambda b: {"input_dir": b.folder}, ("--input_dir",)),
+        "evaluation: malformed": (report, evaluation('{\n"run"'), ("sft.json:2: not valid JSON",)),
+        "evaluation: not one": (report, evaluation({"run": "sft"}), ("sft.json: not an evaluation",)),
+        "evaluation: of a run elsewhere": (
+            report, evaluation(whole | {"run": "../../up"}), ("sft.json: holds the run '../../up'",)),
+        "evaluation: without rows": (report, evaluation(whole | {"rows": []}), ("sft.json: not an evaluation", "rows")),
+        "evaluation: without means": (report, evaluation(whole | {"objectives": {"help": 1}}), ("sft.json", "'help'")),
+        "labels: no such file": (report, lambda b: {"labels": "none.jsonl"}, ("--labels none.jsonl",)),
+        "judge: no address": (judge, lambda b: {"gold": None, "base_url": "here", "model": "m"}, ("--base_url",)),
+        "judge: no such function": (judge, lambda b: {"gold": "utils.nothing:at_all"}, ("--gold utils.nothing",)),
+        "judge: no criteria": (
+            judge, lambda b: {"gold": None, "base_url": "http://127.0.0.1:9", "model": "m", "objective": "wit"},
+            ("--objective wit",)),
+        "judge: criteria without a scale": (
+            judge, lambda b: {"gold": None, "base_url": "http://127.0.0.1:9", "model": "m",
+                              "criteria": f"helpfulness={b.file('c.txt', 'be brief')}"}, ("--criteria helpfulness",)),
+        "output: below a file": (step3, lambda b: {"output_dir": b.workshop.prompts / "out"}, ("--output_dir",)),
+        "output: below a file, stage 1": (step1, lambda b: {"output_dir": b.workshop.prompts / "x"}, ("--output_dir",)),
+        "output: over an expert": (soup, lambda b: {"output_dir": b.experts}, ("--output_dir", "delete")),
+        "output: over somebody's folder": (
+            make_base, lambda b: {"model_dir": b.file("thesis/text.tex", "x").parent}, ("--model_dir", "thesis")),
+        "output: a report over a file": (
+            report, lambda b: {"output_dir": b.file("thesis.tex", "x")}, ("--output_dir", "thesis.tex")),
+        "output: a report over somebody's folder": (
+            report, lambda b: {"output_dir": b.file("thesis/text.tex", "x").parent}, ("--output_dir", "thesis")),
+    }  # fmt: skip
+
+
+# --- running a case
+
+
+def make_shared(workshop: Workshop) -> Path:
+    """What the cases need beside the workshop; see `Bench`."""
+    shared = workshop.folder / "bench"
+    prompts = [json.loads(line)["prompt"] for line in workshop.prompts.read_text().splitlines()[:8]]
+    for name, response in (("base", "Wait."), ("other", "Ask a friend.")):
+        (shared / "responses").mkdir(parents=True, exist_ok=True)
+        rows = [
+            {"prompt": prompt, "messages": [{"role": "user", "content": prompt}], "source": f"prompts.jsonl:{number}",
+             "response": response, "length": 3, "finished": True, "kl": 0.0}
+            for number, prompt in enumerate(prompts, start=1)
+        ]  # fmt: skip
+        (shared / f"responses/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_runs(
+        shared / "runs", [make_run("sft", [[0.5, 0.2], [0.1, 0.3]]), make_run("gapo_p1", [[0.6, 0.4], [0.2, 0.5]])]
+    )
+    for name in "ab":
+        shutil.copytree(workshop.base, shared / "experts" / name)
+        (shared / "experts" / name / "args.json").write_text(json.dumps({"actor_model": str(workshop.base)}))
+    return shared
+
+
+def snapshot(bench: Bench) -> dict[Path, Any]:
+    """Everything there is in and beside the case's folder (contents) and the workshop (sizes and times)."""
+    own = {path: path.read_bytes() if path.is_file() else None for path in bench.folder.parent.rglob("*")}
+    stats = {path: path.stat() for path in bench.workshop.folder.rglob("*") if not path.is_dir()}
+    return own | {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
+
+
+def problems(case: Case, result: Result, before: dict[Path, Any], after: dict[Path, Any]) -> str:
+    """What is not as it must be, in words; nothing if all is."""
+    found = [] if result.code == 2 else [f"exit code {result.code}"]
+    lines = result.stderr.splitlines()
+    if len(lines) != 1 or not lines[0].startswith("error: ") or "Traceback" in result.stdout:
+        found.append(f"not one line on stderr: {result.stderr[-2000:]}")
+    found += [f"{name!r} is not named: {result.stderr}" for name in case.names if name not in result.stderr]
+    paths = before.keys() | after.keys()
+    changed = sorted(str(path) for path in paths if before.get(path, path) != after.get(path, path))
+    return "; ".join(found + ([f"changed: {', '.join(changed)}"] if changed else []))
+
+
+def run_for_real(case: Case, arguments: list[str], bench: Bench) -> tuple[Result, float, float]:
+    """By a process of its own, as a user would; how it ended, after how many seconds, and of these on a processor."""
+    variables = os.environ | {"PYTHON": sys.executable, "OUTPUT": str(bench.folder / "output")}
+    program = ["bash", case.script] if case.is_shell else [sys.executable, case.script]
+    if case.command is corpus:
+        program = [sys.executable, "-m", "utils.safe_rlhf_mini"]
+    started, used = time.monotonic(), processor_seconds()
+    result = run_command([*program, *arguments], env=variables, cwd=ROOT)
+    return result, time.monotonic() - started, processor_seconds() - used
+
+
+def processor_seconds() -> float:
+    """Of all processes that this one has started and that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def main() -> None:
+    parser = Parser(prog="python -m tests.bad_inputs", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds this")
+    args = parser.parse_args()
+    from tests.conftest import make_workshop  # sets what must be set before torch starts
+    from utils import models  # noqa: F401  (keeps transformers quiet)
+
+    failed = slow = 0
+    with tempfile.TemporaryDirectory() as folder:
+        workshop = make_workshop(Path(folder) / "workshop")
+        shared = make_shared(workshop)
+        chosen = {name: case for name, case in cases().items() if args.only in name}
+        for number, (name, case) in enumerate(chosen.items()):
+            bench = Bench(workshop, shared, Path(folder) / str(number) / "case")
+            bench.folder.mkdir(parents=True)
+            arguments = case.arguments(bench)
+            before = snapshot(bench)
+            result, seconds, used = run_for_real(case, arguments, bench)
+            wrong = problems(case, result, before, snapshot(bench))
+            failed, slow = failed + bool(wrong), slow + (seconds > SECONDS)
+            said = result.stderr.strip().replace(folder, "")
+            print(
+                f"{seconds:5.1f} s, {used:4.1f} s of processor time  {case.script:28} {name:45} {wrong or said}",
+                flush=True,
+            )
+    print(f"{len(chosen)} cases: {failed} wrong, {slow} above {SECONDS} s")
+    sys.exit(bool(failed or slow))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,384 @@
+"""Training that is killed goes on: the same weights and metrics, bit for bit, as without the interruption."""
+
+import json
+import math
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from step3_gapo.health import AVERAGED, RECENT, SILENT, Health
+from tests.helpers import STEP3, Result, Workshop, flags, read_metrics, run_killed, run_script, untimed
+
+STEP1, STEP2 = "step1_sft/main.py", "step2_reward/main.py"
+
+
+def metrics_lines(folder: Path) -> int:
+    file = folder / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.is_file() else 0
+
+
+def whole_checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").glob("step_*"))
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Exported weights byte for byte, metrics without their seconds, and TensorBoard's points, each once."""
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+    metrics = untimed(read_metrics(first))
+    assert json.dumps(metrics) == json.dumps(untimed(read_metrics(second)))
+    assert points(second) == logged_points(read_metrics(second))
+    assert sorted(path.name for path in first.iterdir()) == sorted(path.name for path in second.iterdir())
+
+
+def points(folder: Path) -> dict[str, list[int]]:
+    """Steps of each scalar as TensorBoard shows them."""
+    accumulator = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return {tag: [event.step for event in accumulator.Scalars(tag)] for tag in sorted(accumulator.Tags()["scalars"])}
+
+
+def logged_points(metrics: list[dict[str, float]]) -> dict[str, list[int]]:
+    tags = sorted({tag for line in metrics for tag in line} - {"step"})
+    return {tag: [line["step"] for line in metrics if tag in line] for tag in tags}
+
+
+# --- killed and started again
+
+
+def step3_run(workshop: Workshop, folder: Path, **changes: Any) -> list[str]:
+    settings = {"max_steps": 6, "num_train_epochs": 9, "checkpoint_interval": 2, "output_dir": folder} | changes
+    return workshop.step3_flags("unused", **settings)
+
+
+STEP3_RUNS = [
+    (2, {"zero_stage": 2}),
+    (2, {"zero_stage": 3, "gradient_scope": "full"}),
+    (2, {"zero_stage": 1, "dtype": "bf16", "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}),
+    (1, {"critic": "shared", "algorithm": "ppo_lagrangian", "cost_threshold": "harmlessness=-1", "ppo_epochs": 2}),
+    (1, {"algorithm": "pcgrad", "offload": True, "zero_stage": 2}),
+    (1, {"algorithm": "fast_rl", "dtype": "bf16"}),
+]
+
+
+@pytest.mark.parametrize(("ranks", "changes"), STEP3_RUNS, ids=[str(changes) for _, changes in STEP3_RUNS])
+def test_step3_goes_on(workshop: Workshop, tmp_path: Path, ranks: int, changes: dict[str, Any]) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    result = run_script(STEP3, step3_run(workshop, whole, **changes), ranks)
+    assert result.code == 0, result.stderr
+    arguments = step3_run(workshop, killed, **changes)
+    run_killed(STEP3, arguments, ranks, lambda: metrics_lines(killed) == 1)
+    run_killed(STEP3, arguments, ranks, lambda: metrics_lines(killed) == 5)
+    assert (killed / "unfinished").is_file() and whole_checkpoints(killed) == ["step_00000002", "step_00000004"]
+    result = run_script(STEP3, arguments, ranks)
+    assert result.code == 0, result.stderr
+    assert f"going on from {killed / 'checkpoints/step_00000004'}" in result.stdout
+    assert_same_run(whole, killed)
+    assert not (killed / "checkpoints").exists() and not (killed / "unfinished").exists()
+
+
+def supervised_flags(workshop: Workshop, stage: str, folder: Path, **changes: Any) -> list[str]:
+    data = workshop.folder / "data"
+    shared = {
+        "model_name_or_path": workshop.base, "max_length": 160, "learning_rate": 3e-3, "num_train_epochs": 3,
+        "per_device_train_batch_size": 8, "checkpoint_interval": 3, "output_dir": folder,
+    }  # fmt: skip
+    own = {
+        STEP1: {"data": f"{data}/sft_train.jsonl:0.25", "validation_data": f"{data}/sft_validation.jsonl"},
+        STEP2: {"data": f"{data}/preferences_train.jsonl", "validation_data": f"{data}/preferences_validation.jsonl",
+                "objective": "harmlessness", "kind": "cost", "per_device_train_batch_size": 2},
+    }  # fmt: skip
+    return flags(**shared | own[stage] | changes)
+
+
+SUPERVISED_RUNS = [
+    (STEP1, 2, {"zero_stage": 2}),
+    (STEP1, 1, {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4, "dtype": "bf16"}),
+    # Learning too fast, so that the first epoch's model is the best, which a checkpoint has to carry along.
+    (STEP1, 1, {"learning_rate": 1.0, "max_grad_norm": 0, "lr_scheduler_type": "constant"}),
+    (STEP2, 2, {"zero_stage": 3}),
+    (STEP2, 1, {}),
+]
+
+
+@pytest.mark.parametrize(("stage", "ranks", "changes"), SUPERVISED_RUNS)
+def test_supervised_stages_go_on(
+    workshop: Workshop, tmp_path: Path, stage: str, ranks: int, changes: dict[str, Any]
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    result = run_script(stage, supervised_flags(workshop, stage, whole, **changes), ranks)
+    assert result.code == 0, result.stderr
+    lines, arguments = metrics_lines(whole), supervised_flags(workshop, stage, killed, **changes)
+    for part in (0.4, 0.8):
+        run_killed(stage, arguments, ranks, lambda part=part: metrics_lines(killed) >= part * lines)
+    result = run_script(stage, arguments, ranks)
+    assert result.code == 0 and "going on from" in result.stdout, result.stderr
+    assert_same_run(whole, killed)
+    if changes.get("max_grad_norm") == 0:
+        assert json.loads((whole / "evaluation.json").read_text())["epoch"] < 3
+    assert (whole / "evaluation.json").read_bytes() == (killed / "evaluation.json").read_bytes()
+
+
+# --- what is found
+
+
+@pytest.fixture(scope="module")
+def interrupted(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(a finished run of two ranks, the same run killed after its fifth of six rollouts)."""
+    whole, killed = (tmp_path_factory.mktemp("interrupted") / name for name in ("whole", "killed"))
+    result = run_script(STEP3, step3_run(workshop, whole, zero_stage=2), 2)
+    assert result.code == 0, result.stderr
+    run_killed(STEP3, step3_run(workshop, killed, zero_stage=2), 2, lambda: metrics_lines(killed) == 5)
+    return whole, killed
+
+
+@pytest.fixture
+def copy(interrupted: tuple[Path, Path], tmp_path: Path) -> Path:
+    """The killed run, to damage."""
+    shutil.copytree(interrupted[1], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def go_on(workshop: Workshop, folder: Path, ranks: int = 2, **changes: Any) -> Result:
+    return run_script(STEP3, step3_run(workshop, folder, **{"zero_stage": 2} | changes), ranks)
+
+
+def flip_byte(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "truncated": (
+        lambda step: (file := step / "rank_1.pt").write_bytes(file.read_bytes()[:-7]),
+        "rank_1.pt has ",
+    ),
+    "flipped byte": (
+        lambda step: flip_byte(step / "engines/critic_1/mp_rank_00_model_states.pt"),
+        "the checksum of engines/critic_1/mp_rank_00_model_states.pt is wrong",
+    ),
+    "missing rank": (
+        lambda step: next((step / "engines/actor").glob("*zero_pp_rank_1*optim_states.pt")).unlink(),
+        "optim_states.pt is missing",
+    ),
+    "no manifest": (lambda step: (step / "manifest.json").unlink(), "manifest.json cannot be read"),
+    "torn manifest": (
+        lambda step: (file := step / "manifest.json").write_bytes(file.read_bytes()[:300]),
+        "manifest.json cannot be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over(
+    workshop: Workshop, interrupted: tuple[Path, Path], copy: Path, damage: str
+) -> None:
+    spoil, said = DAMAGES[damage]
+    spoil(copy / "checkpoints/step_00000004")
+    result = go_on(workshop, copy)
+    assert result.code == 0, result.stderr
+    (line,) = [line for line in result.stdout.splitlines() if "is damaged" in line]
+    assert line.startswith(f"{copy / 'checkpoints/step_00000004'} is damaged (") and said in line
+    assert f"going on from {copy / 'checkpoints/step_00000002'}" in result.stdout
+    assert_same_run(interrupted[0], copy)
+
+
+def test_only_damaged_checkpoints_are_not_started_over(workshop: Workshop, copy: Path) -> None:
+    for step in whole_checkpoints(copy):
+        (copy / "checkpoints" / step / "state.json").unlink()
+    result = go_on(workshop, copy)
+    assert result.code == 2 and "is whole; --fresh starts over" in result.stderr
+    assert len(whole_checkpoints(copy)) == 2
+    result = go_on(workshop, copy, fresh=True, max_steps=2)
+    assert result.code == 0 and "going on" not in result.stdout, result.stderr
+
+
+def test_left_overs_of_a_kill_while_writing_do_no_harm(
+    workshop: Workshop, interrupted: tuple[Path, Path], copy: Path
+) -> None:
+    shutil.copytree(copy / "checkpoints/step_00000002", copy / "checkpoints/.step_00000006")
+    assert go_on(workshop, copy, keep_checkpoints=True).code == 0
+    assert [path.name for path in sorted((copy / "checkpoints").iterdir())] == ["step_00000004", "step_00000006"]
+    shutil.rmtree(copy / "checkpoints")
+    assert_same_run(interrupted[0], copy)
+
+
+def test_a_finished_run_whose_checkpoints_were_kept_only_exports_again(workshop: Workshop, copy: Path) -> None:
+    assert go_on(workshop, copy, keep_checkpoints=True).code == 0
+    before = (copy / "metrics.jsonl").read_bytes()
+    weights = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").unlink()
+    result = go_on(workshop, copy, keep_checkpoints=True)
+    assert result.code == 0 and "6/6" not in result.stdout, result.stderr
+    assert (copy / "metrics.jsonl").read_bytes() == before
+    assert (copy / "model.safetensors").read_bytes() == weights
+
+
+def dates(folder: Path) -> dict[Path, int]:
+    """When each file was changed, but for the ranks' records of each other."""
+    files = [path for path in folder.rglob("*") if path.is_file() and ".ranks" not in path.parts]
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+REFUSED = {
+    "algorithm": ({"algorithm": "mgda"}, "--algorithm gapo -> mgda"),
+    "seed": ({"seed": 7}, "--seed 42 -> 7"),
+    "steps": ({"max_steps": 8}, "--max_steps 6 -> 8"),
+    "data": ({"data": "{folder}/other.jsonl"}, "--data contents "),
+    "model": ({"reward_model": "helpfulness={cost}"}, "--reward_model helpfulness contents "),
+    "objectives": ({"reward_model": "kindness={reward}"}, "--reward_model kindness (not given) -> contents "),
+    "batch": (
+        {"per_device_train_batch_size": 8},
+        "sequences an optimizer step (--per_device_train_batch_size and others) 8 -> 16",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_other_flags_are_refused(workshop: Workshop, copy: Path, tmp_path: Path, what: str) -> None:
+    changes, said = REFUSED[what]
+    lines = workshop.prompts.read_text().splitlines(keepends=True)
+    (tmp_path / "other.jsonl").write_text("".join(reversed(lines)))
+    places = {"folder": tmp_path, "cost": workshop.cost, "reward": workshop.reward}
+    changes = {name: value.format(**places) if isinstance(value, str) else value for name, value in changes.items()}
+    before = dates(copy)
+    result = go_on(workshop, copy, **changes)
+    assert result.code == 2 and result.stderr.count("error:") == 1 and said in result.stderr, result.stderr
+    assert "--allow_changed_flags" in result.stderr
+    assert dates(copy) == before
+
+
+def test_other_flags_can_be_allowed_and_the_harmless_ones_are(workshop: Workshop, copy: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved.jsonl"
+    shutil.copy(workshop.prompts, moved)
+    harmless = {"print_interval": 3, "checkpoint_interval": 5, "data": moved, "gradient_checkpointing": True}
+    result = go_on(workshop, copy, max_steps=7, allow_changed_flags=True, **harmless)
+    assert result.code == 0, result.stderr
+    assert "--allow_changed_flags: going on with --max_steps 6 -> 7\n" in result.stdout
+    assert [line["step"] for line in read_metrics(copy)] == list(range(1, 8))
+
+
+def test_another_number_of_ranks_with_the_same_batches_is_taken(workshop: Workshop, copy: Path) -> None:
+    result = go_on(workshop, copy, ranks=1, per_device_prompt_batch_size=16, per_device_train_batch_size=8)
+    assert result.code == 0, result.stderr
+    assert "number of ranks 2 -> 1" in result.stdout
+    metrics = read_metrics(copy)
+    assert [line["step"] for line in metrics] == list(range(1, 7))
+    assert all(math.isfinite(value) for line in metrics for value in line.values())
+
+
+def test_a_bounded_number_is_kept(workshop: Workshop, tmp_path: Path) -> None:
+    arguments = step3_run(workshop, tmp_path, checkpoint_interval=1, checkpoints_kept=3, keep_checkpoints=True)
+    assert run_script(STEP3, arguments).code == 0
+    assert whole_checkpoints(tmp_path) == ["step_00000004", "step_00000005", "step_00000006"]
+    none = workshop.step3("no_checkpoints", checkpoint_interval=0)
+    assert not (none / "checkpoints").exists() and (none / "config.json").is_file()
+
+
+# --- disks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """`small_disk(kilobytes)`: a folder on a disk of its own."""
+    mounted = []
+
+    def mount(kilobytes: int) -> Path:
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", folder], check=False)
+        if made.returncode:
+            pytest.skip("mounting a tmpfs takes privileges that are missing here")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_disk_full_while_a_checkpoint_is_written(
+    workshop: Workshop, interrupted: tuple[Path, Path], small_disk: Callable[[int], Path], ranks: int
+) -> None:
+    """The checkpoint before is whole, and the run goes on from it once there is room."""
+    one = size_of(interrupted[1] / "checkpoints/step_00000004")
+    disk = small_disk(int(1.9 * one) // 1024)
+    arguments = step3_run(workshop, disk / "run", zero_stage=2, checkpoint_interval=3)
+    result = run_script(STEP3, arguments, ranks)
+    assert result.code == 1 and "Traceback" not in result.stderr, result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert "the checkpoint of step 6 cannot be written" in line and "step_00000003" in line
+    assert whole_checkpoints(disk / "run") == ["step_00000003"]
+    subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+    result = run_script(STEP3, arguments, ranks)
+    assert result.code == 0 and "going on from" in result.stdout, result.stderr
+    if ranks == 2:
+        again = interrupted[0]
+        assert (disk / "run/model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+
+
+def test_disk_full_while_exporting(
+    workshop: Workshop, interrupted: tuple[Path, Path], small_disk: Callable[[int], Path]
+) -> None:
+    """The older result in the folder still loads, and so does the last checkpoint."""
+    disk = small_disk(100_000)
+    run = disk / "run"
+    shutil.copytree(interrupted[0], run, ignore=shutil.ignore_patterns("tensorboard"))
+    before = (run / "model.safetensors").read_bytes(), (run / "config.json").read_bytes()
+    arguments = step3_run(workshop, run, zero_stage=2, checkpoint_interval=6, seed=7)
+    run_killed(STEP3, arguments, 1, lambda: whole_checkpoints(run) == ["step_00000006"])
+    used = int(subprocess.run(["du", "-sk", disk], capture_output=True, text=True, check=True).stdout.split()[0])
+    subprocess.run(["mount", "-o", f"remount,size={used + 60}k", disk], check=True)
+    result = run_script(STEP3, arguments)
+    assert result.code == 1 and "Traceback" not in result.stderr, result.stderr
+    assert result.stderr.count("error:") == 1 and "No space left on device" in result.stderr
+    assert ((run / "model.safetensors").read_bytes(), (run / "config.json").read_bytes()) == before
+    assert (run / "unfinished").is_file() and whole_checkpoints(run) == ["step_00000006"]
+    subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+    result = run_script(STEP3, arguments)
+    assert result.code == 0 and not (run / "unfinished").exists(), result.stderr
+    assert (run / "model.safetensors").read_bytes() != before[0]
+
+
+# --- health
+
+
+def figures(kl: float = 2.0, reward: tuple[float, float] = (0.5, 0.5), std: float = 1.0) -> dict[str, float]:
+    a, b = reward
+    return {"kl": kl, "response_length": 20.0, "reward/a": a, "reward/b": b, "reward_std/a": std, "reward_std/b": std}
+
+
+def warnings_of(rollouts: list[dict[str, float]]) -> list[tuple[int, str]]:
+    health = Health(["a", "b"])
+    return [(step, text) for step, one in enumerate(rollouts, start=1) for text in health.observe(step, one)]
+
+
+def test_health_warns_of_a_kl_that_explodes() -> None:
+    assert not warnings_of([figures(kl=2.0 + step / 10) for step in range(50)])
+    ((step, text),) = warnings_of([figures()] * 20 + [figures(kl=50)] + [figures()] * 20)
+    assert step == 21 and "2.5 a token: try a higher --kl_coeff" in text
+    slow = [figures(kl=2.0) | {"response_length": 200.0}] * RECENT + [figures(kl=21) | {"response_length": 200.0}]
+    ((step, text),) = warnings_of(slow)
+    assert step == RECENT + 1 and "has jumped from 2 to 21 nats" in text
+    steps = [step for step, _ in warnings_of([figures(kl=50)] * 25)]
+    assert steps == [1, 1 + SILENT, 1 + 2 * SILENT]
+
+
+def test_health_warns_of_a_reward_that_collapses() -> None:
+    assert not warnings_of([figures()] * 5 + [figures(reward=(-9, 0.6))] * 20), "one objective is traded for another"
+    ((step, text),) = warnings_of([figures()] * 5 + [figures(reward=(-0.2, -0.1))] * SILENT)
+    assert step == 5 + AVERAGED and "(a 0.5 -> -0.2, b 0.5 -> -0.1): try a lower --actor_learning_rate" in text
+    ((_, text),) = warnings_of([figures()] * 5 + [figures(std=0.01)] * SILENT)
+    assert "have become nearly equal" in text
+    broken = figures(kl=math.nan, reward=(math.nan, math.nan))
+    assert not warnings_of([figures()] * 5 + [broken] * 5 + [figures()] * 5)

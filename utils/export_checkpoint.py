@@ -1,0 +1,154 @@
+"""Turn a checkpoint of a run, finished or not, into a Hugging Face folder.
+
+    python utils/export_checkpoint.py output/tiny/policies/gapo_p1 --output_dir gapo_p1_now
+
+One plain process is enough, whatever number of ranks and ZeRO stage the checkpoint was made with: no launcher, no GPU,
+one model in memory. The weights are those that the run would export at that step, bit for bit.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
+
+from utils.arguments import Parser, add_loading_arguments
+from utils.checkpoint import ENGINES, read_manifest, step_folders, verify
+from utils.errors import Failure, UserError, run_main
+from utils.models import (
+    DTYPES,
+    allow,
+    export_model,
+    first_line,
+    is_score_model,
+    load_config,
+    load_tokenizer,
+)
+from utils.output import check_writable, finished_directory
+from utils.reshape_checkpoint import read_saved, whole_shapes
+
+TRAINED = {"sft": "model", "reward": "model", "gapo": "actor"}  # by stage: the engine that a run exports
+PREFIX = {"reward": "model."}  # by stage: what holds the exported model in its engine (step2_reward's LastTokenScore)
+
+
+def main() -> None:
+    args = parse_args()
+    allow(args)
+    folder = find_checkpoint(Path(args.checkpoint))
+    manifest = read_manifest(folder)
+    engine = chosen_engine(folder, manifest["stage"], args.engine)
+    output = empty_directory(args.output_dir)
+    try:
+        with finished_directory(output) as temporary:
+            export(folder, manifest, engine, temporary, args.trust_remote_code)
+    except (OSError, SafetensorError) as error:
+        raise Failure(
+            f"--output_dir {output}: cannot be written ({first_line(error)}); nothing is left there"
+        ) from None
+    print(f"{engine} of step {manifest['step']} saved in {output}")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(
+        description="Turn a checkpoint of step 1, 2 or 3 into a Hugging Face folder, in one process and without a GPU.",
+        epilog="A checkpoint's files are read without running code from them. Loading one to go on training runs what"
+        " DeepSpeed pickled into it: go on only from checkpoints of your own.",
+    )
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a folder step_<number>, or a run (its output folder), whose newest whole checkpoint is taken",
+    )
+    parser.add_argument("--output_dir", required=True, help="the new folder; appears whole or not at all")
+    parser.add_argument(
+        "--engine", help="which engine to export: actor (of step 3) or model (of steps 1 and 2; what there is)"
+    )
+    add_loading_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that is meant, all its checksums compared; says which one where there was a choice.
+
+    Raises:
+        UserError: no checkpoint there, or none that is whole.
+    """
+    if path.resolve().name.startswith("step_") and path.is_dir():
+        if fault := verify(path):
+            raise UserError(f"{path}: the checkpoint is damaged ({fault})")
+        return path
+    folders = step_folders(path / "checkpoints") or step_folders(path)
+    if not folders:
+        raise UserError(f"{path}: no checkpoint there (a folder step_<number>, or a run with such in its checkpoints/)")
+    for folder in reversed(folders):
+        fault = verify(folder)
+        if not fault:
+            print(f"exporting {folder}")
+            return folder
+        print(f"{folder} is damaged ({fault}); looking for the one before it")
+    raise UserError(f"{path}: none of its {len(folders)} checkpoints is whole")
+
+
+def chosen_engine(folder: Path, stage: str, name: str | None) -> str:
+    """Name of the engine to export.
+
+    Raises:
+        UserError: there is none of this name, or it is a critic.
+    """
+    names = sorted(path.name for path in (folder / ENGINES).iterdir() if path.is_dir())
+    name = name or TRAINED[stage]
+    if name not in names:
+        raise UserError(f"--engine {name}: no such engine in {folder} (there are {', '.join(names)})")
+    if name != TRAINED[stage]:
+        raise UserError(f"--engine {name}: a critic, for which transformers has no class; export {TRAINED[stage]}")
+    return name
+
+
+def empty_directory(path: str) -> Path:
+    """A place for the export.
+
+    Raises:
+        UserError: something is there already, or nothing can be written there.
+    """
+    directory = Path(path)
+    try:
+        if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+            raise UserError(f"--output_dir {path}: exists already")
+    except OSError as error:
+        raise UserError(f"--output_dir {path}: {error.strerror}") from None
+    check_writable(directory.absolute().parent)
+    return directory
+
+
+def export(folder: Path, manifest: dict[str, Any], engine: str, directory: Path, trust_remote_code: bool) -> None:
+    """Write the Hugging Face folder of one engine of a whole checkpoint."""
+    stage, flags = manifest["stage"], manifest["flags"]
+    dtype, prefix = DTYPES[flags["dtype"]], PREFIX.get(stage, "")
+    model = skeleton(folder / "model", dtype, trust_remote_code)
+    shapes = {prefix + name: shape for name, shape in whole_shapes(model).items()}
+    saved = read_saved(folder / ENGINES / engine, flags["zero_stage"], shapes)
+    weights = {name.removeprefix(prefix): saved.whole(name).to(dtype) for name in shapes}
+    tokenizer = load_tokenizer(str(folder / "model"), "CHECKPOINT")
+    export_model(model, tokenizer, directory, weights)
+    if stage == "reward":
+        print("note: mean and spread of the scores are measured when a run is finished; config.json has none here")
+
+
+def skeleton(description: Path, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+    """The model that `utils.models.describe_model` described, its parameters on the meta device."""
+    config = load_config(str(description), "CHECKPOINT")
+    auto_class = AutoModelForSequenceClassification if is_score_model(config) else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto_class.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    if model.can_generate():
+        model.generation_config = GenerationConfig.from_pretrained(description)
+    return model
+
+
+if __name__ == "__main__":
+    run_main(main)
