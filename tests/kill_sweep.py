@@ -42,7 +42,7 @@ MARK = "KILL_SWEEP"  # an environment variable that only the processes of one co
 POLL_SECONDS = 0.1
 TIMES = "times.json"  # in the baseline: {piece: fields of Times}
 LAUNCHER = re.compile(r"\[(INFO|WARNING)\]")
-PROGRESS = re.compile(r" \d+/\d+ · ")
+PROGRESS = re.compile(r"(.*) (\d+)/(\d+) · ")
 PATIENCE = 10  # times as long as the undisturbed run, and the command is taken to hang
 RESUMED = re.compile("going on|is there already|is complete|have scores|discarded|damaged")
 # What must be the same byte for byte; of metrics.jsonl without the fields time/*.
@@ -53,7 +53,7 @@ METRICS = "metrics.jsonl"
 @dataclasses.dataclass(frozen=True)
 class Times:
     """Of a piece in the undisturbed run, in seconds: when it started, after the command's start; how long it took, and
-    how much of that it took to start, which is to its first line of progress."""
+    how long to its first line of progress. A piece without such lines, or with several counts, is all start."""
 
     start: float
     whole: float
@@ -66,14 +66,16 @@ class Kill:
 
     Attributes:
         piece: during which piece of run_all.sh; `moment`: after which share of what it has to do.
-        running: {piece: seconds since its start} when it fell; worked: likewise since its first line of progress.
+        delay: how long after the line of progress that says so, as a share of the time between two such lines.
+        running: {piece: seconds since its start} when it fell; reached: {piece: share of its work that was done}.
         last_lines: {piece: what it said last}; resumed: what the pieces said about going on when started again.
     """
 
     piece: str
     moment: float
+    delay: float
     running: dict[str, float] = dataclasses.field(default_factory=dict)
-    worked: dict[str, float] = dataclasses.field(default_factory=dict)
+    reached: dict[str, float] = dataclasses.field(default_factory=dict)
     last_lines: dict[str, str] = dataclasses.field(default_factory=dict)
     resumed: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -114,7 +116,7 @@ class Command:
 
     Attributes:
         started: {piece: seconds after the command's start} when its first process was seen; last_seen: likewise.
-        said: {piece: its lines}; working: {piece: when it said its first line of progress}.
+        said: {piece: its lines}; progress: {piece: {what is counted: [(when it was said, share that is done)]}}.
         limit: seconds after which it is taken to hang.
     """
 
@@ -122,7 +124,7 @@ class Command:
         self.mark, self.begin, self.log, self.limit = uuid.uuid4().hex, time.monotonic(), log, limit
         self.started: dict[str, float] = {}
         self.last_seen: dict[str, float] = {}
-        self.working: dict[str, float] = {}
+        self.progress: dict[str, dict[str, list[tuple[float, float]]]] = {}
         self.said: dict[str, list[str]] = collections.defaultdict(list)
         variables = {"OUTPUT": str(output), "RANKS": str(args.ranks), "ZERO_STAGE": str(args.zero_stage)}
         self.process = subprocess.Popen(
@@ -146,8 +148,9 @@ class Command:
                 file.flush()
                 if match := re.match(r"\[(.+?)\] (.*)", line):
                     self.said[match[1]].append(match[2])
-                    if PROGRESS.search(line):
-                        self.working.setdefault(match[1], self.seconds())
+                    if count := PROGRESS.match(match[2]):
+                        points = self.progress.setdefault(match[1], {}).setdefault(count[1], [])
+                        points.append((self.seconds(), int(count[2]) / int(count[3])))
 
     def seconds(self) -> float:
         return time.monotonic() - self.begin
@@ -164,6 +167,22 @@ class Command:
         if self.seconds() > self.limit:
             raise UserError(f"run_all.sh has not ended in {format_duration(self.limit)}; see {self.log}")
         return self.process.poll() is None
+
+    def times(self, piece: str) -> Times:
+        """Of a piece that has ended."""
+        start, end = self.started[piece], self.last_seen[piece]
+        counts = list(self.progress.get(piece, {}).values())
+        return Times(start, end - start, (counts[0][0][0] if len(counts) == 1 else end) - start)
+
+    def share_done(self, piece: str) -> float:
+        """How much of a piece's work is done, as its last line of progress says."""
+        counts = list(self.progress.get(piece, {}).values())
+        return counts[0][-1][1] if counts else 0.0
+
+    def seconds_between(self, piece: str) -> float:
+        """The time between the last two lines of progress; 0 where there is none."""
+        moments = [moment for points in self.progress[piece].values() for moment, _ in points]
+        return moments[-1] - moments[-2] if len(moments) > 1 else 0.0
 
     def is_done(self, piece: str) -> bool:
         return any(line.startswith(("done in", "is there already")) for line in self.said.get(piece, [])[-1:])
@@ -199,45 +218,39 @@ def plan_kills(times: dict[str, Times], pieces: list[str], kills: int, seed: int
     longest = sorted(pieces, key=lambda piece: -times[piece].whole)
     shares = [piece for _ in range(kills // len(pieces)) for piece in pieces] + longest[: kills % len(pieces)]
     shares.sort(key=lambda piece: times[piece].start)
-    return [Kill(piece, draw.uniform(0.02, 0.95)) for piece in shares]
-
-
-def work_before(kill: Kill, earlier: Iterable[Kill], times: Times) -> float:
-    """Seconds of work, after the first line of progress, at which the kill falls; negative while the piece starts.
-
-    Work that earlier kills have seen done is not done again, but for what no checkpoint has.
-    """
-    work = times.whole - times.starting
-    done = sum(other.worked.get(kill.piece, 0.0) for other in earlier)
-    return kill.moment * (times.starting + max(work - done, 0.3 * work)) - times.starting
-
-
-def has_come(work: float, times: Times, piece: str, command: Command) -> bool:
-    """Whether the piece has worked for so long, or, with negative `work`, has been starting for so long.
-
-    Work is measured from the first line of progress, because a busy machine takes much longer to start than to go on.
-    """
-    now = command.seconds()
-    if command.is_done(piece) or piece not in command.started:
-        return command.is_done(piece)
-    if work < 0 or times.whole == times.starting:
-        return now - command.started[piece] >= work + times.starting
-    return piece in command.working and now - command.working[piece] >= work
+    return [Kill(piece, draw.uniform(0.02, 0.95), draw.random()) for piece in shares]
 
 
 def wait_for(kill: Kill, earlier: Iterable[Kill], times: Times, command: Command) -> bool:
-    """Until the moment has come, or the piece is done; whether the command still runs."""
-    work = work_before(kill, earlier, times)
+    """Until the moment has come, or the piece is done; whether the command still runs then."""
+    starting = times.starting / times.whole
+    reached = max((other.reached.get(kill.piece, 0.0) for other in earlier), default=0.0)
+    target = reached + (1 - reached) * (kill.moment - starting) / max(1 - starting, 1e-9)
     while command.look():
-        if has_come(work, times, kill.piece, command):
+        if command.is_done(kill.piece):
             return True
+        if kill.moment < starting and has_started_for(kill.moment * times.whole, kill.piece, command):
+            return True
+        if kill.moment >= starting and command.share_done(kill.piece) >= target:
+            time.sleep(kill.delay * command.seconds_between(kill.piece))
+            return command.look()
         time.sleep(POLL_SECONDS)
     return False
 
 
+def has_started_for(seconds: float, piece: str, command: Command) -> bool:
+    """Whether so much time has passed since the piece was started, or it has started faster than that.
+
+    Beyond its start a piece is followed by its progress, because the machine may be slower or faster than it was.
+    """
+    if piece not in command.started:
+        return False
+    return command.seconds() - command.started[piece] >= seconds or len(command.progress.get(piece, {})) == 1
+
+
 def note_kill(kill: Kill, command: Command) -> None:
     kill.running = {piece: command.seconds() - command.started[piece] for piece in command.running()}
-    kill.worked = {p: command.seconds() - command.working[p] for p in kill.running if p in command.working}
+    kill.reached = {piece: command.share_done(piece) for piece in kill.running}
     own = {piece: [line for line in command.said[piece] if not LAUNCHER.search(line)] for piece in kill.running}
     kill.last_lines = {piece: (lines or ["(nothing yet)"])[-1] for piece, lines in own.items()}
 
@@ -272,13 +285,7 @@ def make_baseline(args: argparse.Namespace, folder: Path) -> None:
     shutil.rmtree(folder / "run", ignore_errors=True)
     with Command(args, folder / "run", folder / "output_baseline.log") as command:
         command.finish()
-    times = {
-        piece: Times(
-            start, command.last_seen[piece] - start, command.working.get(piece, command.last_seen[piece]) - start
-        )
-        for piece, start in command.started.items()
-    }
-    write_json(folder / "run" / TIMES, {piece: dataclasses.astuple(found) for piece, found in times.items()})
+    write_json(folder / "run" / TIMES, {piece: dataclasses.asdict(command.times(piece)) for piece in command.started})
     (folder / "run").rename(folder / "baseline")
     print(f"it took {format_duration(command.seconds())}", flush=True)
 
@@ -294,29 +301,53 @@ def prepare_run(folder: Path, order: list[str], pieces: list[str]) -> None:
                 shutil.copytree(source, target)
 
 
-def sweep(args: argparse.Namespace, folder: Path, plan: list[Kill], times: dict[str, Times], last: str) -> None:
-    """Run and kill until every kill of the plan has been; then until piece `last` is done.
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """The killed run: `plan`, then on until piece `last` is done, in `folder`/run."""
 
-    Raises:
-        UserError: run_all.sh hangs, or has ended otherwise than it should.
-    """
-    limit = PATIENCE * sum(piece.whole for piece in times.values())
-    progress = Progress(len(plan) + 1, "attempt", every=1)
-    for number, kill in enumerate([*plan, None], start=1):
-        with Command(args, folder / "run", folder / f"output_{number}.log", limit) as command:
-            if kill is None and last == max(times, key=lambda piece: times[piece].start):
+    args: argparse.Namespace
+    folder: Path
+    plan: list[Kill]
+    times: dict[str, Times]
+    last: str
+
+    def run(self) -> None:
+        """
+        Raises:
+            UserError: run_all.sh hangs, or has ended otherwise than it should.
+        """
+        progress = Progress(len(self.plan) + 1, "attempt", every=1)
+        for number, kill in enumerate(self.plan, start=1):
+            while not self.is_killed(number):
+                # Everything is done. Without its report the last piece is run again.
+                shutil.rmtree(self.folder / "run/report")
+                kill.moment /= 2
+            print(f"kill {number}: {describe(kill.running)}", flush=True)
+            progress.update(number)
+        with self.start(len(self.plan) + 1) as command:
+            if self.last == max(self.times, key=lambda piece: self.times[piece].start):
                 command.finish()
-            elif kill is None:
-                wait_until_done(last, command)
-            elif wait_for(kill, plan[: number - 1], times[kill.piece], command):
+            else:
+                wait_until_done(self.last, command)
+        note_restart(self.plan[-1], command)
+        progress.update(len(self.plan) + 1)
+
+    def start(self, number: int) -> Command:
+        limit = PATIENCE * sum(piece.whole for piece in self.times.values())
+        return Command(self.args, self.folder / "run", self.folder / f"output_{number}.log", limit)
+
+    def is_killed(self, number: int) -> bool:
+        """Run until the kill of this number; False if the command ended, well, before the moment had come."""
+        kill, earlier = self.plan[number - 1], self.plan[: number - 1]
+        with self.start(number) as command:
+            alive = wait_for(kill, earlier, self.times[kill.piece], command)
+            if alive:
                 note_kill(kill, command)
             else:
-                raise UserError(f"--kills: run_all.sh has ended by itself before kill {number}; see {command.log}")
-        if number > 1:
-            note_restart(plan[number - 2], command)
-        if kill:
-            print(f"kill {number}: {describe(kill.running)}", flush=True)
-        progress.update(number)
+                command.finish()
+        if earlier and not earlier[-1].resumed:
+            note_restart(earlier[-1], command)
+        return alive
 
 
 def wait_until_done(piece: str, command: Command) -> None:
@@ -437,12 +468,12 @@ def main() -> None:
     folder = check_writable(args.output_dir).resolve()
     if not (folder / "baseline" / TIMES).is_file():
         make_baseline(args, folder)
-    times = {piece: Times(*v) for piece, v in json.loads((folder / "baseline" / TIMES).read_text()).items()}
+    times = {piece: Times(**found) for piece, found in json.loads((folder / "baseline" / TIMES).read_text()).items()}
     order = sorted(times, key=lambda piece: times[piece].start)
     pieces = chosen_pieces(args.only, order)
     plan = plan_kills(times, pieces, args.kills, args.seed)
     prepare_run(folder, order, pieces)
-    sweep(args, folder, plan, times, pieces[-1])
+    Sweep(args, folder, plan, times, pieces[-1]).run()
     print_table(plan)
     names = sorted({name for piece in pieces for name in folders_of(piece)})
     count, faults = compare_results(folder / "baseline", folder / "run", names)

@@ -72,10 +72,12 @@ def run_main(main: Callable[[], None]) -> None:
         reason = str(error) if isinstance(error, Failure) else file_system_reason(error)
         if reason is None and not rank_watch.watching():
             raise
-        if reason is None:
+        mistake = reason is None
+        if mistake:
             traceback.print_exc()
             reason = f'rank {os.environ["RANK"]} failed; its last message: "{rank_watch.last_message()}"'
-        print(f"error: {reason}", file=sys.stderr, flush=True)
+        if mistake or not rank_watch.watching() or rank_watch.claim():  # a full disk is met by several ranks at once
+            print(f"error: {reason}", file=sys.stderr, flush=True)
         rank_watch.leave()
         sys.stdout.flush()
         sys.exit(EXIT_FAILURE)

@@ -14,6 +14,7 @@ launch() {
     local script=$1 log=$2 gpus port
     shift 2
     mkdir -p "$(dirname "$log")"
+    if [ -e "$log" ]; then mv "$log" "${log%.log}.previous.log"; fi # of a run that this one goes on from, perhaps
     export OMP_NUM_THREADS=${THREADS:-1}
     export LAUNCHER_PIDS="${LAUNCHER_PIDS:-} $$" # the ranks end when one of these is gone (see utils/rank_watch.py)
     gpus=$({ nvidia-smi -L 2>/dev/null || true; } | grep -c '^GPU' || true)
