@@ -9,7 +9,7 @@
 #
 #   --fresh     start over; otherwise what is finished stays, what was begun goes on, and the rest is done
 #   JOBS=N      pieces side by side (default: one a core, at most 4)
-#   RUNS="..."  other policies than the preset's (see step3_gapo/training_scripts/train_policy.sh)
+#   RUNS="..."  other policies than the preset's (see step3_gapo/training_scripts/run_names.sh)
 #   SEEDS=N     every policy with N seeds, the report has means and spread over them (SFT, reward and cost model once)
 #   JUDGE="--base_url URL --model NAME"   a language model judges the responses (see eval/judge.py), not the gold scores
 #   OUTPUT=DIR  instead of output/PRESET
@@ -32,17 +32,22 @@ for argument in "$@"; do
         *) echo "error: $argument: neither a preset (tiny, smoke, hh) nor --fresh" >&2; exit 2 ;;
     esac
 done
+source utils/variables.sh
+check_numbers 1 JOBS POLICY_JOBS SEEDS RANKS THREADS MAX_LENGTH MAX_NEW_TOKENS VOCAB_SIZE HIDDEN_SIZE \
+    NUM_LAYERS NUM_HEADS
+check_numbers 0 SEED
 export OUTPUT=${OUTPUT:-output/$PRESET}
 export LAUNCHER_PIDS=$$ # training ends when this process is gone
 GOLD=() JUDGE_PROMPTS=() # flags of eval/score.py and eval/judge.py, where a preset has them
 choose_judge_prompts() { :; }
 source "presets/$PRESET.sh"
+source step3_gapo/training_scripts/run_names.sh
 source utils/setup_environment.sh
 source utils/pieces.sh
 
 SEED=${SEED:-42} # of the runs that name none
 SEEDS=${SEEDS:-1}
-if ! [[ $SEEDS =~ ^[1-9][0-9]*$ ]]; then echo "error: SEEDS=$SEEDS: not a number of seeds" >&2; exit 2; fi
+for run in $RUNS; do check_run "$run"; done
 
 with_seeds() { # all runs, then all of them again for every further seed; each once
     local seed run
@@ -56,7 +61,8 @@ with_seeds() { # all runs, then all of them again for every further seed; each o
 RUNS=$(with_seeds)
 
 PARTS=(data tokenizer base sft reward cost policies eval report logs)
-mkdir -p "$OUTPUT"
+reason=$(mkdir -p "$OUTPUT" 2>&1) || { echo "error: OUTPUT=$OUTPUT: ${reason##*: }" >&2; exit 2; }
+if ! [ -w "$OUTPUT" ]; then echo "error: OUTPUT=$OUTPUT: not writable" >&2; exit 2; fi
 if $FRESH; then
     for part in "${PARTS[@]}"; do rm -rf "${OUTPUT:?}/$part" "$OUTPUT/.$part".????????; done
 fi
@@ -78,11 +84,11 @@ pipeline() {
     stage "data, tokenizer, base model"
     piece data "$DATA_SECONDS" "$OUTPUT/base/config.json" make_data
     stage "step 1: supervised fine-tuning"
-    piece sft "$SFT_SECONDS" "$OUTPUT/sft/config.json" bash "step1_sft/training_scripts/$PRESET.sh"
+    piece sft "$SFT_SECONDS" "$(if_current sft)" bash "step1_sft/training_scripts/$PRESET.sh"
     stage "step 2: reward and cost model"
-    piece reward_helpfulness "$REWARD_SECONDS" "$OUTPUT/reward/helpfulness/config.json" \
+    piece reward_helpfulness "$REWARD_SECONDS" "$(if_current reward/helpfulness)" \
         bash "step2_reward/training_scripts/${PRESET}_helpfulness.sh"
-    piece cost_harmlessness "$COST_SECONDS" "$OUTPUT/cost/harmlessness/config.json" \
+    piece cost_harmlessness "$COST_SECONDS" "$(if_current cost/harmlessness)" \
         bash "step2_reward/training_scripts/${PRESET}_harmlessness.sh"
     stage "step 3: policies" "${POLICY_JOBS:-$JOBS}"
     for run in $RUNS; do
@@ -103,29 +109,56 @@ pipeline() {
 }
 
 make_policy() { # run $1, which takes about $2 seconds
-    piece "$1" "$2" "$(policy_if_current "$1")" bash "step3_gapo/training_scripts/${PRESET}_policy.sh" "$1"
-}
-
-policy_if_current() { # the mark of run $1's policy, or nothing where it is a soup older than an expert
-    local expert policy=$OUTPUT/policies/$1/config.json
-    if [[ $1 == rewarded_soup_* ]]; then
-        for expert in "$OUTPUT"/policies/ppo_*/config.json; do
-            if ! finished "$expert" || [ "$expert" -nt "$policy" ]; then return; fi
-        done
-    fi
-    echo "$policy"
+    piece "$1" "$2" "$(if_current "policies/$1")" bash "step3_gapo/training_scripts/${PRESET}_policy.sh" "$1"
 }
 
 folder_of() { # run $1
     if [ "$1" = sft ]; then echo "$OUTPUT/sft"; else echo "$OUTPUT/policies/$1"; fi
 }
 
-report_if_current() { # the report's path if it is of every policy as it is, else nothing
-    local run policy scores report=$OUTPUT/report/results.json
+sources_of() { # the models from which model $1 is made
+    local expert
+    case $1 in
+        base) ;;
+        sft) echo base ;;
+        reward/* | cost/*) echo sft ;;
+        policies/rewarded_soup_*) for expert in $(experts_of "${1#*/}"); do echo "policies/$expert"; done ;;
+        policies/*) echo sft reward/helpfulness cost/harmlessness ;;
+    esac
+}
+
+is_newer() { [ "$OUTPUT/$1/config.json" -nt "$OUTPUT/$2/config.json" ]; } # model $1 than model $2
+
+is_current() { # whether model $1 is finished; of a soup, which costs nothing, also whether its experts are, and older
+    local expert
+    if ! finished "$OUTPUT/$1/config.json"; then return 1; fi
+    if [[ $1 == policies/rewarded_soup_* ]]; then
+        for expert in $(sources_of "$1"); do
+            if ! is_current "$expert" || is_newer "$expert" "$1"; then return 1; fi
+        done
+    fi
+}
+
+if_current() { # the mark of model $1, for \`piece\`, or nothing
+    local source
+    if ! is_current "$1"; then return; fi
+    for source in $(sources_of "$1"); do
+        if $PLANNING && is_newer "$source" "$1"; then
+            echo "note: $1 is older than $source; remove $OUTPUT/$1 to have it made again" >&2
+        fi
+    done
+    echo "$OUTPUT/$1/config.json"
+}
+
+report_if_current() { # the report's path if it is of all models as they are, else nothing
+    local run model scores report=$OUTPUT/report/results.json
     if [ -n "${JUDGE:-}" ]; then return; fi # it keeps its answers, and knows what is new to it
     for run in sft $RUNS; do
-        policy=$(folder_of "$run")/config.json scores=$OUTPUT/eval/$run.json
-        if ! finished "$policy" || ! [ "$scores" -nt "$policy" ] || ! [ "$report" -nt "$scores" ]; then return; fi
+        model=$(folder_of "$run") scores=$OUTPUT/eval/$run.json
+        if ! is_current "${model#"$OUTPUT/"}" || ! [ "$report" -nt "$scores" ]; then return; fi
+        for model in "$model" "$OUTPUT/reward/helpfulness" "$OUTPUT/cost/harmlessness"; do
+            if ! [ "$scores" -nt "$model/config.json" ]; then return; fi
+        done
     done
     echo "$report"
 }

@@ -20,8 +20,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from eval.chat_page import Columns, Lines, new_page
-from eval.score import Gold, Row, encode_dialogue, last_token_scores, load_gold
-from utils.arguments import Parser, add_loading_arguments, named_value, positive_float, positive_int
+from eval.score import Gold, Row, encode_dialogue, grade, last_token_scores, load_gold
+from utils.arguments import Parser, add_loading_arguments, named_value, positive_int, seed, temperature
 from utils.data.encoding import encode_prompt
 from utils.data.records import Message
 from utils.distributed import device, seed_everything
@@ -97,11 +97,11 @@ def parse_args() -> argparse.Namespace:
     add_score_model_arguments(parser)
     parser.add_argument("--gold", metavar="MODULE:FUNCTION", help="(prompts, responses) -> {objective: values}")
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--temperature", type=positive_float, default=1.0, help="sampling temperature")
+    choice.add_argument("--temperature", type=temperature, default=1.0, help="sampling temperature")
     choice.add_argument("--greedy", action="store_true", help="always the likeliest token")
     parser.add_argument("--max_new_tokens", type=positive_int, default=256, help="tokens of an answer")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="precision of the models")
-    parser.add_argument("--seed", type=int, default=42, help="the same questions get the same answers")
+    parser.add_argument("--seed", type=seed, default=42, help="the same questions get the same answers")
     add_loading_arguments(parser)
     args = parser.parse_args()
     allow(args)
@@ -201,8 +201,8 @@ def answer(
     return {"prompt": messages[-1]["content"], "messages": messages, "response": response, "finished": finished}
 
 
-def score_answer(row: Row, scorers: list[Scorer], gold: Gold | None) -> list[str]:
-    """'objective value' for every model and for the gold scores."""
+def score_answer(row: Row, scorers: list[Scorer], gold: tuple[Gold, str] | None) -> list[str]:
+    """'objective value' for every model and for the gold scores, whose function is given with its name."""
     parts = []
     for scorer in scorers:
         name, room = scorer.objective.name, positions(scorer.model)
@@ -213,13 +213,16 @@ def score_answer(row: Row, scorers: list[Scorer], gold: Gold | None) -> list[str
         scores = last_token_scores(scorer.model, [ids], scorer.tokenizer.pad_token_id, 1)
         parts.append(f"{name} {scorer.objective.values(scores, scorer.model.config).item():+.2f}")
     if gold:
-        graded = gold([row["prompt"]], [row["response"]])
-        parts += [f"gold {name} {values[0]:+.2f}" for name, values in graded.items()]
+        parts += [f"gold {name} {values[0]:+.2f}" for name, values in grade(*gold, [row | {"source": "chat"}]).items()]
     return parts
 
 
 def take_turn(
-    policies: list[Policy], question: str, scorers: list[Scorer], gold: Gold | None, args: argparse.Namespace
+    policies: list[Policy],
+    question: str,
+    scorers: list[Scorer],
+    gold: tuple[Gold, str] | None,
+    args: argparse.Namespace,
 ) -> None:
     """Every policy's answer to a question, with its values below."""
     with new_page([policy.name for policy in policies]) as page:
@@ -231,7 +234,7 @@ def take_turn(
                 if values := score_answer(row, scorers, gold):
                     page.values(values)
             except UserError as error:
-                page.note(f"error: {error}")
+                page.note(printable(f"error: {error}"))
             except KeyboardInterrupt:  # before or after the answer itself
                 page.note("(interrupted)")
 
@@ -276,7 +279,9 @@ def main() -> None:
     args = parse_args()
     objectives = named_objectives(args) if args.reward_model or args.cost_model else []
     check_policies(args)
-    gold = load_gold(args.gold) if args.gold else None
+    gold = (load_gold(args.gold), args.gold) if args.gold else None
+    if gold:
+        grade(*gold, [{"prompt": "How are you?", "response": "Fine.", "source": "a greeting"}])
     scorers, policies = load_scorers(objectives, args), load_policies(args)
     if sys.stdin.isatty():
         import readline  # noqa: F401  (line editing and history for `input`)

@@ -58,7 +58,7 @@ class Columns:
         self.texts[self.name].append(text, style)
         table = Table(expand=True)
         for name in self.texts:
-            table.add_column(name, ratio=1, overflow="fold")
+            table.add_column(Text(name), ratio=1, overflow="fold")
         table.add_row(*self.texts.values())
         self.live.update(table, refresh=True)
 

@@ -25,7 +25,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from eval.partial import PartialFile, model_identity, partial_path
 from eval.runs import read_json, read_json_lines
 from step3_gapo.ppo import log_probs_of, response_mask
-from utils.arguments import Parser, add_data_arguments, add_loading_arguments, named_value, positive_float, positive_int
+from utils.arguments import (
+    Parser,
+    add_data_arguments,
+    add_loading_arguments,
+    check_output_file,
+    named_value,
+    positive_int,
+    seed,
+    temperature,
+)
 from utils.data import load_prompts
 from utils.data.batching import left_pad
 from utils.data.encoding import Encoded, fit_lengths
@@ -36,6 +45,7 @@ from utils.models import (
     DTYPES,
     allow,
     check_causal_lm,
+    check_positions,
     load_causal_lm,
     load_config,
     load_tokenizer,
@@ -95,12 +105,12 @@ def parse_args() -> argparse.Namespace:
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """How responses are sampled, and whether those that are there already are kept."""
     group = parser.add_argument_group("sampling")
-    group.add_argument("--temperature", type=positive_float, default=1.0, help="sampling temperature")
+    group.add_argument("--temperature", type=temperature, default=1.0, help="sampling temperature")
     group.add_argument("--max_prompt_length", type=positive_int, help="tokens; without it, what the model has room for")
     group.add_argument("--max_new_tokens", type=positive_int, default=256, help="tokens of a response")
     group.add_argument("--batch_size", type=positive_int, default=64, help="prompts at once")
     group.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="precision of the models")
-    group.add_argument("--seed", type=int, default=42, help="every policy starts from this seed")
+    group.add_argument("--seed", type=seed, default=42, help="every policy starts from this seed")
     group.add_argument("--overwrite", action="store_true", help="generate again what is already there")
 
 
@@ -238,10 +248,14 @@ class Answers:
     Attributes:
         rows: {index of the prompt: its line} so far, those of an interrupted run included.
         batches: how many batches they come from.
+        count: how many prompts there are.
+
+    Raises:
+        UserError: another process is writing the file.
     """
 
-    def __init__(self, file: Path, settings: dict[str, Any]):
-        self.file, self.settings = file, settings
+    def __init__(self, file: Path, settings: dict[str, Any], count: int):
+        self.file, self.settings, self.count = file, settings, count
         # Generators are restored where there are as many of them.
         self.partial = PartialFile(file, settings | {"cuda_devices": torch.cuda.device_count()})
         self.batches = len(self.partial.parts)
@@ -257,7 +271,7 @@ class Answers:
     ) -> Iterator[None]:
         """`answer_prompts` from where it was interrupted; yields after every batch."""
         if self.batches:
-            print(f"{self.file}: going on after {len(self.rows)} of {len(prompts)} responses", flush=True)
+            print(f"{self.file}: going on after {len(self.rows)} of {self.count} responses", flush=True)
             restore_random_states(from_json(self.partial.parts[-1]["random_states"]))
         for lines in answer_prompts(policy, reference, prompts, tokenizer, args, self.batches):
             self.partial.append({"lines": list(lines.items()), "random_states": to_json(random_states())})
@@ -266,8 +280,14 @@ class Answers:
             yield
 
     def write(self) -> list[dict[str, Any]]:
-        """Write the file, and the settings beside it; its lines in the order of the prompts."""
-        ordered = [self.rows[index] for index in sorted(self.rows)]
+        """Write the file, and the settings beside it; its lines in the order of the prompts.
+
+        Raises:
+            RuntimeError: not every prompt has a response.
+        """
+        if missing := [index for index in range(self.count) if index not in self.rows]:
+            raise RuntimeError(f"{self.file}: {len(missing)} of {self.count} prompts have no response")
+        ordered = [self.rows[index] for index in range(self.count)]
         settings_file = self.file.with_suffix(".settings.json")
         settings_file.unlink(missing_ok=True)  # those of older responses
         write_text(self.file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ordered))
@@ -313,7 +333,12 @@ def main() -> None:
     tokenizer = load_tokenizer(args.reference_model, "--reference_model")
     check_policies(args, tokenizer)
     prompts = load_test_prompts(args, tokenizer, args.reference_model, "--reference_model")
-    folder = check_writable(args.output_dir) / "responses"
+    longest = max(len(prompt.prompt) for prompt in prompts) + args.max_new_tokens
+    for name, path in args.policy:
+        check_positions(path, f"--policy {name}", longest, f"--max_new_tokens {args.max_new_tokens} and the prompts")
+    folder = check_writable(Path(args.output_dir) / "responses")
+    for name, _ in args.policy:
+        check_output_file(folder / f"{name}.jsonl")
     todo = []
     for name, path in args.policy:
         file = folder / f"{name}.jsonl"
@@ -322,7 +347,7 @@ def main() -> None:
             partial_path(file).unlink(missing_ok=True)
             print(f"{name}: {file} is complete, skipped (--overwrite generates it again)", flush=True)
         else:
-            todo.append((name, path, Answers(file, settings)))
+            todo.append((name, path, Answers(file, settings, len(prompts))))
     if todo:
         generate_all(todo, prompts, tokenizer, args)
 

@@ -27,17 +27,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from eval.generate import add_sampling_arguments
 from eval.judge_client import AnswerCache, ChatClient, Endpoint, Refused
 from eval.judge_criteria import BUILT_IN, Criteria, question, read_criteria, read_reasons, read_scores, reminder
-from eval.judge_responses import Responses, check_answered, check_source, load_responses, select_prompts
-from eval.score import Row, load_gold, mean_and_interval, score_gold
+from eval.judge_responses import Source, check_answered, get_responses, open_source, read_prompts, select_prompts
+from eval.score import Gold, Row, grade, load_gold, mean_and_interval, score_gold
 from utils.arguments import (
     Parser,
     add_data_arguments,
     add_loading_arguments,
+    check_output_file,
     named_value,
     non_negative_float,
     non_negative_int,
-    positive_float,
     positive_int,
+    positive_seconds,
     safe_name,
 )
 from utils.data.records import Message
@@ -128,10 +129,10 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--concurrency", type=positive_int, default=8, help="requests at once")
     group.add_argument(
-        "--timeout", type=positive_float, default=60.0, help="seconds of silence after which a request has failed"
+        "--timeout", type=positive_seconds, default=60.0, help="seconds of silence after which a request has failed"
     )
     group.add_argument("--max_retries", type=non_negative_int, default=6, help="of a request that fails")
-    group.add_argument("--backoff", type=positive_float, default=1.0, help="seconds before a retry, then doubled")
+    group.add_argument("--backoff", type=positive_seconds, default=1.0, help="seconds before a retry, then doubled")
     group.add_argument("--max_tokens", type=positive_int, default=512, help="length of an answer of the judge")
 
 
@@ -180,48 +181,58 @@ def sources_of(args: argparse.Namespace) -> dict[str, tuple[str, str]]:
     return sources | {args.baseline[0]: (args.baseline[1], f"--baseline {args.baseline[0]}")}
 
 
-def collect_pairs(args: argparse.Namespace) -> list[Pair]:
-    """Everything to compare, policy by policy and objective by objective.
+def collect_pairs(args: argparse.Namespace, sources: dict[str, Source], selected: dict[str, list[tuple]]) -> list[Pair]:
+    """Everything to compare, policy by policy and objective by objective; responses are generated if need be."""
+    responses = {name: get_responses(source, args) for name, source in sources.items()}
+    baseline = responses[args.baseline[0]]
+    return [
+        Pair(name, objective, responses[name][key], baseline[key])
+        for name, _ in args.policy
+        for objective, conversations in selected.items()
+        for key in conversations
+    ]
+
+
+def select_conversations(args: argparse.Namespace, sources: dict[str, Source]) -> dict[str, list[tuple]]:
+    """{objective: the conversations it is judged on}, in the order of the baseline's responses.
 
     Raises:
-        UserError: responses that are missing, or prompts without any.
+        UserError: prompts that cannot be read, or to which the baseline or a policy has no response.
     """
-    responses = {name: load_responses(name, *source, args) for name, source in sources_of(args).items()}
-    baseline = responses[args.baseline[0]]
-    selected = select_conversations(args, baseline)
-    pairs = []
-    for name, _ in args.policy:
-        for objective, conversations in selected.items():
-            check_answered(conversations, responses[name], baseline, f"--policy {name}")
-            pairs += [Pair(name, objective, responses[name][key], baseline[key]) for key in conversations]
-    return pairs
-
-
-def select_conversations(args: argparse.Namespace, baseline: Responses) -> dict[str, list[tuple]]:
-    """{objective: the conversations it is judged on}, in the order of the baseline's responses."""
-    every = select_prompts(args.data, f"--data {args.data}", baseline) if args.data else set(baseline)
-    own = {name: select_prompts(path, f"--prompts {name}={path}", baseline) for name, path in args.prompts}
+    baseline = sources[args.baseline[0]].places()
+    data = read_prompts(args.data) if args.data else set(baseline)
+    prompts = {name: read_prompts(path) for name, path in args.prompts}
+    every = select_prompts(data, f"--data {args.data}", baseline)
+    own = {name: select_prompts(prompts[name], f"--prompts {name}={path}", baseline) for name, path in args.prompts}
     selected = {}
     for objective in args.objective:
         wanted = every & own.get(objective, every)
         selected[objective] = [key for key in baseline if key in wanted][: args.limit]
         if not selected[objective]:
             raise UserError(f"--prompts {objective}: none of its prompts is in --data {args.data}")
+        for name, _ in args.policy:
+            check_answered(selected[objective], sources[name].places(), baseline, f"--policy {name}")
     return selected
 
 
-def judge_by_gold(pairs: list[Pair], args: argparse.Namespace) -> list[Verdict]:
+def check_gold(gold: Gold, args: argparse.Namespace, example: Row) -> None:
+    """Raises: UserError: the function cannot grade a response, or not one of the objectives."""
+    graded = grade(gold, args.gold, [example])
+    for objective in args.objective:
+        if objective not in graded:
+            raise UserError(f"--gold {args.gold}: grades no objective {objective}")
+
+
+def judge_by_gold(pairs: list[Pair], gold: Gold, args: argparse.Namespace) -> list[Verdict]:
     """Gold scores know no order: both presentations have the same.
 
     Raises:
-        UserError: the function grades no such objective.
+        UserError: see `score_gold`.
     """
     rows = {id(row): row for pair in pairs for row in (pair.response, pair.baseline)}
-    score_gold(load_gold(args.gold), args.gold, {"": list(rows.values())})
+    score_gold(gold, args.gold, {"": list(rows.values())})
     verdicts = []
     for pair in pairs:
-        if pair.objective not in pair.response["gold"]:
-            raise UserError(f"--gold {args.gold}: grades no objective {pair.objective}")
         ours, theirs = (row["gold"][pair.objective] for row in (pair.response, pair.baseline))
         outcome = (
             "tie" if ours == theirs or abs(ours - theirs) < args.gold_margin else "win" if ours > theirs else "lose"
@@ -343,6 +354,10 @@ def make_result(policy: str, baseline: str, judge: str, judged: list[tuple[Pair,
     }
 
 
+def result_file(args: argparse.Namespace, policy: str) -> Path:
+    return Path(args.output_dir) / f"{policy}_vs_{args.baseline[0]}.json"
+
+
 def print_table(results: list[dict[str, Any]]) -> None:
     width = max(len(result["policy"]) for result in results)
     print(f"\n{'':{width}}  objective       relative score   win %  tie %  lose %  comparisons  unusable")
@@ -360,18 +375,23 @@ def print_table(results: list[dict[str, Any]]) -> None:
 def main() -> None:
     args = parse_args()
     check_names(args)
-    for path, flag in sources_of(args).values():
-        check_source(path, flag, args.data)
-    client = criteria = None
+    answers_file = Path(args.output_dir) / "answers.jsonl"
+    for file in [answers_file, *(result_file(args, name) for name, _ in args.policy)]:
+        check_output_file(file)
+    gold = client = criteria = None
     if args.gold:
-        load_gold(args.gold)
+        gold = load_gold(args.gold)
     else:
         criteria, endpoint = find_criteria(args), make_endpoint(args)
-        client = ChatClient(endpoint, AnswerCache(Path(args.output_dir) / "answers.jsonl"))
-    output_dir = check_writable(args.output_dir)
-    pairs = collect_pairs(args)
+        client = ChatClient(endpoint, AnswerCache(answers_file))
+    sources = {name: open_source(name, *source, args) for name, source in sources_of(args).items()}
+    selected = select_conversations(args, sources)
+    if gold:
+        check_gold(gold, args, sources[args.baseline[0]].example())
+    check_writable(args.output_dir)
+    pairs = collect_pairs(args, sources, selected)
     if client is None:
-        verdicts, judge = judge_by_gold(pairs, args), "gold scores"
+        verdicts, judge = judge_by_gold(pairs, gold, args), "gold scores"
     else:
         verdicts = judge_by_model(pairs, criteria, client, args.concurrency)
         judge = f"{client.endpoint.model} at {client.endpoint.host}"
@@ -380,9 +400,8 @@ def main() -> None:
     for name, _ in args.policy:
         judged = [(pair, verdict) for pair, verdict in zip(pairs, verdicts, strict=True) if pair.policy == name]
         results.append(make_result(name, args.baseline[0], judge, judged))
-        path = output_dir / f"{name}_vs_{args.baseline[0]}.json"
-        write_json(path, results[-1])
-        print(f"{name} vs {args.baseline[0]}: {path}", flush=True)
+        write_json(result_file(args, name), results[-1])
+        print(f"{name} vs {args.baseline[0]}: {result_file(args, name)}", flush=True)
     print_table(results)
 
 

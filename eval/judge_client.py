@@ -20,11 +20,13 @@ import httpx2
 
 from utils.data.records import Message
 from utils.errors import UserError
+from utils.plain_text import printable
 
 TRANSIENT = {408, 409, 425, 429}  # and 500 to 599: the same request may succeed later
 REFUSED = {400, 413, 422}  # this request is not answered, others may be
 MANY_REFUSED = 50  # refused without an answer to any other: the settings are wrong, not the requests
 LONGEST_PAUSE = 60.0  # seconds of backoff; a server that asks for more gets more
+LONGEST_RETRY_AFTER = 86400.0
 WORTH_SAYING = 5.0  # seconds of a pause from which on it is announced
 
 Item, Answer = TypeVar("Item"), TypeVar("Answer")
@@ -89,7 +91,7 @@ class AnswerCache:
         for line in text.split("\n"):
             try:
                 entry = json.loads(line)
-                self.answers[entry["key"]] = entry["answer"]
+                self.answers[entry["key"]] = "" + entry["answer"]  # text
             except (ValueError, KeyError, TypeError):
                 continue  # the last line of a run that was killed as it wrote; its request is made again
         self.torn = not text.endswith("\n") and bool(text)
@@ -155,7 +157,7 @@ class ChatClient:
 
     def pause(self, attempt: int, failure: Transient) -> None:
         """Wait before try `attempt` + 1: as long as the server asked, or twice as long each time, with jitter."""
-        seconds = min(LONGEST_PAUSE, self.endpoint.backoff * 2**attempt) * random.uniform(0.5, 1.5)
+        seconds = min(LONGEST_PAUSE, self.endpoint.backoff * 2 ** min(attempt, 30)) * random.uniform(0.5, 1.5)
         if failure.pause:
             seconds = failure.pause + self.endpoint.backoff * random.random()
         if seconds >= WORTH_SAYING:
@@ -176,7 +178,9 @@ class ChatClient:
         except httpx2.TimeoutException:
             raise Transient(f"no answer within {self.endpoint.timeout:g} s") from None
         except httpx2.HTTPError as error:
-            raise Transient(f"the connection failed ({self.redact(str(error)) or type(error).__name__})") from None
+            raise Transient(
+                f"the connection failed ({self.redact(printable(str(error))) or type(error).__name__})"
+            ) from None
         if response.status_code == 200:
             return read_completion(response)
         problem = f"HTTP {response.status_code} {self.redact(read_problem(response))[:200]}".strip()
@@ -246,14 +250,15 @@ def read_problem(response: httpx2.Response) -> str:
         text: Any = response.json()["error"]["message"]
     except (ValueError, KeyError, TypeError):
         text = response.text
-    return " ".join(str(text).split())
+    return printable(" ".join(str(text).split()))
 
 
 def read_retry_after(value: str) -> float:
-    """Seconds of a Retry-After header, which holds seconds or a date; 0 if there is none that can be read."""
+    """Seconds of a Retry-After header, a day at most; it holds seconds or a date; 0 if there is none to be read."""
     if value.strip().isdigit():
-        return float(value)
+        return min(float(value), LONGEST_RETRY_AFTER)
     try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
+        seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        return min(max(0.0, seconds), LONGEST_RETRY_AFTER)
+    except (ValueError, TypeError, OverflowError):
         return 0.0

@@ -1,22 +1,22 @@
 """Finished parts of a result that is not finished itself, so that a killed evaluation loses little.
 
 They are lines of JSON beside the result, under its name with a dot before and `.partial` after it; the first line
-says what they are parts of. A line that was cut off, or that its checksum contradicts, and all after it are dropped.
+says what they are parts of. Lines are numbered: one that was cut off, that its checksum contradicts or that is not the
+next one, and all after it are dropped. Whoever writes holds a lock, which ends with the process.
 """
 
+import fcntl
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from utils.fingerprint import model_fingerprint
+from utils.errors import UserError
+from utils.fingerprint import files_fingerprint, model_fingerprint
 from utils.models import load_config
-from utils.output import write_text
-
-# What decides, beside the weights, what a model and its tokenizer do; weights without a fingerprint of their own.
-MODEL_FILES = ("config.json", "tokenizer*", "chat_template*", "special_tokens_map.json", "*.bin")
 
 
 class PartialFile:
@@ -28,49 +28,91 @@ class PartialFile:
 
     Attributes:
         parts: JSON, in order, of an earlier run that was interrupted.
+
+    Raises:
+        UserError: another process is writing this result, also when the first part is added.
     """
 
     def __init__(self, result: Path, identity: dict[str, Any]):
-        self.path, self.identity = partial_path(result), json.loads(json.dumps(identity))
-        found = list(read_checked(self.path)) if self.path.is_file() else []
-        self.parts = found[1:] if found and found[0] == self.identity else []
-        if found and found[0] != self.identity:
+        self.result, self.path, self.identity = result, partial_path(result), json.loads(json.dumps(identity))
+        self.file = self.open_locked("r+b") if self.path.is_file() else None
+        self.parts: list[Any] = []
+        self.is_open, self.count = False, 0
+        lines = list(whole_lines(self.file)) if self.file else []
+        if lines and lines[0][1] == self.identity:
+            self.parts = [value for _, value in lines[1:]]
+        elif lines:
             print(f"{self.path}: of other models, prompts or settings, discarded", flush=True)
-        self.is_open = False
+        self.size = lines[-1][0] if self.parts else 0  # bytes that are kept
+
+    def open_locked(self, mode: str) -> BinaryIO:
+        """The file, locked where the file system can."""
+        while True:
+            file = self.path.open(mode)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                raise UserError(f"{self.result}: another process is writing it") from None
+            except OSError:  # a file system without locks
+                return file
+            if self.path.is_file() and self.path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+            file.close()  # removed by the process that had it locked
+            mode = "a+b"
 
     def append(self, part: Any) -> None:
         """Add a finished part, JSON; it is on disk when this returns."""
         if not self.is_open:  # without what was dropped
-            write_text(self.path, "".join(map(checked_line, [self.identity, *self.parts])))
-            self.is_open = True
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(checked_line(part))
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = self.file or self.open_locked("a+b")
+            self.file.truncate(self.size)
+            self.file.seek(0, os.SEEK_END)
+            self.count, self.is_open = len(self.parts) + 1 if self.size else 0, True
+            if not self.size:
+                self.write(self.identity)
+        self.write(part)
+
+    def write(self, value: Any) -> None:
+        self.file.write(checked_line(self.count, value))
+        self.file.flush()
+        self.count += 1
 
     def remove(self) -> None:
         """The result is there."""
         self.path.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Let others write."""
+        if self.file:
+            self.file.close()
+            self.file = None
 
 
 def partial_path(result: Path) -> Path:
     return result.with_name(f".{result.name}.partial")
 
 
-def checked_line(value: Any) -> str:
-    text = json.dumps(value)
-    return json.dumps({"sha256": sha256(text), "value": value}) + "\n"
+def checked_line(number: int, value: Any) -> bytes:
+    entry = [number, value]
+    return (json.dumps({"sha256": sha256(json.dumps(entry)), "entry": entry}) + "\n").encode()
 
 
-def read_checked(path: Path) -> Iterator[Any]:
-    """Values of the lines up to the first one that is not whole."""
-    for line in path.read_bytes().splitlines(keepends=True):
+def whole_lines(file: BinaryIO) -> Iterator[tuple[int, Any]]:
+    """(where it ends in bytes, value) of the lines up to the first one that is not whole or not the next one."""
+    end = 0
+    for number, line in enumerate(file):
+        end += len(line)
         try:
-            entry = json.loads(line)
-            whole = line.endswith(b"\n") and entry["sha256"] == sha256(json.dumps(entry["value"]))
+            found = json.loads(line)
+            whole = line.endswith(b"\n") and found["sha256"] == sha256(json.dumps(found["entry"]))
+            place, value = found["entry"]
         except (ValueError, KeyError, TypeError):
-            whole = False
-        if not whole:
             return
-        yield entry["value"]
+        if not whole or place != number:
+            return
+        yield end, value
 
 
 def sha256(text: str) -> str:
@@ -84,9 +126,6 @@ def model_identity(path: str, flag: str) -> dict[str, str]:
     Raises:
         UserError: see `load_config` and `weights_fingerprint`.
     """
-    folder, digest = Path(path), hashlib.sha256()
-    for file in sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern)}):
-        with file.open("rb") as content:
-            digest.update(f"{file.name} ".encode() + hashlib.file_digest(content, "sha256").digest())
     commit = getattr(load_config(path, flag), "_commit_hash", None) or ""
-    return {"path": path, "commit": commit, "weights": model_fingerprint(path, flag), "files": digest.hexdigest()}
+    weights, files = model_fingerprint(path, flag), files_fingerprint(path)
+    return {"path": path, "commit": commit, "weights": weights, "files": files}

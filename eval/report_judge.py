@@ -17,11 +17,14 @@ from matplotlib.lines import Line2D
 from eval.report_plots import NARROW_WIDTH, PAPER, WIDTH, save
 from eval.report_tables import Column, Table, fill_table
 from eval.runs import RunName, parse_run_name, read_json, sort_names
+from eval.shapes import NUMBER, TEXT, WHOLE, Each, Maybe, find_difference
 from utils.errors import UserError
 
 OUTCOMES = {"win": "#2E8B64", "tie": "#C9CDD2", "lose": "#C96A5B"}
 REFERENCE = "sft"
-KEYS = {"policy", "baseline", "judge", "prompts", "objectives"}
+SHARE = {"percent": NUMBER, "low": NUMBER, "high": NUMBER}
+OBJECTIVE = {"relative_score": Maybe({"mean": NUMBER, "ci95": NUMBER}), **{name: Maybe(SHARE) for name in OUTCOMES}}
+JUDGEMENT = {"policy": TEXT, "baseline": TEXT, "judge": TEXT, "prompts": WHOLE, "objectives": Each(OBJECTIVE)}
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,8 @@ def load_judgements(root: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted((root / "eval" / "judge").glob("*.json")):
         content = read_json(path)
-        missing = KEYS - set(content if isinstance(content, dict) else ())
-        if missing:
-            raise UserError(f"{path}: not a judgement (no '{sorted(missing)[0]}'); eval/judge.py writes them")
+        if difference := find_difference(content, JUDGEMENT):
+            raise UserError(f"{path}: not a judgement ({difference}); eval/judge.py writes them")
         found.append(content)
     return found
 
@@ -105,7 +107,8 @@ def judge_group(name: str, seeds: list[dict[str, Any]], objectives: list[str]) -
     bounds = {}
     for objective in objectives:
         found = [entry["objectives"][objective] for entry in seeds if objective in entry["objectives"]]
-        found = [entry for entry in found if entry["win"]]  # None where no answer of the judge was usable
+        # None where no answer of the judge was usable.
+        found = [entry for entry in found if all(entry.get(key) for key in OBJECTIVE)]
         if not found:
             continue
         relative = [entry["relative_score"] for entry in found]

@@ -52,6 +52,7 @@ PAPER = {
     "grid.color": GRID,
     "grid.linewidth": 0.8,
     "text.color": INK,
+    "text.parse_math": False,  # names may hold a dollar sign
     "xtick.color": "#555555",
     "ytick.color": "#555555",
     "axes.unicode_minus": True,

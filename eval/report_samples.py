@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from eval.runs import Run, find_conditions, read_json_lines
+from eval.shapes import TEXT, Leaf, Maybe, find_difference
+from utils.errors import UserError
 
+LABEL = {
+    "prompt": TEXT,
+    "risky": Maybe(Leaf("true or false", lambda value: isinstance(value, bool))),
+    "category": Maybe(Leaf("text or a number", lambda value: isinstance(value, str | int))),
+}
 KINDS = {True: "risky", False: "benign", None: ""}
 CHOSEN = ("mgda", "gapo_p1", "safe_rlhf")  # after the SFT model and the experts, before the last of P-GAPO
 MOST_CHOSEN = 8  # so many policies are shown without choosing
@@ -50,10 +57,18 @@ class Sample:
 
 
 def read_labels(path: Path | None) -> dict[str, dict[str, Any]]:
-    """{prompt: its row} of a file of labelled prompts; 'risky' and 'category' are used where present."""
+    """{prompt: its row} of a file of labelled prompts; 'risky' and 'category' are used where present.
+
+    Raises:
+        UserError: a file that cannot be read, or a label of another kind.
+    """
     if path is None or not path.is_file():
         return {}
-    return {row["prompt"]: row for row in read_json_lines(path) if "prompt" in row}
+    rows = [row for row in read_json_lines(path) if "prompt" in row]
+    for row in rows:
+        if difference := find_difference(row, LABEL):
+            raise UserError(f"{path}: {difference}")
+    return {row["prompt"]: row for row in rows}
 
 
 def shared_rows(runs: list[Run]) -> list[list[dict[str, Any]]]:

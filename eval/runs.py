@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from eval.shapes import NUMBER, OBJECT, SCALES, TEXT, WHOLE, Each, Maybe, Shape, find_difference, is_number
 from utils.errors import UserError
 
 FAMILY_LABELS = {
@@ -34,6 +35,15 @@ FAMILY_LABELS = {
 FRONT_FAMILIES = ("p_gapo", "morlhf", "rewarded_soup")
 DEFAULT_CONDITION = "balanced"  # what tables and files call the condition of names without one
 SINGLE_RUNS = ("safe_rlhf", "fast_rl", "morlhf_0.5", "mgda", "gapo_p1", "gapo_p2")
+
+# What is read of args.json, of an evaluation (of models or of gold scores) and of its rows.
+SETTINGS = {"algorithm": Maybe(TEXT), "seed": Maybe(WHOLE), "score_scale": Maybe(SCALES),
+            "actor_model": Maybe(TEXT), "actor_model_sha256": Maybe(TEXT)}  # fmt: skip
+SCORES = {"objectives": Each({"mean": NUMBER, "ci95": NUMBER}), "average": NUMBER, "harmless_ratio": Maybe(NUMBER)}
+ROW = {"prompt": TEXT, "source": TEXT, "response": TEXT, "scores": Each(NUMBER), "gold": Maybe(Each(NUMBER)),
+       "messages": Maybe([{"role": TEXT, "content": TEXT}])}  # fmt: skip
+EVALUATION = {"run": TEXT, "args": Maybe(SETTINGS), **SCORES, "gold": Maybe(SCORES), "kl": NUMBER,
+              "response_length": Maybe(NUMBER), "rows": [ROW]}  # fmt: skip
 
 _NAME = re.compile(r"(?P<base>[^@#]+)(@(?P<condition>[^#]+))?(#(?P<seed>.+))?")
 _WEIGHTED = re.compile(rf"(?P<family>{'|'.join(FRONT_FAMILIES)})_(?P<weight>\d*\.?\d+)")
@@ -190,26 +200,45 @@ def find_stand_ins(runs: Sequence[AnyRun], condition: str) -> list[AnyRun]:
 
 def read_json(path: Path) -> Any:
     """Raises: UserError naming the file, and the line of the first mistake."""
+    return parse_json(read_bytes(path), path, 1)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Raises: UserError: the file cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def parse_json(content: bytes, path: Path, first_line: int) -> Any:
+    """JSON that begins on a line of a file. Raises: UserError naming the file, and the line of the first mistake."""
+    try:
+        return json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}:{error.object.count(10, 0, error.start) + 1}: the text is not UTF-8") from None
+        line = first_line + content.count(b"\n", 0, error.start)
+        raise UserError(f"{path}:{line}: the text is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{first_line + error.lineno - 1}: not valid JSON ({error.msg})") from None
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of too many digits
+        raise UserError(f"{path}:{first_line}: unusable JSON ({error})") from None
+
+
+def read_json_object(path: Path, shape: Shape = OBJECT) -> dict[str, Any]:
+    """Raises: UserError: see `read_json`, or something other than an object of this shape."""
+    value = read_json(path)
+    if difference := find_difference(value, shape):
+        raise UserError(f"{path}: a JSON object of another form is expected ({difference})")
+    return value
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Raises: UserError naming the file and line."""
     rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+    for number, line in enumerate(read_bytes(path).split(b"\n"), start=1):
         if not line.strip():
             continue
-        try:
-            rows.append(json.loads(line.decode("utf-8")))
-        except UnicodeDecodeError:
-            raise UserError(f"{path}:{number}: the text is not UTF-8") from None
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not valid JSON ({error.msg})") from None
+        rows.append(parse_json(line, path, number))
         if not isinstance(rows[-1], dict):
             raise UserError(f"{path}:{number}: a JSON object is expected")
     return rows
@@ -219,7 +248,7 @@ def find_args(root: Path, run: str) -> dict[str, Any]:
     """The settings a run was trained with: policies/<run>/args.json, or <run>/args.json for a stage's."""
     for path in (root / "policies" / run / "args.json", root / run / "args.json"):
         if path.is_file():
-            return read_json(path)
+            return read_json_object(path, SETTINGS)
     return {}
 
 
@@ -227,11 +256,15 @@ def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
     """metrics.jsonl -> {tag: [(step, value)]} by step; a step logged again after a resume counts once."""
     if not path.is_file():
         return {}
-    by_step = {row["step"]: row for row in read_json_lines(path) if "step" in row}
+    rows = [row for row in read_json_lines(path) if "step" in row]
+    for row in rows:
+        if not WHOLE.holds(row["step"]):
+            raise UserError(f"{path}: 'step' is not {WHOLE.what}: {row['step']!r}")
+    by_step = {row["step"]: row for row in rows}
     series: dict[str, list[tuple[int, float]]] = {}
     for step in sorted(by_step):
         for tag, value in by_step[step].items():
-            if tag != "step" and isinstance(value, int | float):
+            if tag != "step" and is_number(value):
                 series.setdefault(tag, []).append((step, float(value)))
     return series
 
@@ -243,16 +276,25 @@ def objective_names(evaluations: Iterable[dict[str, Any]], part: str = "objectiv
 
 def check_evaluation(evaluation: Any, path: Path) -> None:
     """Raises: UserError: something other than what eval/score.py writes."""
-    missing = {"run", "objectives", "average", "rows"} - set(evaluation if isinstance(evaluation, dict) else ())
-    if missing:
-        raise UserError(f"{path}: not an evaluation (no '{sorted(missing)[0]}'); eval/score.py writes them")
-    objectives, rows = evaluation["objectives"], evaluation["rows"]
-    for name, entry in objectives.items() if isinstance(objectives, dict) else [("objectives", None)]:
-        if not isinstance(entry, dict) or not {"mean", "ci95"} <= entry.keys():
-            raise UserError(f"{path}: not an evaluation ('{name}' has no mean and interval)")
-    needed, is_list = {"prompt", "source", "response", "scores"}, isinstance(rows, list) and bool(rows)
-    if not is_list or not all(isinstance(row, dict) and needed <= row.keys() for row in rows):
-        raise UserError(f"{path}: not an evaluation (its 'rows' are not responses with their scores)")
+    difference = find_difference(evaluation, EVALUATION)
+    if difference is None and not evaluation["rows"]:
+        difference = "'rows' has none"
+    if difference is None and not evaluation["objectives"]:
+        difference = "'objectives' has none"
+    if difference is None:
+        difference = find_unscored(evaluation)
+    if difference:
+        raise UserError(f"{path}: not an evaluation ({difference}); eval/score.py writes them")
+
+
+def find_unscored(evaluation: dict[str, Any]) -> str | None:
+    """The first row without a value of an objective, in words."""
+    parts = {"scores": evaluation, "gold": evaluation.get("gold") or {"objectives": {}}}
+    for number, row in enumerate(evaluation["rows"], start=1):
+        for part, scored in parts.items():
+            if missing := scored["objectives"].keys() - (row.get(part) or {}).keys():
+                return f"'rows' {number} '{part}' has no '{min(missing)}'"
+    return None
 
 
 def load_runs(root: Path) -> list[Run]:

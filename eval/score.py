@@ -30,9 +30,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.partial import PartialFile, model_identity
 from eval.runs import find_args, read_json, read_json_lines
-from utils.arguments import Parser, add_loading_arguments, positive_int
+from utils.arguments import Parser, add_loading_arguments, check_output_file, positive_int
 from utils.data.batching import left_pad
 from utils.data.encoding import encode_prompt, encode_response
+from utils.data.records import Drop
 from utils.data.records import Row as RawRow
 from utils.distributed import device
 from utils.errors import UserError, run_main
@@ -40,6 +41,7 @@ from utils.metrics import Progress
 from utils.models import (
     DTYPES,
     allow,
+    first_line,
     load_score_model,
     load_tokenizer,
     position_ids_from_mask,
@@ -91,13 +93,16 @@ def load_gold(spec: str) -> Gold:
     """The function that 'module:function' names.
 
     Raises:
-        UserError: there is no such module or function.
+        UserError: there is no such module or function, or it fails to be imported.
     """
     module_name, _, function_name = spec.partition(":")
     try:
-        return getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"--gold {spec}: no such MODULE:FUNCTION ({error})") from None
+        function = getattr(importlib.import_module(module_name), function_name)
+    except Exception as error:  # a module of the user's may raise anything
+        raise UserError(f"--gold {spec}: no such MODULE:FUNCTION ({first_line(error)})") from error
+    if not callable(function):
+        raise UserError(f"--gold {spec}: {type(function).__name__} is no function")
+    return function
 
 
 def read_responses(files: list[str]) -> dict[str, list[Row]]:
@@ -136,9 +141,21 @@ def check_row(row: RawRow, fields: set[str]) -> None:
         kind, what = KINDS[name]
         if not isinstance(row.value(name), kind):
             raise row.wrong(name, what, row.value(name))
+        if kind is str:
+            check_unicode(row, name, row.value(name))
     for turn in row.value("messages"):
         if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
             raise row.wrong("messages", "a list of turns with 'role' and 'content'", turn)
+        for key in ("role", "content"):
+            check_unicode(row, f"messages.{key}", turn[key])
+
+
+def check_unicode(row: RawRow, name: str, text: str) -> None:
+    """Raises: UserError: half a surrogate pair, which no tokenizer accepts."""
+    try:
+        row.checked_text(name, text)
+    except Drop:
+        raise row.wrong(name, "text that is valid Unicode", text) from None
 
 
 def encode_dialogue(tokenizer: PreTrainedTokenizerBase, row: Row) -> list[int]:
@@ -195,13 +212,15 @@ def finished_scores(result: Path, responses: str) -> list[dict[str, Any]]:
         older = read_json(result) if result.is_file() else {}
     except UserError:  # it is about to be written again
         older = {}
-    record = older.get("scored", {}) if isinstance(older, dict) else {}
-    if record.get("responses") != responses:
+    try:
+        record = older["scored"]
+        entries = [
+            {"objective": name, "scorer": scorer, "values": [float(row["scores"][name]) for row in older["rows"]]}
+            for name, scorer in record["objectives"].items()
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError):  # the same
         return []
-    return [
-        {"objective": name, "scorer": scorer, "values": [row["scores"][name] for row in older["rows"]]}
-        for name, scorer in record["objectives"].items()
-    ]
+    return entries if record["responses"] == responses else []
 
 
 def scorer_of(objective: Objective, args: argparse.Namespace) -> dict[str, Any]:
@@ -263,19 +282,33 @@ def score_runs(
         yield run, values
 
 
+def grade(gold: Gold, spec: str, rows: list[Row]) -> dict[str, list[float]]:
+    """{objective: the gold value of every row}.
+
+    Raises:
+        UserError: the function fails, or does not give one finite number a response.
+    """
+    try:
+        found = gold([row["prompt"] for row in rows], [row["response"] for row in rows])
+        graded = {str(name): [float(value) for value in values] for name, values in found.items()}
+    except Exception as error:  # a function of the user's may raise, and return, anything
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"--gold {spec}: cannot grade (prompts, responses) ({reason})") from error
+    for name, values in graded.items():
+        if len(values) != len(rows):
+            raise UserError(f"--gold {spec}: {len(values)} values of {name} for {len(rows)} responses")
+        check_values(rows, name, values, f"--gold {spec}")
+    return graded
+
+
 def score_gold(gold: Gold, spec: str, runs: dict[str, list[Row]]) -> None:
     """Write the gold values into `gold` of every row.
 
     Raises:
-        UserError: the function does not give one finite number a response.
+        UserError: see `grade`.
     """
     for rows in runs.values():
-        graded = gold([row["prompt"] for row in rows], [row["response"] for row in rows])
-        for name, values in graded.items():
-            if len(values) != len(rows):
-                raise UserError(f"--gold {spec}: {len(values)} values of {name} for {len(rows)} responses")
-            values = [float(value) for value in values]
-            check_values(rows, name, values, f"--gold {spec}")
+        for name, values in grade(gold, spec, rows).items():
             for row, value in zip(rows, values, strict=True):
                 row.setdefault("gold", {})[name] = value
 
@@ -330,6 +363,10 @@ def main() -> None:
     objectives = named_objectives(args)
     gold = load_gold(args.gold) if args.gold else None
     runs = read_responses(args.responses)
+    if gold:
+        grade(gold, args.gold, next(iter(runs.values()))[:1])  # what is wrong with it is known before models load
+    for run in runs:
+        check_output_file(Path(args.output_dir) / f"{run}.json")
     output_dir = check_writable(args.output_dir)
     scores = {Path(file).stem: Scores(Path(file), output_dir / f"{Path(file).stem}.json") for file in args.responses}
     for objective in objectives:

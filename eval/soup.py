@@ -23,7 +23,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from eval.runs import read_json
+from eval.runs import SETTINGS, read_json_object
+from eval.shapes import OBJECT, Shape
 from utils.arguments import Parser, named_number, named_value
 from utils.errors import UserError, run_main
 from utils.fingerprint import INDEX, find_tensors, load_tensor, weights_fingerprint
@@ -33,6 +34,7 @@ from utils.output import check_writable, finished_directory, write_json
 COMPANIONS = ("*config.json", "tokenizer*", "vocab*", "merges.txt", "*.model", "added_tokens.json",
               "special_tokens_map.json", "chat_template*")  # fmt: skip
 VOCABULARIES = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
+ALGORITHM = "rewarded_soup"  # in args.json
 FLOATS = ("F", "BF")  # how the types of safetensors begin: F64, F32, BF16, ...
 # Of a configuration: what does not change the function that the weights define.
 INCIDENTAL = {"transformers_version", "_name_or_path", "use_cache", "dtype", "torch_dtype"}
@@ -104,9 +106,9 @@ def check_weights(experts: list[tuple[str, str]], weights: list[tuple[str, float
     return {name: by_name[name] for name in known}
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """A JSON object; {} if there is no such file."""
-    return read_json(path) if path.is_file() else {}
+def read_settings(path: Path, shape: Shape = OBJECT) -> dict[str, Any]:
+    """A JSON object; {} if there is no such file. Raises: UserError: it holds something else."""
+    return read_json_object(path, shape) if path.is_file() else {}
 
 
 def open_expert(path: str, flag: str) -> Expert:
@@ -116,7 +118,7 @@ def open_expert(path: str, flag: str) -> Expert:
         raise UserError(f"{flag} {path}: a LoRA adapter; merge it into its base first")
     if not (folder / "config.json").is_file():
         raise UserError(f"{flag} {path}: no such model (a folder with a config.json)")
-    return Expert(folder, flag, find_tensors(folder, flag), read_settings(folder / "args.json"))
+    return Expert(folder, flag, find_tensors(folder, flag), read_settings(folder / "args.json", SETTINGS))
 
 
 def describe_architecture(expert: Expert) -> dict[str, Any]:
@@ -133,7 +135,9 @@ def describe_tokenizer(expert: Expert) -> dict[str, Any]:
     if not fast:
         description = {name: (folder / name).read_bytes() for name in VOCABULARIES if (folder / name).is_file()}
     stored = read_settings(folder / "tokenizer_config.json").get("chat_template")
-    description["chat template"] = template.read_text(encoding="utf-8") if template.is_file() else stored
+    description["chat template"] = (
+        template.read_text(encoding="utf-8", errors="replace") if template.is_file() else stored
+    )
     return description
 
 
@@ -216,18 +220,18 @@ def check_experts(experts: list[Expert], base: Expert | None) -> None:
 
 
 def check_output(output_dir: str, experts: list[Expert]) -> Path:
-    """The folder to write, which replaces an older model and nothing else.
+    """The folder to write, which replaces an older soup and nothing else.
 
     Raises:
-        UserError: it holds an expert or something that is no model, or cannot be written.
+        UserError: it holds an expert or something that is no soup, or cannot be written.
     """
     folder = Path(output_dir)
     for expert in experts:
         if expert.folder.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"--output_dir {folder}: writing there would delete {expert.title}")
     is_empty = folder.is_dir() and not any(folder.iterdir())
-    if folder.exists() and not is_empty and not (folder / "config.json").is_file():
-        raise UserError(f"--output_dir {folder}: holds something other than a model, which would be deleted")
+    if folder.exists() and not is_empty and read_settings(folder / "args.json").get("algorithm") != ALGORITHM:
+        raise UserError(f"--output_dir {folder}: holds something other than an older soup, which would be deleted")
     check_writable(folder.resolve().parent)
     return folder
 
@@ -271,7 +275,7 @@ def main() -> None:
     output_dir = check_output(args.output_dir, experts if base is None else [*experts, base])
     actor_model, mark = base_of(experts[0] if base is None else base)
     seeds = {expert.settings.get("seed") for expert in experts}
-    settings = {"algorithm": "rewarded_soup", "experts": dict(args.expert), "weights": weights,
+    settings = {"algorithm": ALGORITHM, "experts": dict(args.expert), "weights": weights,
                 "actor_model": actor_model, "actor_model_sha256": mark,
                 "seed": seeds.pop() if len(seeds) == 1 else None}  # fmt: skip
     with finished_directory(output_dir) as folder:

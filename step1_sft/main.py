@@ -30,10 +30,11 @@ from utils.distributed import device, init_distributed, seed_everything, shutdow
 from utils.engines import Engine, make_training_engine
 from utils.errors import run_main
 from utils.models import DTYPES, allow, check_causal_lm, load_causal_lm, load_tokenizer, position_ids_from_mask
-from utils.output import check_writable
+from utils.output import check_output
 from utils.rank_watch import watch_ranks
 from utils.supervised import Run, Task, export, per_example, print_summary, read_examples, steps_per_epoch, train
 
+MAX_EXPONENT = 700  # of a float
 IGNORED = -100  # label of a token that is not trained on
 
 
@@ -43,7 +44,7 @@ def main() -> None:
     check_causal_lm(args.model_name_or_path, "--model_name_or_path")
     tokenizer = load_tokenizer(args.model_name_or_path, "--model_name_or_path")
     training_examples, validation_examples = read_examples(args, tokenizer, load_dialogues)
-    check_writable(args.output_dir)
+    check_output(args.output_dir, args.fresh)
 
     # Engine.
     init_distributed(args.rank_timeout)
@@ -63,7 +64,7 @@ def main() -> None:
             lambda examples: response_nll(engine, examples, tokenizer.pad_token_id),
         )
         loss = (table[:, 0].sum() / sum(map(response_length, validation_examples))).item()
-        return {"loss": loss, "perplexity": math.exp(loss)}
+        return {"loss": loss, "perplexity": math.exp(loss) if loss < MAX_EXPONENT else math.inf}
 
     task = Task(
         train=training_examples,

@@ -52,7 +52,7 @@ from utils.models import (
     position_ids_from_mask,
     score_tokens,
 )
-from utils.output import check_writable
+from utils.output import check_output
 from utils.rank_watch import watch_ranks
 from utils.supervised import Run, Task, export, per_example, print_summary, read_examples, steps_per_epoch, train
 
@@ -67,7 +67,7 @@ def main() -> None:
     pairs, held_out = read_examples(args, tokenizer, lambda spec, seed: load_pairs(spec, args.preference_label, seed))
     if args.kind == "cost" and not any(sign for pair in pairs for sign in harm_signs(pair)):
         print_main("note: no safety labels in --data: the cost is ordered, but its zero divides nothing")
-    check_writable(args.output_dir)
+    check_output(args.output_dir, args.fresh)
 
     # Engine.
     init_distributed(args.rank_timeout)

@@ -22,6 +22,7 @@ from utils.arguments import (
     non_negative_float,
     positive_float,
     positive_int,
+    temperature,
 )
 from utils.errors import UserError
 from utils.models import allow, check_positions
@@ -205,7 +206,7 @@ def add_rollout_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("rollout")
     group.add_argument("--max_prompt_length", type=positive_int, default=256, help="tokens")
     group.add_argument("--max_new_tokens", type=positive_int, default=256, help="tokens of a response")
-    group.add_argument("--temperature", type=positive_float, default=1.0, help="sampling temperature")
+    group.add_argument("--temperature", type=temperature, default=1.0, help="sampling temperature")
     group.add_argument(
         "--per_device_prompt_batch_size", type=positive_int, default=16, help="prompts generated at once"
     )

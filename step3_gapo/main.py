@@ -17,10 +17,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from step3_gapo.arguments import algorithm_of, check_batch_sizes, objectives_of, parse_args
-from step3_gapo.rlhf_engine import RLHFEngine
-from step3_gapo.rollout import Experience, episode_scores, make_rollout
+from step3_gapo.rlhf_engine import Critic, RLHFEngine
+from step3_gapo.rollout import Experience, Rollout, episode_scores, make_rollout
 from step3_gapo.tracking import Tracker, mean_scalars, rollout_scalars
-from step3_gapo.update import ActorUpdate, optimizer_step
+from step3_gapo.update import ActorUpdate, Scalars, optimizer_step
 from utils.arguments import check_deepspeed_arguments
 from utils.checkpoint import Checkpoints
 from utils.data import load_prompts
@@ -35,11 +35,11 @@ from utils.distributed import (
     world_size,
 )
 from utils.errors import UserError, run_main
-from utils.fingerprint import ids_fingerprint, model_fingerprint
+from utils.fingerprint import ids_fingerprint, model_facts
 from utils.guards import SkippedSteps
 from utils.models import check_causal_lm, check_positions, describe_model, load_tokenizer, sampling_config
 from utils.objectives import Objective
-from utils.output import check_writable, write_json
+from utils.output import check_output, write_json
 from utils.rank_watch import beat, watch_ranks
 
 SKIPPING_ADVICE = "lower --actor_learning_rate or --critic_learning_rate, or try another --algorithm"
@@ -56,24 +56,20 @@ def main() -> None:
     tokenizer = load_tokenizer(args.actor_model, "--actor_model")
     prompts = read_prompts(args, tokenizer)
     total_steps = count_rollouts(args, len(prompts))
-    check_writable(args.output_dir)
+    check_output(args.output_dir, args.fresh)
 
     # The checkpoint to go on from, if there is one; engines.
     init_distributed(args.rank_timeout)
     watch_ranks(args.output_dir, args.rank_timeout)
     seed_everything(args.seed)
-    facts = facts_of(args, objectives, prompts) if is_main() else {}
-    checkpoints = Checkpoints(args, "gapo", facts)
+    checkpoints = Checkpoints(args, "gapo", facts_of(args, objectives, prompts) if is_main() else {})
     generation = sampling_config(tokenizer, args.temperature, args.max_new_tokens)
     engine = RLHFEngine(args, objectives, tokenizer, generation, total_steps * args.ppo_epochs * minibatches)
     optimized = [objective for objective in objectives if objective.optimized]
     actor_update = ActorUpdate(engine.actor, algorithm, [objective.name for objective in optimized], args)
     skipped = SkippedSteps(args.max_skipped_steps, SKIPPING_ADVICE)
     done = restore(checkpoints, engine, actor_update, skipped)
-    tracker = None
-    if is_main():
-        start_sha256 = facts["--actor_model"] if Path(args.actor_model).is_dir() else None
-        tracker = Tracker(args, objectives, total_steps, checkpoints.newest, start_sha256)
+    tracker = Tracker(args, objectives, total_steps, checkpoints) if is_main() else None
 
     # The loop: generate, score, update. Batches and random numbers of a step follow from its number alone.
     batches = islice(prompt_batches(prompts, args), done, total_steps)
@@ -81,17 +77,13 @@ def main() -> None:
         beat("rollout", step)
         seed_everything(args.seed + 1000 * step + rank())
         rollout = make_rollout(engine, batch, args)
-        start, updates = time.monotonic(), []
-        if algorithm.adaptive and rollout.finite:
+        start = time.monotonic()
+        if algorithm.adaptive and not rollout.not_finite:
             algorithm.adaptive.observe(episode_scores(rollout.experience, optimized, args))
-        for number, micro_batches in enumerate(optimizer_batches(rollout.experience, args)):
-            beat(f"update {number + 1}")
-            update, not_finite = {}, "the rollout (log-probabilities, scores or values)"
-            if rollout.finite:
-                update, not_finite = optimizer_step(actor_update, engine.critics, micro_batches, number == 0, args)
+        updates: list[Scalars] = []
+        for update, not_finite in optimizer_steps(rollout, actor_update, engine.critics, args):
             skipped.observe(step, not_finite, checkpoints)
-            if update:
-                updates.append(update)
+            updates.append(update)
         scalars = rollout_scalars(rollout) | mean_scalars(updates)
         if algorithm.adaptive:
             scalars |= algorithm.adaptive.scalars()
@@ -101,7 +93,7 @@ def main() -> None:
             if algorithm.adaptive:
                 state = {"step": step, **algorithm.adaptive.state_dict()}
                 write_json(Path(args.output_dir) / "algorithm_state.json", state)
-        if checkpoints.due(step, total_steps):
+        if checkpoints.due(step, total_steps, skipped.in_a_row > 0):
             save(checkpoints, step, engine, actor_update, skipped, tracker)
 
     # The aligned policy.
@@ -129,10 +121,24 @@ def read_prompts(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -
     return encoded
 
 
+def optimizer_steps(
+    rollout: Rollout, actor_update: ActorUpdate, critics: list[Critic], args: argparse.Namespace
+) -> Iterator[tuple[Scalars, str | None]]:
+    """One optimizer step after another: its metrics; what was not finite, for which it was skipped, if anything."""
+    for number, micro_batches in enumerate(optimizer_batches(rollout.experience, args)):
+        beat(f"update {number + 1}")
+        if rollout.not_finite:
+            yield {}, rollout.not_finite
+        else:
+            yield optimizer_step(actor_update, critics, micro_batches, number == 0, args)
+
+
 def facts_of(args: argparse.Namespace, objectives: list[Objective], prompts: list[Encoded]) -> dict[str, str]:
-    """Fingerprints of the models and the prompts that a run's result depends on."""
-    models = {"--actor_model": args.actor_model} | {objective.flag: objective.path for objective in objectives}
-    facts = {flag: model_fingerprint(path, flag) for flag, path in models.items()}
+    """What a run's result depends on beside its flags: objectives' names, fingerprints of models and prompts."""
+    facts = {"objectives": " ".join(o.name if o.optimized else f"({o.name})" for o in objectives)}
+    facts |= model_facts(args.actor_model, "--actor_model")
+    for objective in objectives:
+        facts |= model_facts(objective.path, objective.flag)
     return facts | {"--data": ids_fingerprint(prompt.prompt for prompt in prompts)}
 
 

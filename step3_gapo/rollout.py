@@ -94,12 +94,15 @@ class Experience:
 
         return Experience(**{f.name: pick(getattr(self, f.name)) for f in dataclasses.fields(self)})
 
-    def is_finite(self) -> bool:
-        """Whether every number of it is finite, on all ranks."""
-        tensors = [self.log_probs, self.ref_log_probs, *self.scores.values()]
-        tensors += [*self.advantages.values(), *self.returns.values()]
-        bad = torch.stack([~t.isfinite().all() for t in tensors]).sum().float()
-        return all_reduce_sum(bad).item() == 0
+    def not_finite(self) -> str | None:
+        """What of it is not finite on some rank, the first of these; None where all is."""
+        tensors = {"a log-probability": self.log_probs, "a log-probability of the reference": self.ref_log_probs}
+        tensors |= {f"a score of {name}": scores for name, scores in self.scores.items()}
+        tensors |= {f"a value of {name}": values for name, values in self.values.items()}
+        tensors |= {f"an advantage of {name}": advantages for name, advantages in self.advantages.items()}
+        tensors |= {f"a return of {name}": returns for name, returns in self.returns.items()}
+        bad = all_reduce_sum(torch.stack([~tensor.isfinite().all() for tensor in tensors.values()]).float())
+        return next((name for name, count in zip(tensors, bad.tolist(), strict=True) if count), None)
 
 
 @dataclass
@@ -109,7 +112,7 @@ class Rollout:
     experience: Experience
     prompts: list[Encoded]
     responses: list[str]
-    finite: bool  # on all ranks
+    not_finite: str | None  # what is not finite on some rank
     generation_seconds: float
     scoring_seconds: float
 
@@ -133,9 +136,8 @@ def make_rollout(engine: RLHFEngine, prompts: list[Encoded], args: argparse.Name
         hidden=hidden,
     )
     add_advantages(experience, [m.objective for m in engine.score_models if m.objective.optimized], args)
-    finite = experience.is_finite()
     seconds = (generated - start, time.monotonic() - generated)
-    return Rollout(experience, prompts, sampled.responses, finite, *seconds)
+    return Rollout(experience, prompts, sampled.responses, experience.not_finite(), *seconds)
 
 
 @torch.no_grad()

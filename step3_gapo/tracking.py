@@ -12,7 +12,7 @@ from matplotlib import pyplot
 
 from step3_gapo.health import Health
 from step3_gapo.rollout import Rollout
-from utils.checkpoint import Checkpoint
+from utils.checkpoint import Checkpoints
 from utils.distributed import all_reduce_sum, world_size
 from utils.metrics import Progress, start_record
 from utils.objectives import Objective
@@ -25,20 +25,16 @@ class Tracker:
     """The main rank's record of a run."""
 
     def __init__(
-        self,
-        args: argparse.Namespace,
-        objectives: list[Objective],
-        total_steps: int,
-        checkpoint: Checkpoint | None,
-        actor_model_sha256: str | None,
+        self, args: argparse.Namespace, objectives: list[Objective], total_steps: int, checkpoints: Checkpoints
     ):
         self.names, self.interval = [objective.name for objective in objectives], args.print_interval
         self.total_steps, self.run = total_steps, Path(args.output_dir).name
         self.path: list[list[float]] = []  # mean objective values of every step
         self.health = Health([objective.name for objective in objectives if objective.optimized])
-        done = checkpoint.step if checkpoint else 0
+        done = checkpoints.newest.step if checkpoints.newest else 0
         self.progress = Progress(total_steps, self.run, args.print_interval, done)
-        self.logger = start_record(args, world_size(), checkpoint, actor_model_sha256=actor_model_sha256)
+        start = checkpoints.facts["--actor_model"] if Path(args.actor_model).is_dir() else None
+        self.logger = start_record(args, world_size(), checkpoints.newest, actor_model_sha256=start)
         for scalars in self.logger.history():
             self.observe(scalars["step"], scalars)
 

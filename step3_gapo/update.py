@@ -83,11 +83,12 @@ class ActorUpdate:
     def state_dict(self) -> dict[str, Any]:
         """What a run that goes on must know, as JSON."""
         adaptive = self.algorithm.adaptive
-        return {"warned": sorted(self.warned), "adaptive": adaptive.state_dict() if adaptive else None}
+        state = adaptive.state_dict() if adaptive else None
+        return {"name": self.algorithm.name, "warned": sorted(self.warned), "adaptive": state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.warned = set(state["warned"])
-        if self.algorithm.adaptive:
+        if self.algorithm.adaptive and state["name"] == self.algorithm.name:
             self.algorithm.adaptive.load_state_dict(state["adaptive"])
 
     # --- two ways to the combined gradient; both leave it in the engine, and None if it is not finite

@@ -9,6 +9,7 @@ and leave every file as it was: the user's data and models, and the older result
 import gzip
 import json
 import os
+import re
 import resource
 import shutil
 import sys
@@ -22,9 +23,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from eval.report_judge import JUDGEMENT
 from tests.evaluations import make_run, write_runs
 from tests.helpers import ROOT, Result, Workshop, flags, run_command
 from utils.arguments import Parser
+from utils.plain_text import printable
 
 SECONDS = 10  # in which a command must have found the mistake
 WEIGHTS = "model.safetensors"
@@ -208,6 +211,7 @@ def corpus(b: Bench) -> dict[str, Any]:
 
 
 def run_all(b: Bench) -> dict[str, Any]:
+    """Of a shell's command, words NAME=VALUE are variables that are set for it."""
     return {"": "smoke"}
 
 
@@ -257,7 +261,8 @@ LONG = {"prompt": "How do I fix my bike? " * 40}
 
 def cases() -> dict[str, Case]:
     """{what is wrong: the case}."""
-    groups = (data_files, data_rows, data_as_a_whole, policies, score_models, foreign_code, names, numbers, results)
+    groups = (data_files, data_rows, data_as_a_whole, policies, score_models, foreign_code, names, variables, numbers,
+              results)  # fmt: skip
     return {name: Case(*case) for group in groups for name, case in group().items()}
 
 
@@ -290,6 +295,15 @@ def data_files() -> dict[str, tuple]:
         "data: nothing on the hub": (step1, lambda b: {"data": "nobody/nothing"}, ("nobody/nothing: no file",)),
         "data: a folder without data": (
             step2, lambda b: {"data": b.file("notes/read.me", "x").parent}, ("notes: holds no data file",)),
+        "data: the home of nobody": (
+            step1, lambda b: {"data": "~nobody_at_all/x.jsonl"}, ("~nobody_at_all/x.jsonl: cannot be a file",)),
+        "data: a very long name": (inspect_data, lambda b: {"": "a" * 300 + ".jsonl"}, ("aaa: cannot be a file",)),
+        "data: a name that is no text": (step3, lambda b: {"data": "caf\udce9.jsonl"}, ("the name is not UTF-8",)),
+        "output: a folder in place of a file": (
+            step1, lambda b: {"output_dir": b.file("blocked/args.json/x", "").parents[1]}, ("args.json there is a",)),
+        "output: a file in place of the checkpoints": (
+            step3, lambda b: {"output_dir": b.file("blocked/checkpoints", "").parent}, ("checkpoints there is not",)),
+        "output: a finished result": (step3, lambda b: {}, ("/out: a finished result is there; --fresh replaces it",)),
         "data: a fraction of 0": (step1, lambda b: {"data": f"{b.workshop.prompts}:0"}, ("the fraction must be",)),
         "data: a pipe": (inspect_data, lambda b: {"": made_pipe(b)}, ("pipe.jsonl: not a regular file",)),
         "validation data: malformed": (
@@ -311,6 +325,11 @@ def data_rows() -> dict[str, tuple]:
             step1, lambda b: {"data": b.rows({"question": "Hi"})}, ("rows.jsonl:1: no known format",)),
         "row: a field with a line break": (
             inspect_data, lambda b: {"": b.rows({"que\nstion": "Hi"})}, ("rows.jsonl:1: no known format",)),
+        "row: a field with half a character": (
+            inspect_data, lambda b: {"": b.rows({"que\ud800stion": "Hi"})}, ("rows.jsonl:1: no known format",)),
+        "row: a role that commands the terminal": (
+            step1, lambda b: {"data": b.rows({"messages": [{"role": "\x1b[31mevil", "content": "Hi"}]})},
+            ("turn by '\ufffd[31mevil'",)),
         "row: a field is missing": (
             step1, lambda b: {"data": b.rows(DIALOGUE, PROMPT)}, ("rows.jsonl:2: the field 'response' is missing",)),
         "row: a number for text": (
@@ -394,6 +413,22 @@ def policies() -> dict[str, tuple]:
             step2, base(replaced("config.json", b"\xff\xfe{\0}\0")), ("--model_name_or_path", "config")),
         "policy: a size that is no number": (step3, actor(hidden_size="wide"), ("--actor_model", "hidden_size")),
         "policy: sizes that contradict": (step3, actor(hidden_size=48), ("--actor_model", "has shape [600, 32]")),
+        "policy: an architecture without a name": (step3, actor(architectures=[1]), ("--actor_model", "architectures")),
+        "policy: architectures without a list": (step1, base(architectures=5), ("--model_name", "architectures")),
+        "policy: more layers than described": (
+            generate, lambda b: {"policy": f"a={b.model(b.workshop.base, num_hidden_layers=1)}"},
+            ("--policy a", "the weights hold model.layers.1.", "describes 1 layers")),
+        "policy: fewer positions than the reference": (
+            generate, lambda b: {"policy": f"a={b.model(b.workshop.base, max_position_embeddings=16)}"},
+            ("--policy a", "has positions for 16")),
+        "policy: a pad token that is no number": (step1, base(pad_token_id="x"), ("--model_name", "pad_token_id")),
+        "policy: settings of generation that are none": (
+            generate, policy(replaced("generation_config.json", b"[]")), ("--policy base", "generation_config.json")),
+        "policy: an index that is a list": (
+            step3, actor(replaced("model.safetensors.index.json", b"[]")), ("--actor_model", "weights")),
+        "policy: an index of numbers": (
+            chat, policy(replaced("model.safetensors.index.json", b'{"weight_map": {"a": 3}}')),
+            ("--policy base", "weights")),
         "policy: unknown architecture": (step2, base(model_type="unheard_of"), ("--model_name_or_path", "unheard_of")),
         "policy: pad outside the vocabulary": (step3, actor(pad_token_id=9999), ("--actor_model", "pad_token_id 9999")),
         "policy: no weights": (step3, actor(without(WEIGHTS)), ("--actor_model", WEIGHTS)),
@@ -413,6 +448,9 @@ def policies() -> dict[str, tuple]:
         "policy: no chat template to answer": (generate, policy(without("chat_template.jinja")), ("--policy base",)),
         "policy: a chat template that fails": (
             chat, policy(replaced("chat_template.jinja", b"{{ 1 / 0 }}")), ("--policy base", "chat template")),
+        "policy: a chat template that commands the terminal": (
+            chat, policy(replaced("chat_template.jinja", b"{{ raise_exception('\x1b]0;pwned\x07') }}")),
+            ("--policy base", "\ufffd]0;pwned\ufffd")),
         "policy: more ids than embeddings": (
             step3, actor(with_a_token_more), ("--actor_model", "the tokenizer has ids up to 4999", "600 rows")),
         "policy: another tokenizer than the reference": (
@@ -431,6 +469,12 @@ def policies() -> dict[str, tuple]:
         "policy: a truncated expert": (
             soup, lambda b: {"expert": (f"a={b.model(b.experts / 'a', truncated)}", f"b={b.experts / 'b'}")},
             ("--expert a", "cannot read the weights")),
+        "policy: settings of an expert that are a list": (
+            soup, lambda b: {"expert": (f"a={b.model(b.experts / 'a', replaced('args.json', b'[]'))}",
+                                        f"b={b.experts / 'b'}")}, ("a_copy/args.json", "not an object")),
+        "policy: an expert of a base that is a number": (
+            soup, lambda b: {"expert": (f"a={b.model(b.experts / 'a', edited('args.json', actor_model=3))}",
+                                        f"b={b.experts / 'b'}")}, ("a_copy/args.json", "'actor_model' is not text")),
     }  # fmt: skip
 
 
@@ -471,6 +515,14 @@ def score_models() -> dict[str, tuple]:
             ("--reward_model helpfulness",)),
         "score model: more ids than embeddings": (
             step3, foreign(with_a_token_more), ("--reward_model helpfulness", "the tokenizer has ids up to 4999")),
+        "score model: an architecture without a name": (
+            score, reward(architectures=[1]), ("--reward_model helpfulness", "architectures")),
+        "score model: no layers at all": (
+            score, reward(num_hidden_layers=-1), ("--reward_model helpfulness", "the weights hold model.layers.0.")),
+        "score model: a mean that is no number": (
+            step3, reward(score_mean="abc"), ("--reward_model helpfulness", "score_mean", "'abc'")),
+        "score model: a mean that is infinite": (
+            score, reward(score_mean=float("inf")), ("--reward_model helpfulness", "score_mean")),
         "score model: too few positions": (
             step3, cost(max_position_embeddings=32), ("--cost_model harmlessness", "has positions for 32")),
         "score model: one objective twice": (
@@ -533,6 +585,37 @@ def names() -> dict[str, tuple]:
             policy_script, lambda b: {"": "gapa_p1"}, ('no method is known for the run "gapa_p1"',)),
         "name: a run with ..": (policy_script, lambda b: {"": "../../up"}, ("no method is known",)),
         "name: an unknown condition": (policy_script, lambda b: {"": "gapo_p1@worse"}, ('known as "worse"',)),
+        "name: a seed that leads elsewhere": (
+            policy_script, lambda b: {"": "gapo_p1#/../../../up"}, ('"/../../../up" is not a whole number',)),
+        "name: a weight that leads elsewhere": (
+            policy_script, lambda b: {"": "morlhf_/../../../up"}, ('"/../../../up" is not a number from 0 to 1',)),
+    }  # fmt: skip
+
+
+def variables() -> dict[str, tuple]:
+    def set_to(setting: str, *names: str) -> tuple:
+        return run_all, lambda b: {"": (setting, "smoke")}, names
+
+    return {
+        "variable: no pieces at once": set_to("JOBS=0", "JOBS=0"),
+        "variable: pieces in words": set_to("JOBS=abc", "JOBS=abc"),
+        "variable: octal pieces": set_to("JOBS=08", "JOBS=08"),
+        "variable: a seed in words": set_to("SEED=abc", "SEED=abc"),
+        "variable: a seed of 20 digits": set_to("SEED=99999999999999999999", "SEED=9999"),
+        "variable: no seeds": set_to("SEEDS=0", "SEEDS=0"),
+        "variable: a command for a number of seeds": set_to("SEEDS=a[$(touch up)]", "SEEDS="),
+        "variable: no ranks": set_to("RANKS=0", "RANKS=0"),
+        "variable: half a thread": set_to("THREADS=0.5", "THREADS=0.5"),
+        "variable: an unknown run": set_to("RUNS=gapo_p1 dpo", '"dpo"'),
+        "variable: a run that leads elsewhere": set_to("RUNS=rewarded_soup_0.5#../up", '"../up"'),
+        "variable: no interpreter": set_to("PYTHON=/no/python", "PYTHON=/no/python"),
+        "variable: output over a file": (
+            run_all, lambda b: {"": (f"OUTPUT={b.file('thesis.tex', 'x')}", "smoke")}, ("OUTPUT=", "thesis.tex")),
+        "variable: output below a file": (
+            run_all, lambda b: {"": (f"OUTPUT={b.workshop.prompts}/out", "smoke")}, ("OUTPUT=", "/out")),
+        "variable: no data": (run_all, lambda b: {"": (f"DATA_DIR={b.folder}/none", "hh")}, ("DATA_DIR=", "none")),
+        "variable: ranks of one policy": (
+            policy_script, lambda b: {"": ("RANKS=two", "gapo_p1")}, ("RANKS=two: not a whole number",)),
     }  # fmt: skip
 
 
@@ -542,6 +625,22 @@ def numbers() -> dict[str, tuple]:
         "flag: abbreviated": (generate, lambda b: {"max_new": 1}, ("--max_new",)),
         "flag: a rate below 0": (step1, lambda b: {"learning_rate": -1}, ("--learning_rate",)),
         "flag: a temperature of nan": (generate, lambda b: {"temperature": "nan"}, ("--temperature",)),
+        "flag: a temperature next to 0": (generate, lambda b: {"temperature": 1e-44}, ("--temperature", "below 0.0")),
+        "flag: a seed of many digits": (generate, lambda b: {"seed": 10**23}, ("--seed", "4294967295")),
+        "flag: a seed of many digits, stage 3": (step3, lambda b: {"seed": 10**23}, ("--seed", "4294967295")),
+        "flag: a seed of many digits, base model": (make_base, lambda b: {"seed": 2**32}, ("--seed", "4294967295")),
+        "flag: a seed below 0": (chat, lambda b: {"seed": -1}, ("--seed", "4294967295")),
+        "flag: a time beyond all clocks": (step1, lambda b: {"rank_timeout": 1e18}, ("--rank_timeout", "a year")),
+        "flag: an endless time": (judge, lambda b: {"timeout": "inf"}, ("--timeout",)),
+        "flag: more steps than can be counted": (step3, lambda b: {"max_steps": 10**30}, ("--max_steps", "2147483647")),
+        "flag: more tokens than can be counted": (
+            generate, lambda b: {"max_new_tokens": 10**30}, ("--max_new_tokens", "2147483647")),
+        "flag: more pieces than can be counted": (
+            make_base, lambda b: {"vocab_size": 2**31}, ("--vocab_size", "2147483647")),
+        "flag: a vocabulary beyond the text": (make_base, lambda b: {"vocab_size": 2**31 - 1}, ("--vocab_size",)),
+        "flag: a model beyond the memory": (make_base, lambda b: {"hidden_size": 2**30}, ("--hidden_size",)),
+        "flag: a rate beyond the numbers": (step2, lambda b: {"learning_rate": 1e999}, ("--learning_rate",)),
+        "flag: a rate next to nothing": (step2, lambda b: {"learning_rate": 1e-999}, ("--learning_rate",)),
         "flag: half a token": (chat, lambda b: {"max_new_tokens": 1.5}, ("--max_new_tokens",)),
         "flag: more tokens than positions": (step3, lambda b: {"max_new_tokens": 600}, ("--max_new_tokens", "512")),
         "flag: no room for a prompt": (
@@ -586,6 +685,34 @@ def results() -> dict[str, tuple]:
             ("rows.jsonl:1: the field 'messages' must be",)),
         "responses: other prompts": (
             judge, lambda b: {"policy": f"o={b.rows(row)}"}, ("--policy o: no response to",)),
+        "responses: half a character": (
+            score, responses(row, row | {"response": "\ud800"}), ("rows.jsonl:2: the field 'response' must be text",)),
+        "responses: half a character in a turn": (
+            judge, lambda b: {"policy": f"o={b.rows(row | {'messages': [{'role': 'user', 'content': chr(0xDC00)}]})}"},
+            ("rows.jsonl:1: the field 'messages.content' must be text",)),
+        "evaluation: a folder": (report, lambda b: {"input_dir": runs(b, "eval/x.json/y")}, ("x.json: cannot be",)),
+        "evaluation: a row without scores": (
+            report, evaluation(whole | {"rows": [*whole["rows"], whole["rows"][0] | {"scores": {}}]}),
+            ("sft.json: not an evaluation ('rows' 2 'scores' has no 'harmlessness')",)),
+        "evaluation: a mean that is text": (
+            report, evaluation(whole | {"objectives": {"help": {"mean": "a", "ci95": 0}}}),
+            ("sft.json: not an evaluation ('objectives' 'help' 'mean' is not a number)",)),
+        "evaluation: settings that are a list": (
+            report, lambda b: {"input_dir": runs(b, "policies/gapo_p1/args.json", [1])},
+            ("gapo_p1/args.json", "not an object")),
+        "evaluation: a step that is text": (
+            report, lambda b: {"input_dir": runs(b, "policies/gapo_p1/metrics.jsonl", {"step": "one", "kl": 1})},
+            ("metrics.jsonl: 'step' is not a whole number: 'one'",)),
+        "judgement: other types": (
+            report, lambda b: {"input_dir": runs(b, "eval/judge/x.json", dict.fromkeys(JUDGEMENT, [1]))},
+            ("judge/x.json: not a judgement ('policy' is not text)",)),
+        "judgement: a share that is text": (
+            report, lambda b: {"input_dir": runs(b, "eval/judge/x.json", {
+                "policy": "gapo_p1", "baseline": "sft", "judge": "gold", "prompts": 2,
+                "objectives": {"helpfulness": {"win": {"percent": "all", "low": 0, "high": 1}}}})},
+            ("judge/x.json: not a judgement ('objectives' 'helpfulness' 'win' 'percent' is not a number)",)),
+        "labels: a prompt that is a list": (
+            report, lambda b: {"labels": b.rows({"prompt": ["x"]})}, ("rows.jsonl: 'prompt' is not text",)),
         "evaluation: none": (report, lambda b: {"input_dir": b.folder}, ("--input_dir",)),
         "evaluation: malformed": (report, evaluation('{\n"run"'), ("sft.json:2: not valid JSON",)),
         "evaluation: not one": (report, evaluation({"run": "sft"}), ("sft.json: not an evaluation",)),
@@ -596,6 +723,24 @@ def results() -> dict[str, tuple]:
         "labels: no such file": (report, lambda b: {"labels": "none.jsonl"}, ("--labels none.jsonl",)),
         "judge: no address": (judge, lambda b: {"gold": None, "base_url": "here", "model": "m"}, ("--base_url",)),
         "judge: no such function": (judge, lambda b: {"gold": "utils.nothing:at_all"}, ("--gold utils.nothing",)),
+        "gold: no module": (judge, lambda b: {"gold": ".gold:scores"}, ("--gold .gold:scores",)),
+        "gold: not a function": (score, lambda b: {"gold": "string:digits"}, ("--gold string:digits: str is no func",)),
+        "gold: a function of one argument": (
+            score, lambda b: {"gold": "json:loads"}, ("--gold json:loads", "TypeError")),
+        "gold: a function of one argument, judge": (
+            judge, lambda b: {"gold": "json:loads"}, ("--gold json:loads", "TypeError")),
+        "gold: a function of one argument, chat": (
+            chat, lambda b: {"gold": "json:loads"}, ("--gold json:loads", "TypeError")),
+        "gold: a function that gives no objectives": (
+            score, lambda b: {"gold": "operator:add"}, ("--gold operator:add", "'list' object has no attribute")),
+        "judge: prompts that are not there, for models": (
+            judge, lambda b: {"policy": f"a={b.workshop.base}", "baseline": f"b={b.workshop.base}",
+                              "data": b.workshop.prompts, "max_new_tokens": 12, "prompts": "helpfulness=typo.jsonl"},
+            ("typo.jsonl: no such file",)),
+        "judge: prompts too long for the second model": (
+            judge, lambda b: {"policy": f"a={b.workshop.base}", "data": b.workshop.prompts, "max_new_tokens": 40,
+                              "baseline": f"b={b.model(b.workshop.base, max_position_embeddings=41)}"},
+            ("prompt of", "longer than --max_prompt_length 1")),
         "judge: no criteria": (
             judge, lambda b: {"gold": None, "base_url": "http://127.0.0.1:9", "model": "m", "objective": "wit"},
             ("--objective wit",)),
@@ -607,11 +752,53 @@ def results() -> dict[str, tuple]:
         "output: over an expert": (soup, lambda b: {"output_dir": b.experts}, ("--output_dir", "delete")),
         "output: over somebody's folder": (
             make_base, lambda b: {"model_dir": b.file("thesis/text.tex", "x").parent}, ("--model_dir", "thesis")),
+        "output: a soup over a policy": (
+            soup, lambda b: {"output_dir": trained(b)}, ("--output_dir", "would be deleted")),
+        "output: a soup over somebody's folder": (
+            soup, lambda b: {"output_dir": b.file("mine/config.json", "{}").parent}, ("--output_dir", "mine")),
+        "output: a base model over a policy": (
+            make_base, lambda b: {"model_dir": trained(b)}, ("--model_dir", "trained")),
+        "output: a tokenizer over a policy": (
+            make_base, lambda b: {"tokenizer_dir": trained(b)}, ("--tokenizer_dir", "trained")),
+        "output: a base model over another of its kind": (
+            make_base, lambda b: {"model_dir": b.model(b.workshop.base, replaced("chat_template.jinja", b"x"))},
+            ("--model_dir", "base_copy")),
+        "output: a file for the folder of responses": (
+            generate, lambda b: {"output_dir": b.file("out/responses", "x").parent}, ("--output_dir", "responses")),
+        "output: a folder for the responses": (
+            generate, lambda b: {"output_dir": b.file("out/responses/base.jsonl/x", "").parents[2]},
+            ("--output_dir", "base.jsonl: a folder")),
+        "output: a folder for the scores": (
+            score, lambda b: {"output_dir": b.file("out/base.json/x", "").parents[1]}, ("base.json: a folder",)),
+        "output: a folder for a judgement": (
+            judge, lambda b: {"output_dir": b.file("out/other_vs_base.json/x", "").parents[1]},
+            ("other_vs_base.json: a folder",)),
+        "output: a folder for the judge's answers": (
+            judge, lambda b: {"output_dir": b.file("out/answers.jsonl/x", "").parents[1]}, ("answers.jsonl: a fold",)),
+        "output: a file for the folder of a split": (
+            split_data, lambda b: {"output_dir": b.file("out/train", "x").parent}, ("--output_dir", "train")),
+        "output: a folder for a split": (
+            split_data, lambda b: {"output_dir": b.file("out/test/sft.jsonl/x", "").parents[2]},
+            ("sft.jsonl: a folder",)),
+        "output: a folder for the findings": (inspect_data, lambda b: {"json": b.folder}, ("--json", "a folder")),
         "output: a report over a file": (
             report, lambda b: {"output_dir": b.file("thesis.tex", "x")}, ("--output_dir", "thesis.tex")),
         "output: a report over somebody's folder": (
             report, lambda b: {"output_dir": b.file("thesis/text.tex", "x").parent}, ("--output_dir", "thesis")),
     }  # fmt: skip
+
+
+def runs(b: Bench, name: str, content: Any = None) -> Path:
+    """The folder of a preset with one file spoiled."""
+    folder = Path(shutil.copytree(b.shared / "runs", b.folder / "runs"))
+    b.file(f"runs/{name}", json.dumps(content))
+    return folder
+
+
+def trained(b: Bench) -> Path:
+    """The folder of a trained policy: a model with its records."""
+    shutil.copytree(b.experts / "a", b.folder / "trained")
+    return b.file("trained/metrics.jsonl", "{}").parent
 
 
 # --- running a case
@@ -649,6 +836,8 @@ def problems(case: Case, result: Result, before: dict[Path, Any], after: dict[Pa
     """What is not as it must be, in words; nothing if all is."""
     found = [] if result.code == 2 else [f"exit code {result.code}"]
     lines = result.stderr.splitlines()
+    if printable(result.stdout + result.stderr) != result.stdout + result.stderr:
+        found.append("it commands the terminal")
     if len(lines) != 1 or not lines[0].startswith("error: ") or "Traceback" in result.stdout:
         found.append(f"not one line on stderr: {result.stderr[-2000:]}")
     found += [f"{name!r} is not named: {result.stderr}" for name in case.names if name not in result.stderr]
@@ -659,7 +848,10 @@ def problems(case: Case, result: Result, before: dict[Path, Any], after: dict[Pa
 
 def run_for_real(case: Case, arguments: list[str], bench: Bench) -> tuple[Result, float, float]:
     """By a process of its own, as a user would; how it ended, after how many seconds, and of these on a processor."""
+    set_before = [word for word in arguments if case.is_shell and re.match("[A-Z_]+=", word)]
+    arguments = [word for word in arguments if word not in set_before]
     variables = os.environ | {"PYTHON": sys.executable, "OUTPUT": str(bench.folder / "output")}
+    variables |= dict(word.split("=", 1) for word in set_before)
     program = ["bash", case.script] if case.is_shell else [sys.executable, case.script]
     if case.command is corpus:
         program = [sys.executable, "-m", "utils.safe_rlhf_mini"]

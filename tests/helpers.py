@@ -74,8 +74,8 @@ class Workshop:
         } | changes)  # fmt: skip
 
     def step3(self, name: str, ranks: int = 1, **changes: Any) -> Path:
-        """Run step 3 to a good end, in forked processes; its output folder."""
-        result = run_script(STEP3, self.step3_flags(name, **changes), ranks)
+        """Run step 3 from its beginning to a good end, in forked processes; its output folder."""
+        result = run_script(STEP3, self.step3_flags(name, **{"fresh": True} | changes), ranks)
         assert result.code == 0, result.stderr
         return self.folder / name
 

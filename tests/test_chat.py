@@ -189,6 +189,12 @@ def test_columns_in_a_terminal(workshop: Workshop) -> None:
     assert "── base" in narrow and "── again" in narrow and "┃" not in narrow
 
 
+def test_names_in_columns_are_no_markup(workshop: Workshop) -> None:
+    names = ("a[]", "[bold]b")
+    arguments = flags(policy=tuple(f"{name}={workshop.base}" for name in names), greedy=True, max_new_tokens=2)
+    assert re.search(r"a\[\] +┃ \[bold\]b", in_terminal(f"{QUESTION}\n/quit\n", arguments, 120))
+
+
 def in_terminal(said: str, arguments: list[str], width: int) -> str:
     """What the chat shows in a terminal of this width, without its colors."""
     with tempfile.TemporaryDirectory() as folder:

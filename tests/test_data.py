@@ -14,6 +14,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from tests.helpers import run_script
 from utils.data import (
     Dialogue,
     Pair,
@@ -29,6 +30,7 @@ from utils.data.records import Row
 from utils.data.registry import detect_format
 from utils.errors import UserError, run_main
 from utils.inspect_data import main
+from utils.plain_text import printable
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -640,6 +642,25 @@ def test_inspection(tmp_path):
     assert found[0]["views"]["prompts"] == {"kept": 1, "dropped": {"duplicate prompt": 1}}
     assert found[0]["views"]["pairs, better"] is None
     assert found[0]["example"]["source"] == f"{a}:1"
+
+
+def test_what_rows_hold_cannot_command_the_terminal(tmp_path):
+    """Control characters and half characters of roles, texts and fields are replaced, on the screen and in files."""
+    odd = {"messages": [{"role": "\x1b[31mevil", "content": "Hi"}], "note\x1b[2J\udfff": 1}
+    turns = {"messages": [user("Hi \x1b]0;pwned\x07 there"), assistant("Ho")]}
+    spec = write(tmp_path / "odd.jsonl", [odd, turns, turns | {"id": 1}])
+    for command in (
+        ["inspect_data.py", spec, "--json", tmp_path / "found.json"],
+        ["split_data.py", "--input", f"a={spec}", "--output_dir", tmp_path / "split", "--validation_fraction", 0,
+         "--test_fraction", 0],
+    ):  # fmt: skip
+        result = run_script(f"utils/{command[0]}", [str(word) for word in command[1:]])
+        assert result.code == 0, result.stderr
+        assert "turn by '\ufffd[31mevil" in result.stdout
+        assert printable(result.stdout + result.stderr) == result.stdout + result.stderr
+    assert "Hi \ufffd]0;pwned\ufffd there" in run_script("utils/inspect_data.py", [str(spec)]).stdout
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found[0]["fields"] == ["messages", "note\ufffd[2J\ufffd"]
 
 
 @pytest.mark.parametrize(

@@ -23,12 +23,13 @@ from transformers import (
 )
 
 from eval import generate, score
+from eval.generate import Answers
 from eval.partial import PartialFile, checked_line, model_identity, partial_path
 from tests.helpers import run_function
 from utils import make_base
 from utils.data.encoding import Encoded, encode_prompt
 from utils.data.records import Prompt
-from utils.errors import run_main
+from utils.errors import UserError, run_main
 from utils.models import export_model, load_causal_lm, load_tokenizer, new_score_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -304,8 +305,8 @@ def killed_in(module, name: str, calls: int, target, first_half_written: bool = 
         if count == calls:
             if first_half_written:
                 partial_file, part = arguments
-                with partial_file.path.open("a") as file:
-                    file.write(checked_line(part)[:-40])
+                with partial_file.path.open("ab") as file:
+                    file.write(checked_line(partial_file.count, part)[:-40])
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*arguments)
 
@@ -360,17 +361,48 @@ def test_damaged_parts_are_dropped(tmp_path: Path):
     file = PartialFile(result, {"seed": 1})
     for part in range(4):
         file.append({"part": part, "text": "ä\u2028"})
+    file.close()
     lines = file.path.read_bytes().splitlines(keepends=True)
     damages = {
         3: b"".join(lines[:4]) + lines[4].replace(b"3", b"4", 1), 1: b"".join(lines[:2]) + b"\0" * 50 + lines[3],
         2: b"".join(lines[:3]) + lines[3].rstrip(b"\n"), 0: lines[0][:-3],
+        4: b"".join(lines) + lines[4],  # twice, as of two processes
     }  # fmt: skip
     for whole, damaged in damages.items():
         file.path.write_bytes(damaged)
         found = PartialFile(result, {"seed": 1})
         assert [part["part"] for part in found.parts] == list(range(whole))
         found.append({"part": "new"})
-        assert [part["part"] for part in PartialFile(result, {"seed": 1}).parts] == [*range(whole), "new"]
+        found.close()
+        again = PartialFile(result, {"seed": 1})
+        assert [part["part"] for part in again.parts] == [*range(whole), "new"]
+        again.close()
+
+
+def test_two_processes_do_not_write_one_result(models: Path, responses: Path, tmp_path: Path, monkeypatch, capsys):
+    """Whoever comes second ends, whether the first has begun to write or not, and nothing of the first is lost."""
+    arguments = generate_arguments(models, tmp_path, "aligned")
+    assert run_function(generate_killed, arguments, "while a batch is written").code == -signal.SIGKILL
+    result = tmp_path / "responses" / "aligned.jsonl"
+    first = Answers(result, kept_settings(partial_path(result)), 9)
+    assert first.batches == 2
+    expect_one_line(generate, monkeypatch, capsys, f"{result}: another process is writing it", *arguments)
+    with pytest.raises(RuntimeError, match="1 of 9 prompts have no response"):
+        first.write()
+    first.partial.remove()
+    early, late = (PartialFile(result, {"seed": 1}) for _ in range(2))
+    early.append("part")
+    with pytest.raises(UserError, match="another process"):
+        late.append("part")
+    early.close()
+    call(generate, monkeypatch, *arguments)
+    assert result.read_bytes() == (responses / "aligned.jsonl").read_bytes()
+
+
+def kept_settings(partial: Path) -> dict:
+    """The settings that the parts in a file are of."""
+    identity = json.loads(partial.read_bytes().splitlines()[0])["entry"][1]
+    return {key: value for key, value in identity.items() if key != "cuda_devices"}
 
 
 def score_arguments(models: Path, folder: Path, output_dir: Path) -> list[str]:

@@ -83,6 +83,18 @@ def test_tied_embeddings_of_step_1(workshop: Workshop, tmp_path: Path, stage: in
     assert not end.lm_head.weight.equal(start.lm_head.weight)
 
 
+def test_best_epoch_of_step_1(workshop: Workshop, tmp_path: Path) -> None:
+    """Learning this fast makes later epochs worse: the run exports an earlier one, and so does the command."""
+    changes = {"learning_rate": 1.0, "max_grad_norm": 0, "lr_scheduler_type": "constant", "num_train_epochs": 3}
+    changes |= {"export": "best", "data": workshop.folder / "data/sft_train.jsonl", "zero_stage": 0}
+    run = tmp_path / "run"
+    result = run_script("step1_sft/main.py", supervised_flags(workshop, run, **changes))
+    assert result.code == 0, result.stderr
+    result = exported(run, tmp_path / "model")
+    assert "the weights of the best epoch so far" in result.stdout, result.stderr
+    check_same_files(run, tmp_path / "model")
+
+
 def test_score_model_of_step_2(workshop: Workshop, tmp_path: Path) -> None:
     run, data = tmp_path / "reward", workshop.folder / "data/preferences_train.jsonl"
     changes = {"objective": "helpfulness", "kind": "reward", "data": data, "validation_fraction": 0.3}

@@ -23,6 +23,7 @@ from eval.judge_client import read_retry_after
 from eval.judge_criteria import BUILT_IN, read_scores
 from tests.helpers import ROOT, Result, Workshop, flags, free_port, run_function, run_script
 from utils.errors import run_main
+from utils.plain_text import printable
 from utils.safe_rlhf_mini import gold_scores
 
 KEY = "sk-a-key-that-must-stay-secret"
@@ -279,17 +280,20 @@ def test_no_judge_at_all(start: Callable[[Behavior], Server], tmp_path: Path) ->
     mute = start(lambda before, body: time.sleep(3) or completion("1 1"))
     failing = start(lambda before, body: (503, {}, b"down for\nmaintenance"))
     refusing = start(lambda before, body: (400, {}, b'{"error": {"message": "temperature is not supported"}}'))
+    evil = start(lambda before, body: (502, {}, b"\x1b]0;pwned\x07\x9b2J"))
     moved = start(lambda before, body: (301, {"Location": "https://elsewhere"}, b""))
     for url, expected in (
         (f"http://127.0.0.1:{free_port()}/v1", "failed 3 times in a row, at last with: the connection failed"),
         (mute.url, "no answer within 0.2 s"),
         (failing.url, "HTTP 503 down for maintenance"),
         (refusing.url, "temperature is not supported"),
+        (evil.url, "HTTP 502 \ufffd]0;pwned\ufffd"),
         (moved.url, "HTTP 301"),
     ):
         ended = run_script("eval/judge.py", compare_flags(tmp_path, url, max_retries=2, timeout=0.2))
         assert ended.code == 2 and ended.stderr.count("\n") == 1, ended.stderr
         assert ended.stderr.startswith("error: --") and expected in ended.stderr
+        assert printable(ended.stderr + ended.stdout) == ended.stderr + ended.stdout
     assert all(failing.bodies.count(body) <= 3 for body in failing.bodies)
     assert not (tmp_path / "judge/gapo_vs_sft.json").exists()
 

@@ -115,17 +115,19 @@ def test_a_run_name_stands_for_its_flags(run: str) -> None:
     assert not any(flag in result.stdout for flag in missing), result.stdout
 
 
-@pytest.mark.parametrize("run", ["gapo_p1@unbalanced", "ppo_full", "#43"])
-def test_an_unknown_condition_or_run_is_refused(tmp_path: Path, run: str) -> None:
-    result = bash(f"bash step3_gapo/training_scripts/tiny_policy.sh '{run}'", ROOT, OUTPUT=str(tmp_path))
-    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert result.stderr.startswith("error: no ")
+UP = "/../../../escaped"
+BAD_RUNS = ["gapo_p1@unbalanced", "ppo_full", "#43", "gapo_p1#", "gapo_p1#4#3", "morlhf_1.5", "p_gapo_../0.5_full",
+            f"gapo_p1#{UP}", f"morlhf_0.5{UP}", f"p_gapo_{UP}", f"rewarded_soup_0.5@imbalanced#{UP}",
+            f"rewarded_soup_{UP}", f"mgda@imbalanced{UP}"]  # fmt: skip
 
 
-def test_a_number_of_seeds_is_asked_for(tmp_path: Path) -> None:
-    result = bash("bash run_all.sh smoke", ROOT, SEEDS="few", OUTPUT=str(tmp_path / "out"))
-    assert (result.returncode, result.stderr) == (2, "error: SEEDS=few: not a number of seeds\n")
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize("run", BAD_RUNS)
+def test_a_bad_run_is_refused_before_anything_is_written(tmp_path: Path, run: str) -> None:
+    for script in (f"step3_gapo/training_scripts/tiny_policy.sh '{run}'", "run_all.sh tiny"):
+        result = bash(f"bash {script}", ROOT, OUTPUT=str(tmp_path / "a/b/c"), RUNS=f"gapo_p1 {run}")
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+        assert result.stderr.startswith("error: no ")
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_launcher_keeps_the_exit_code_and_copies_the_output(tmp_path: Path) -> None:
@@ -133,6 +135,18 @@ def test_a_launcher_keeps_the_exit_code_and_copies_the_output(tmp_path: Path) ->
     assert result.returncode == 2
     assert "error: --model_name_or_path" in result.stdout
     assert (tmp_path / "logs/sft.log").read_text() == result.stdout
+
+
+def test_a_launcher_tells_how_a_command_ended_that_says_nothing(tmp_path: Path) -> None:
+    for python, line in (("kill -9 $$", "was killed (SIGKILL: by hand, or there was no memory left)"),
+                         ("kill -11 $$", "was ended by SIGSEGV"), ("exit 3", "ended with exit code 3")):  # fmt: skip
+        script = f"source utils/launch.sh; PYTHON={tmp_path}/python; launch x.py {tmp_path}/log; echo not reached"
+        (tmp_path / "python").write_text(f"#!/bin/sh\n{python}\n")
+        (tmp_path / "python").chmod(0o755)
+        result = bash(f"bash -c '{script}' utils/launch.sh", ROOT)
+        assert result.returncode != 0 and "not reached" not in result.stdout
+        errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert errors == [f"error: x.py {line}"] and errors[0] in (tmp_path / "log").read_text()
 
 
 def test_pieces_run_side_by_side_and_finished_ones_are_skipped(tmp_path: Path) -> None:
@@ -166,25 +180,60 @@ def test_a_failing_piece_ends_the_others_and_keeps_its_exit_code(tmp_path: Path)
     assert not (tmp_path / "never").exists() and not (tmp_path / "too_late").exists()
 
 
-def test_an_interrupt_ends_every_process(tmp_path: Path) -> None:
-    token = f"86{os.getpid()}"  # a duration that no other process sleeps
-    script = pipeline(f"""
-        stage one
-        piece a 5 "" bash -c 'sleep {token}; true'
-        piece b 5 "" sleep {token}
-    """)
+def started(script: str, token: str, folder: Path, processes: int) -> subprocess.Popen:
+    """`script`, once so many processes that have `token` in their command line run."""
     process = subprocess.Popen(
-        ["bash", "-c", script], cwd=tmp_path, env=os.environ | {"JOBS": "2"}, text=True,
+        ["bash", "-c", script], cwd=folder, env=os.environ | {"JOBS": "2"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored when the tests run in the background
     )  # fmt: skip
-    sleeping = ["pgrep", "-f", f"sleep {token}"]
     deadline = time.monotonic() + 20
-    while len(subprocess.run(sleeping, capture_output=True, text=True).stdout.split()) < 3:  # two of them bash -c
+    while len(sleeping(token)) < processes:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    return process
+
+
+def sleeping(token: str) -> list[str]:
+    return subprocess.run(["pgrep", "-f", f"sleep {token}"], capture_output=True, text=True).stdout.split()
+
+
+TWO_PIECES = """
+    stage one
+    piece a 5 "" bash -c 'sleep {token}; true'
+    piece b 5 "" sleep {token}
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_ends_every_process(tmp_path: Path, number: signal.Signals) -> None:
+    token = f"86{os.getpid()}{int(number)}"  # a duration that no other process sleeps
+    process = started(pipeline(TWO_PIECES.format(token=token)), token, tmp_path, 3)  # two of them bash -c
+    process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors.splitlines() == ["interrupted; what is finished stays, the same command goes on from there"]
-    assert subprocess.run(sleeping, capture_output=True, text=True).stdout == ""
+    assert sleeping(token) == []
+
+
+def test_pieces_end_when_the_pipeline_is_killed(tmp_path: Path) -> None:
+    token = f"85{os.getpid()}"
+    process = started(pipeline(TWO_PIECES.format(token=token)), token, tmp_path, 3)
+    process.kill()
+    _, errors = process.communicate(timeout=30)  # its pieces hold the other ends of the pipes
+    line = f"error: the pipeline (process {process.pid}) is gone: {{}} ends"
+    assert sorted(errors.splitlines()) == [line.format("a"), line.format("b")]
+    assert sleeping(token) == []
+
+
+def test_killing_a_piece_leaves_nothing_of_it(tmp_path: Path) -> None:
+    token = f"84{os.getpid()}"
+    script = pipeline(f"""
+        stage one
+        piece a 5 "" bash -c 'echo $PPID > piece; sleep {token}; true'
+    """)
+    process = started(script, token, tmp_path, 2)
+    os.kill(int((tmp_path / "piece").read_text()), signal.SIGKILL)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (137, "error: a ended with exit code 137\n")
+    assert sleeping(token) == []

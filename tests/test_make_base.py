@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -203,6 +204,16 @@ def test_folders_that_are_no_earlier_result_stay(folder: Path, tmp_path: Path, m
         run_in_process(monkeypatch, folder, model_dir=folder / "tokenizer" / "model")
     with pytest.raises(UserError, match="--tokenizer_dir .*thesis"):
         run_in_process(monkeypatch, folder, tokenizer_dir=tmp_path / "mine" / "thesis.txt")
+
+
+def test_only_what_this_tool_wrote_is_replaced(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(folder / "base", tmp_path / "base")
+    (tmp_path / "base" / "model.safetensors").write_text("of a killed run")
+    run_in_process(monkeypatch, folder, tokenizer_dir=tmp_path / "tokenizer", model_dir=tmp_path / "base")
+    assert (tmp_path / "base" / "model.safetensors").read_bytes() == (folder / "base/model.safetensors").read_bytes()
+    (tmp_path / "base" / "args.json").write_text("{}")
+    with pytest.raises(UserError, match="--model_dir .*base: exists and holds something other"):
+        run_in_process(monkeypatch, folder, tokenizer_dir=tmp_path / "tokenizer", model_dir=tmp_path / "base")
 
 
 def test_no_data_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,8 +21,8 @@ import psutil
 import pytest
 import torch
 
-from tests.helpers import ROOT, STEP3, Result, Workshop, free_port, read_metrics, run_function
-from utils import rank_watch
+from tests.helpers import ROOT, STEP3, Result, Workshop, free_port, launch, read_metrics, run_function
+from utils import errors, rank_watch
 from utils.distributed import all_reduce_sum, init_distributed, rank, shutdown_distributed
 from utils.errors import Failure, UserError, run_main, writing
 from utils.rank_watch import beat, watch_ranks
@@ -48,6 +48,12 @@ def raise_error(error: Exception) -> None:
     raise error
 
 
+def works_alone(phases: int) -> None:
+    for number in range(phases):
+        beat(f"part {number}")
+        time.sleep(0.6)
+
+
 MISFORTUNES: dict[str, Callable[[], None]] = {
     "killed": lambda: kill_oneself(signal.SIGKILL),
     "stopped": lambda: kill_oneself(signal.SIGSTOP),
@@ -57,21 +63,25 @@ MISFORTUNES: dict[str, Callable[[], None]] = {
     "failure": lambda: raise_error(Failure("the room is on fire")),
     "disk full": lambda: raise_error(OSError(28, "No space left on device", "/data/model.pt")),
     "bad input": lambda: raise_error(UserError("--data x.jsonl:3: no prompt")),
+    "long work": lambda: works_alone(phases=8),
     "none": lambda: None,
 }
 
 
-def ranks_adding(folder: str, timeout: float, misfortune: str, steps: int = 5, pause: float = 0.0) -> None:
-    """A run in which something befalls rank 1 in step 3."""
+def ranks_adding(
+    folder: str, timeout: float, misfortune: str, steps: int = 5, pause: float = 0.0, befallen: tuple[int, ...] = (1,)
+) -> None:
+    """A run in which something befalls rank 1, or others, in step 3."""
 
     rank_watch.SECONDS_TO_LEAVE = 2.0  # no launcher is there to see exit codes
+    errors.SECONDS_FOR_RANK_0 = 1.0
 
     def main() -> None:
         init_distributed(timeout)
         watch_ranks(folder, timeout)
         for step in range(1, steps + 1):
             beat("adding", step)
-            if (rank(), step) == (1, 3):
+            if rank() in befallen and step == 3:
                 MISFORTUNES[misfortune]()
             time.sleep(pause)
             assert all_reduce_sum(torch.ones(1)).item() == 3
@@ -81,10 +91,13 @@ def ranks_adding(folder: str, timeout: float, misfortune: str, steps: int = 5, p
     run_main(main)
 
 
-def run_ranks(folder: Path, misfortune: str, timeout: float = 600.0) -> tuple[Result, list[str]]:
+def run_ranks(
+    folder: Path, misfortune: str, timeout: float = 600.0, befallen: tuple[int, ...] = (1,)
+) -> tuple[Result, list[str]]:
     """The result, and its error lines; it must have come soon."""
     start = time.monotonic()
-    result = run_function(ranks_adding, str(folder), timeout, misfortune, ranks=3, timeout=SECONDS_TO_END)
+    arguments = (str(folder), timeout, misfortune, 5, 0.0, befallen)
+    result = run_function(ranks_adding, *arguments, ranks=3, timeout=SECONDS_TO_END)
     assert time.monotonic() - start < SECONDS_TO_END - 20
     return result, [line for line in result.stderr.splitlines() if line.startswith("error: ")]
 
@@ -125,6 +138,98 @@ def test_a_stuck_rank_is_named_and_killed(tmp_path: Path, misfortune: str, line:
     result, errors = run_ranks(tmp_path, misfortune, timeout=2.0)
     assert len(errors) == 1 and re.fullmatch(f"error: {line}; the others wait for it", errors[0]), result.stderr
     assert "Traceback" not in result.stderr and result.code != 0
+
+
+def test_of_several_that_do_not_move_none_is_accused(tmp_path: Path) -> None:
+    result, errors = run_ranks(tmp_path, "loops", timeout=2.0, befallen=(0, 2))
+    line = (
+        r'one of the ranks 0, 2 has not moved for 2 s, perhaps rank [02]; its last message: "step 3: adding" in forever'
+    )
+    assert len(errors) == 1 and re.match(f"error: {line}", errors[0]), result.stderr
+
+
+def test_work_of_one_rank_that_others_wait_for_may_take_long(tmp_path: Path) -> None:
+    result, errors = run_ranks(tmp_path, "long work", timeout=2.0)
+    assert (result.code, result.stdout.count("is done"), errors) == (0, 3, [])
+
+
+def single_rank(folder: str) -> None:
+    os.environ["LAUNCHER_PIDS"] = str(os.getppid())
+    init_distributed(1.0)
+    watch_ranks(folder, 1.0)
+    time.sleep(4)
+    shutdown_distributed()
+    print("done")
+
+
+def test_a_single_rank_may_take_its_time(tmp_path: Path) -> None:
+    result = run_function(single_rank, str(tmp_path), timeout=SECONDS_TO_END)
+    assert (result.code, result.stdout, result.stderr) == (0, "done\n", "")
+
+
+@pytest.mark.parametrize("misfortune, code", [("bad input", 2), ("failure", 1), ("mistake", 1)])
+def test_ranks_that_fail_alike_end_with_their_exit_code(tmp_path: Path, misfortune: str, code: int) -> None:
+    result, errors = run_ranks(tmp_path, misfortune, befallen=(0, 1, 2))
+    assert result.code == code
+    assert 1 <= len(errors) <= (3 if misfortune == "mistake" else 1)
+
+
+# --- bad input before there is a process group
+
+
+MEET_IT = """
+import sys, time
+from utils.arguments import Parser, add_deepspeed_arguments
+from utils.errors import fail
+parser = Parser()
+if "a stage" in sys.argv:
+    add_deepspeed_arguments(parser)
+print("ready", flush=True)
+sys.stdin.readline()
+if "meets it" in sys.argv:
+    fail("bad")
+time.sleep(60)
+"""
+
+
+def ranks_meeting(*words: tuple[str, ...], **variables: str) -> list[subprocess.Popen]:
+    """Ranks of one launch, each with its own words, that all have got as far as bad input."""
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEET_IT, *said], cwd=ROOT, text=True, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=os.environ | {"RANK": str(rank), "MASTER_PORT": str(os.getpid())} | variables
+            | ({"LOCAL_RANK": str(rank)} if "a stage" in said else {}),
+        )
+        for rank, said in enumerate(words)
+    ]  # fmt: skip
+    for process in ranks:
+        assert process.stdout.readline() == "ready\n"
+    for process in ranks:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return ranks
+
+
+def test_a_rank_that_alone_meets_bad_input_says_so() -> None:
+    first, *others = ranks_meeting(("a stage",), ("a stage", "meets it"), ("a stage",))
+    try:
+        assert (others[0].communicate(timeout=SECONDS_TO_END)[1], others[0].returncode) == ("error: bad\n", 2)
+    finally:
+        for process in (first, *others):
+            process.kill()
+            process.communicate()
+
+
+def test_ranks_that_meet_bad_input_alike_speak_with_one_voice() -> None:
+    ranks = ranks_meeting(*[("a stage", "meets it")] * 2)
+    assert [process.communicate(timeout=SECONDS_TO_END)[1] for process in ranks] == ["error: bad\n", ""]
+    assert [process.returncode for process in ranks] == [2, 2]
+
+
+def test_a_script_that_forms_no_group_ignores_the_ranks_of_its_surroundings() -> None:
+    ranks = ranks_meeting(("meets it",), ("meets it",), LOCAL_RANK="1")
+    assert [process.communicate(timeout=4)[1] for process in ranks] == ["error: bad\n"] * 2
 
 
 def test_a_good_end_leaves_nothing_and_old_records_do_no_harm(tmp_path: Path) -> None:
@@ -215,7 +320,7 @@ def train(workshop: Workshop, request: pytest.FixtureRequest):
     """Start `command` with the flags of a long run of step 3, and end all of it after the test."""
     runs: list[Run] = []
 
-    def start(*command: str, **changes: object) -> Run:
+    def start(*command: str, begun: bool = True, **changes: object) -> Run:
         name = f"rank_failures_{len(list(workshop.folder.glob('rank_failures_*')))}"
         words = workshop.step3_flags(name, num_train_epochs=1000, max_steps=2000, checkpoint_interval=0, **changes)
         mark, log = uuid.uuid4().hex, workshop.folder / f"{name}.log"
@@ -225,7 +330,8 @@ def train(workshop: Workshop, request: pytest.FixtureRequest):
                 env=os.environ | {"PYTHON": sys.executable, "TEST_MARK": mark},
             )  # fmt: skip
         runs.append(Run(process, mark, workshop.folder / name, log))
-        runs[-1].wait_until_it_trains()
+        if begun:
+            runs[-1].wait_until_it_trains()
         return runs[-1]
 
     yield start
@@ -275,3 +381,38 @@ def test_killing_the_shell_script_ends_its_rank(train: Callable[..., Run], tmp_p
     assert code == -signal.SIGKILL
     line = f"error: the launcher (process {run.process.pid}) is gone: its ranks end"
     assert line in (tmp_path / "launch.log").read_text()
+
+
+def test_killing_a_rank_that_has_not_got_far_is_told(train: Callable[..., Run], tmp_path: Path) -> None:
+    run = train(*launch_script(2, tmp_path), begun=False)
+    deadline = time.monotonic() + SECONDS_TO_END
+    while len(ranks := [process for process in run.processes() if environment(process).get("RANK")]) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    ranks[1].kill()
+    code, errors = run.ended()
+    assert code != 0
+    assert errors == [f"error: a rank of {STEP3} was killed (SIGKILL: by hand, or there was no memory left)"]
+
+
+def test_the_launcher_passes_on_what_ranks_refuse_together(workshop: Workshop) -> None:
+    """Beyond the flags: a checkpoint of another run, which the ranks meet when they are a group.
+
+    Its threads abort an interpreter that shuts down around them, every third time or so.
+    """
+    name = "refused_together"
+    workshop.step3(name, ranks=2, zero_stage=2, max_steps=1, checkpoint_interval=1, keep_checkpoints=True)
+    output = workshop.folder / name
+    (output / "config.json").unlink()
+    before = contents(output)
+    for _ in range(3):
+        arguments = workshop.step3_flags(name, zero_stage=2, max_steps=1, checkpoint_interval=1, seed=7)
+        result = launch(STEP3, arguments, 2)
+        errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert result.code == 2 and len(errors) == 1 and "--seed 42 -> 7" in errors[0], result.stderr
+    assert contents(output) == before
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """All files but the ranks' records."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.parent.name != ".ranks"}

@@ -380,7 +380,7 @@ def test_columns_without_figures_are_left_out(tmp_path: Path):
 
 def test_samples_show_where_policies_differ(tmp_path: Path):
     for name, gaps in (("sft", [0, 0, 0, 0, 0, 0]), ("mgda", [1, 5, 2, 9, 0, 3])):
-        write_run(tmp_path, name, (0.0,), ("help",))
+        write_run(tmp_path, name, (0.0,), ("help",), gold=False)
         path = tmp_path / "eval" / f"{name}.json"
         evaluation = json.loads(path.read_text())
         evaluation["rows"] = [make_row(i, {"help": float(gap)}, None, "r") for i, gap in enumerate(gaps)]
@@ -559,13 +559,18 @@ def test_conflict_with_a_gradient_that_is_always_zero(tmp_path: Path, monkeypatc
     assert (folder / "conflict.png").is_file()
 
 
+def test_names_are_no_formulas(tmp_path: Path, monkeypatch):
+    root = write_preset(tmp_path, {"sft": (0.0, 0.1), "a$^$": (1.0, 0.2)}, ("a$\\frac$b", "$x$ and $"))
+    assert (make_report(root, monkeypatch) / "pareto.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
         (None, "", "no eval/*.json there"),
         ("eval/a.json", "{", "a.json:1: not valid JSON"),
         ("eval/a.json", "[]", "a.json: not an evaluation"),
-        ("eval/judge/a_vs_sft.json", '{"policy": "a"}', "a_vs_sft.json: not a judgement (no 'baseline')"),
+        ("eval/judge/a_vs_sft.json", '{"policy": "a"}', "a_vs_sft.json: not a judgement (has no 'baseline')"),
         ("policies/sft/metrics.jsonl", '{"step": 1}\nnonsense\n', "metrics.jsonl:2: not valid JSON"),
     ],
 )

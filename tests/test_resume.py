@@ -71,8 +71,8 @@ def test_step3_goes_on(workshop: Workshop, tmp_path: Path, ranks: int, changes: 
     result = run_script(STEP3, step3_run(workshop, whole, **changes), ranks)
     assert result.code == 0, result.stderr
     arguments = step3_run(workshop, killed, **changes)
-    run_killed(STEP3, arguments, ranks, lambda: metrics_lines(killed) == 1)
-    run_killed(STEP3, arguments, ranks, lambda: metrics_lines(killed) == 5)
+    run_killed(STEP3, arguments, ranks, lambda: metrics_lines(killed) >= 1)
+    run_killed(STEP3, arguments, ranks, lambda: metrics_lines(killed) >= 5)
     assert (killed / "unfinished").is_file() and whole_checkpoints(killed) == ["step_00000002", "step_00000004"]
     result = run_script(STEP3, arguments, ranks)
     assert result.code == 0, result.stderr
@@ -119,7 +119,7 @@ def test_supervised_stages_go_on(
     assert result.code == 0 and "going on from" in result.stdout, result.stderr
     assert_same_run(whole, killed)
     if changes.get("max_grad_norm") == 0:
-        assert json.loads((whole / "evaluation.json").read_text())["epoch"] < 3
+        assert json.loads((whole / "evaluation.json").read_text())["epoch"] < 3, "this run is to export an early epoch"
     assert (whole / "evaluation.json").read_bytes() == (killed / "evaluation.json").read_bytes()
 
 
@@ -132,7 +132,7 @@ def interrupted(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) ->
     whole, killed = (tmp_path_factory.mktemp("interrupted") / name for name in ("whole", "killed"))
     result = run_script(STEP3, step3_run(workshop, whole, zero_stage=2), 2)
     assert result.code == 0, result.stderr
-    run_killed(STEP3, step3_run(workshop, killed, zero_stage=2), 2, lambda: metrics_lines(killed) == 5)
+    run_killed(STEP3, step3_run(workshop, killed, zero_stage=2), 2, lambda: metrics_lines(killed) >= 5)
     return whole, killed
 
 
@@ -165,6 +165,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing rank": (
         lambda step: next((step / "engines/actor").glob("*zero_pp_rank_1*optim_states.pt")).unlink(),
         "optim_states.pt is missing",
+    ),
+    "altered manifest": (
+        lambda step: (file := step / "manifest.json").write_text(file.read_text().replace('"seed": 42', '"seed": 43')),
+        "the checksum of manifest.json is wrong",
     ),
     "no manifest": (lambda step: (step / "manifest.json").unlink(), "manifest.json cannot be read"),
     "torn manifest": (
@@ -201,7 +205,10 @@ def test_only_damaged_checkpoints_are_not_started_over(workshop: Workshop, copy:
 def test_left_overs_of_a_kill_while_writing_do_no_harm(
     workshop: Workshop, interrupted: tuple[Path, Path], copy: Path
 ) -> None:
-    shutil.copytree(copy / "checkpoints/step_00000002", copy / "checkpoints/.step_00000006")
+    shutil.copytree(copy / "checkpoints/step_00000002", copy / "checkpoints/.export.step_00000006")
+    for left_over in (copy / ".export.a1b2c3/x", copy / ".removed.checkpoints/x", copy / ".args.json.123"):
+        left_over.parent.mkdir(exist_ok=True)
+        left_over.write_text("x")
     assert go_on(workshop, copy, keep_checkpoints=True).code == 0
     assert [path.name for path in sorted((copy / "checkpoints").iterdir())] == ["step_00000004", "step_00000006"]
     shutil.rmtree(copy / "checkpoints")
@@ -231,11 +238,12 @@ REFUSED = {
     "steps": ({"max_steps": 8}, "--max_steps 6 -> 8"),
     "data": ({"data": "{folder}/other.jsonl"}, "--data contents "),
     "model": ({"reward_model": "helpfulness={cost}"}, "--reward_model helpfulness contents "),
-    "objectives": ({"reward_model": "kindness={reward}"}, "--reward_model kindness (not given) -> contents "),
-    "batch": (
-        {"per_device_train_batch_size": 8},
-        "sequences an optimizer step (--per_device_train_batch_size and others) 8 -> 16",
+    "objectives": (
+        {"reward_model": "kindness={reward}"},
+        "objectives helpfulness harmlessness -> kindness harmlessness",
     ),
+    "batch": ({"per_device_train_batch_size": 8}, "--per_device_train_batch_size 4 -> 8"),
+    "objective": ({"monitor": "helpfulness"}, "objectives helpfulness harmlessness -> (helpfulness) harmlessness"),
 }
 
 
@@ -249,24 +257,92 @@ def test_other_flags_are_refused(workshop: Workshop, copy: Path, tmp_path: Path,
     before = dates(copy)
     result = go_on(workshop, copy, **changes)
     assert result.code == 2 and result.stderr.count("error:") == 1 and said in result.stderr, result.stderr
-    assert "--allow_changed_flags" in result.stderr
+    assert "--fresh starts over" in result.stderr
     assert dates(copy) == before
 
 
-def test_other_flags_can_be_allowed_and_the_harmless_ones_are(workshop: Workshop, copy: Path, tmp_path: Path) -> None:
+def test_harmless_flags_and_paths_may_change(workshop: Workshop, copy: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved.jsonl"
     shutil.copy(workshop.prompts, moved)
     harmless = {"print_interval": 3, "checkpoint_interval": 5, "data": moved, "gradient_checkpointing": True}
-    result = go_on(workshop, copy, max_steps=7, allow_changed_flags=True, **harmless)
+    result = go_on(workshop, copy, **harmless)
+    assert result.code == 0 and "--allow_changed_flags" not in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("layout", [{"zero_stage": 2}, {"zero_stage": 0}, {"zero_stage": 3}])
+def test_allowed_changes_count(workshop: Workshop, copy: Path, layout: dict[str, int]) -> None:
+    """More steps and another learning rate, which the schedule multiplies from then on; another algorithm."""
+    changes = {"max_steps": 7, "actor_learning_rate": 3e-7, "critic_learning_rate": 2e-7, "weight_decay": 0.1}
+    changes |= {"algorithm": "fast_rl"} | layout
+    result = go_on(workshop, copy, allow_changed_flags=True, keep_checkpoints=True, **changes)
     assert result.code == 0, result.stderr
-    assert "--allow_changed_flags: going on with --max_steps 6 -> 7\n" in result.stdout
-    assert [line["step"] for line in read_metrics(copy)] == list(range(1, 8))
+    for line in ("--max_steps 6 -> 7", "--actor_learning_rate 0.001 -> 3e-07", "--algorithm gapo -> fast_rl"):
+        assert line in result.stdout
+    metrics = read_metrics(copy)
+    assert [line["step"] for line in metrics] == list(range(1, 8))
+    rates = [line["learning_rate/actor"] for line in metrics]
+    assert all(rate > 1e-5 for rate in rates[:4]) and all(0 <= rate <= 3e-7 for rate in rates[4:]) and rates[4] > 0
+    # The run after it takes these flags for its own.
+    again = go_on(workshop, copy, **changes)
+    assert again.code == 0 and "--allow_changed_flags" not in again.stdout, again.stderr
+
+
+def test_what_makes_other_engines_cannot_be_allowed(workshop: Workshop, copy: Path) -> None:
+    for changes in ({"dtype": "bf16"}, {"critic": "shared"}, {"monitor": "helpfulness", "algorithm": "ppo"}):
+        result = go_on(workshop, copy, allow_changed_flags=True, **changes)
+        assert result.code == 2 and "(--fresh starts over)" in result.stderr, result.stderr
+
+
+def test_a_model_is_its_configuration_too(workshop: Workshop, copy: Path, tmp_path: Path) -> None:
+    other = tmp_path / "reward"
+    shutil.copytree(workshop.reward, other)
+    assert go_on(workshop, copy, reward_model=f"helpfulness={other}", max_steps=6).code == 0
+    shutil.rmtree(copy)
+    assert go_on(workshop, copy, keep_checkpoints=True, max_steps=2).code == 0
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"score_mean": 5.0}))
+    result = go_on(workshop, copy, reward_model=f"helpfulness={other}", max_steps=2)
+    assert result.code == 2 and "--reward_model helpfulness (configuration, tokenizer) contents " in result.stderr
+
+
+def test_more_epochs_may_be_added_to_a_finished_run(workshop: Workshop, tmp_path: Path) -> None:
+    """The first epoch is the best, was to be the last, and is exported in the end."""
+    changes = {"learning_rate": 1.0, "max_grad_norm": 0, "lr_scheduler_type": "constant", "keep_checkpoints": True}
+    run = supervised_flags(workshop, STEP1, tmp_path, num_train_epochs=1, **changes)
+    assert run_script(STEP1, run).code == 0
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    run = supervised_flags(workshop, STEP1, tmp_path, num_train_epochs=2, allow_changed_flags=True, **changes)
+    result = run_script(STEP1, run)
+    assert result.code == 0, result.stderr
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    assert evaluation["epoch"] == 1 and (tmp_path / "model.safetensors").read_bytes() == weights
+
+
+def test_a_finished_result_is_not_trained_over(workshop: Workshop, copy: Path) -> None:
+    assert go_on(workshop, copy).code == 0
+    before = dates(copy)
+    result = go_on(workshop, copy)
+    assert result.code == 2 and f"--output_dir {copy}: a finished result is there; --fresh replaces it" in result.stderr
+    assert dates(copy) == before
+    result = go_on(workshop, copy, fresh=True, max_steps=1)
+    assert result.code == 0 and len(read_metrics(copy)) == 1, result.stderr
+
+
+def test_a_damaged_checkpoint_does_not_drive_out_good_ones(workshop: Workshop, copy: Path) -> None:
+    flip_byte(copy / "checkpoints/step_00000004/state.json")
+    arguments = step3_run(workshop, copy, zero_stage=2, checkpoint_interval=1, checkpoints_kept=1)
+    run_killed(STEP3, arguments, 2, lambda: whole_checkpoints(copy) == ["step_00000003"])
+    result = go_on(workshop, copy)
+    assert result.code == 0 and f"going on from {copy / 'checkpoints/step_00000003'}" in result.stdout, result.stderr
 
 
 def test_another_number_of_ranks_with_the_same_batches_is_taken(workshop: Workshop, copy: Path) -> None:
+    shutil.copytree(copy, copy.with_name("other"))
     result = go_on(workshop, copy, ranks=1, per_device_prompt_batch_size=16, per_device_train_batch_size=8)
     assert result.code == 0, result.stderr
     assert "number of ranks 2 -> 1" in result.stdout
+    refused = go_on(workshop, copy.with_name("other"), ranks=1, per_device_prompt_batch_size=16)
+    assert "sequences an optimizer step (--per_device_train_batch_size and others) 8 -> 4" in refused.stderr
     metrics = read_metrics(copy)
     assert [line["step"] for line in metrics] == list(range(1, 7))
     assert all(math.isfinite(value) for line in metrics for value in line.values())
@@ -336,7 +412,7 @@ def test_disk_full_while_exporting(
     shutil.copytree(interrupted[0], run, ignore=shutil.ignore_patterns("tensorboard"))
     before = (run / "model.safetensors").read_bytes(), (run / "config.json").read_bytes()
     arguments = step3_run(workshop, run, zero_stage=2, checkpoint_interval=6, seed=7)
-    run_killed(STEP3, arguments, 1, lambda: whole_checkpoints(run) == ["step_00000006"])
+    run_killed(STEP3, [*arguments, "--fresh"], 1, lambda: whole_checkpoints(run) == ["step_00000006"])
     used = int(subprocess.run(["du", "-sk", disk], capture_output=True, text=True, check=True).stdout.split()[0])
     subprocess.run(["mount", "-o", f"remount,size={used + 60}k", disk], check=True)
     result = run_script(STEP3, arguments)

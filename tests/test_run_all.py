@@ -2,6 +2,7 @@
 that the real scripts would, so that a whole preset takes seconds. The scripts themselves are tested elsewhere."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,9 @@ case "$*" in
     *utils.safe_rlhf_mini*--seed*)
         mkdir -p "$out"
         printf '{"risky": false}\n{"risky": true}\n' > "$out/prompts_test.jsonl" ;;
-    *make_base.py*) mkdir -p "$(value --model_dir)"; touch "$(value --model_dir)/config.json" ;;
+    *make_base.py*)
+        base=$(value --model_dir)
+        mkdir -p "$base"; rm -f "$base/unfinished"; touch "$base/config.json" ;;
     *generate.py*)
         mkdir -p "$out/responses"
         values --policy | while read -r policy; do
@@ -117,8 +120,9 @@ def test_a_soup_is_made_again_when_an_expert_is(run_all, tmp_path: Path) -> None
 EVALUATION = ["eval/generate", "eval/generate", "eval/score", "eval/judge", "eval/report"]
 # What was under way when the command was killed -> what the same command then does, in order.
 UNFINISHED = {
+    "base": ["utils.safe_rlhf_mini", "utils/make_base"],
     "sft": ["step1_sft/main", *EVALUATION],
-    "cost/harmlessness": ["step2_reward/main"],
+    "cost/harmlessness": ["step2_reward/main", *EVALUATION],
     "policies/gapo_p1": ["step3_gapo/main", *EVALUATION],
     "policies/ppo_helpfulness": ["step3_gapo/main", "eval/soup", *EVALUATION],
 }
@@ -133,10 +137,26 @@ def test_what_a_killed_run_has_not_finished_goes_on(run_all, tmp_path: Path, fol
     mark.touch()
     code, said, calls = run_all(**runs)
     assert code == 0, said
-    assert [call.split(".py ")[0].removeprefix("-u ") for call in calls] == UNFINISHED[folder]
+    assert [re.sub(r"^(-u |-m )?(\S+?)(\.py)? .*", r"\2", call) for call in calls] == UNFINISHED[folder]
     assert "--fresh" not in " ".join(calls)
     assert not mark.exists()
     assert run_all(**runs)[2] == []
+
+
+@pytest.mark.parametrize(
+    ("model", "notes"),
+    [("sft", 3), ("reward/helpfulness", 1), ("cost/harmlessness", 1), ("policies/gapo_p1", 0)],
+)
+def test_what_comes_from_an_older_model_is_told(run_all, tmp_path: Path, model: str, notes: int) -> None:
+    """Somebody trains a model once more by its own script: finished models stay, the evaluation is made again."""
+    assert run_all(RUNS="gapo_p1")[0] == 0
+    (tmp_path / "out put" / model / "config.json").touch()
+    code, said, calls = run_all(RUNS="gapo_p1")
+    assert code == 0, said
+    assert not [call for call in calls if "/main.py " in call]
+    assert said.count(f"is older than {model}; remove") == notes
+    assert all(of(script, calls) for script in EVALUATION)
+    assert run_all(RUNS="gapo_p1")[2] == []
 
 
 def test_every_stage_is_told_of_zero_and_checkpoints(run_all) -> None:

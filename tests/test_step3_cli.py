@@ -295,7 +295,7 @@ def test_scores_that_are_not_finite_skip_the_step_and_are_counted(workshop: Work
     arguments = workshop.step3_flags("given_up", reward_model=f"helpfulness={broken}", ppo_epochs=4, max_steps=9)
     result = run_script(STEP3, arguments)
     check_refusal(result, ["20 optimizer steps", "learning_rate"])
-    assert "step 3: the rollout (log-probabilities, scores or values) is not finite" in result.stdout
+    assert "step 3: a score of helpfulness is not finite" in result.stdout
     assert not (workshop.folder / "given_up/config.json").exists()
 
 

@@ -2,11 +2,16 @@
 
 import argparse
 import unicodedata
+from pathlib import Path
 from typing import NoReturn
 
-from utils.errors import UserError, fail
+from utils.errors import UserError, expect_ranks, fail
 
 LR_SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
+LARGEST_INT = 2**31 - 1  # what the libraries below take for a size
+LARGEST_SEED = 2**32 - 1  # the most that every generator takes
+LOWEST_TEMPERATURE = 1e-4  # logits over a lower one are infinite
+LONGEST_WAIT = 365 * 86400.0  # seconds
 LONGEST_NAME = 100  # bytes; two of them and what is added fit into the 255 that file systems allow
 
 
@@ -51,17 +56,24 @@ def named_number(text: str) -> tuple[str, float]:
 
 def positive_int(text: str) -> int:
     """argparse type of an integer >= 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
+    return bounded_int(text, 1, LARGEST_INT)
 
 
 def non_negative_int(text: str) -> int:
     """argparse type of an integer >= 0."""
+    return bounded_int(text, 0, LARGEST_INT)
+
+
+def seed(text: str) -> int:
+    """argparse type of what every random generator can be seeded with."""
+    return bounded_int(text, 0, LARGEST_SEED)
+
+
+def bounded_int(text: str, least: int, most: int) -> int:
+    """The integer that a word of the command line stands for, if it is within bounds."""
     value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text} is not between {least} and {most}")
     return value
 
 
@@ -79,6 +91,28 @@ def non_negative_float(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is negative or not finite")
     return value
+
+
+def temperature(text: str) -> float:
+    """argparse type of a sampling temperature."""
+    value = positive_float(text)
+    if value < LOWEST_TEMPERATURE:
+        raise argparse.ArgumentTypeError(f"{text} is below {LOWEST_TEMPERATURE:g}")
+    return value
+
+
+def seconds(text: str) -> float:
+    """argparse type of a time to wait, 0 included."""
+    value = non_negative_float(text)
+    if value > LONGEST_WAIT:
+        raise argparse.ArgumentTypeError(f"{text} is more than a year ({LONGEST_WAIT:.0f} s)")
+    return value
+
+
+def positive_seconds(text: str) -> float:
+    """argparse type of a time to wait."""
+    positive_float(text)
+    return seconds(text)
 
 
 def fraction(text: str) -> float:
@@ -172,7 +206,7 @@ def add_optimization_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_grad_norm", type=non_negative_float, default=1.0, help="gradient clipping; 0 switches it off"
     )
     group.add_argument("--gradient_checkpointing", action="store_true", help="recompute activations to save memory")
-    group.add_argument("--seed", type=int, default=42, help="seed of everything random")
+    group.add_argument("--seed", type=seed, default=42, help="seed of everything random")
     group.add_argument("--output_dir", required=True, help="where the result goes")
     group.add_argument("--print_interval", type=positive_int, default=10, help="steps between progress lines")
 
@@ -202,14 +236,16 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser, interval: int, uni
     )
     group.add_argument(
         "--rank_timeout",
-        type=non_negative_float,
+        type=seconds,
         default=600.0,
-        help="seconds without any progress on a rank after which the whole run ends; 0: wait for ever",
+        help="seconds in which no rank begins a new phase (generation, an update, ...), after which the whole run ends;"
+        " 0: wait for ever",
     )
 
 
 def add_deepspeed_arguments(parser: argparse.ArgumentParser) -> None:
-    """How the models lie on the devices."""
+    """How the models lie on the devices; what has these flags runs on several ranks."""
+    expect_ranks()
     group = parser.add_argument_group("DeepSpeed")
     group.add_argument(
         "--zero_stage", type=int, choices=(0, 1, 2, 3), default=0, help="ZeRO stage: what is partitioned"
@@ -225,6 +261,12 @@ def check_deepspeed_arguments(args: argparse.Namespace) -> None:
     """Raise UserError for flags that DeepSpeed would silently ignore."""
     if args.offload and args.zero_stage == 0:
         raise UserError("--offload: needs --zero_stage 1, 2 or 3")
+
+
+def check_output_file(path: str | Path, flag: str = "--output_dir") -> None:
+    """Raise UserError, which names `flag`, if a file that is to be written cannot take the place of what is there."""
+    if Path(path).is_dir():
+        raise UserError(f"{flag} {path}: a folder is where a file goes")
 
 
 def warmup_steps(args: argparse.Namespace, total_steps: int) -> int:

@@ -7,6 +7,7 @@
     engines/<name>/     each engine as DeepSpeed saves it: weights, optimizer, learning-rate schedule
     rank_<r>.pt         the random generators of a rank
     metrics.jsonl       what the run had logged
+    best.safetensors    stages 1 and 2: the weights of the best epoch, while those are not the present ones
     model/              configuration and tokenizer of the trained model, for utils/export_checkpoint.py
 
 It is written under another name and renamed once every rank is done, and read only if every file still has its
@@ -26,19 +27,18 @@ from typing import Any
 
 import deepspeed
 import torch
-import torch.distributed as dist
 import transformers
 
-from utils.distributed import is_main, print_main, rank, world_size
-from utils.engines import Engine, quiet
+from utils.distributed import all_gather_objects, barrier, is_main, print_main, rank, world_size
+from utils.engines import Engine, hyperparameters_of, quiet, set_hyperparameters
 from utils.errors import Failure, UserError, file_system_error
-from utils.output import write_json
+from utils.output import EXPORT_PREFIX, flush_to_disk, remove_folder, remove_left_overs, write_json
 from utils.random_states import random_states, restore_random_states
 from utils.rank_watch import beat
 from utils.reshape_checkpoint import load_engine
 
 FORMAT = 1
-MANIFEST, STATE, ENGINES = "manifest.json", "state.json", "engines"
+MANIFEST, STATE, ENGINES, BEST = "manifest.json", "state.json", "engines", "best.safetensors"
 
 # What a run may go on with otherwise: where and how often it writes, and how the models lie on the devices.
 FREE_FLAGS = {
@@ -46,12 +46,17 @@ FREE_FLAGS = {
     "allow_changed_flags", "max_skipped_steps", "rank_timeout", "local_rank", "trust_remote_code", "allow_pickle",
     "zero_stage", "offload", "gradient_checkpointing", "enable_hybrid_engine", "per_device_eval_batch_size",
 }  # fmt: skip
-# Told by their content, and by batch sizes over all ranks: see `Facts`.
-FIXED = ("stage ", "--dtype ", "--critic ", "--monitor ")  # engines of other kinds: nothing goes on with these
-FLAGS_BEHIND_FACTS = {
-    "actor_model", "reward_model", "cost_model", "model_name_or_path", "data", "validation_data",
+# Engines of other kinds, other objectives: nothing goes on with these.
+FIXED = ("stage ", "objectives ", "--dtype ", "--critic ", "--export ")
+# Told by their content: see `Facts`.
+FLAGS_BY_CONTENT = {"actor_model", "reward_model", "cost_model", "model_name_or_path", "data", "validation_data"}
+# Compared over all ranks where the number of ranks has changed.
+BATCH_FLAGS = {
     "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_prompt_batch_size", "generation_batches",
 }  # fmt: skip
+SEQUENCES = "sequences an optimizer step (--per_device_train_batch_size and others)"
+PROMPTS = "prompts a rollout (--per_device_prompt_batch_size and others)"
+CHUNK = 2**26  # bytes read at once
 
 Facts = dict[str, Any]  # what a run's result depends on beside its flags: {description: fingerprint or number}
 
@@ -80,33 +85,60 @@ def step_folders(directory: Path) -> list[Path]:
 
 
 def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            beat(f"checksum of {path.name}")
+    return digest.hexdigest()
+
+
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest with a checksum of its own."""
+    text = json.dumps({name: value for name, value in manifest.items() if name != "sha256"}, sort_keys=True)
+    return manifest | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint.
 
     Raises:
-        ValueError: missing, unreadable, or of another format.
+        ValueError: missing, unreadable, altered, or of another format.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT or not isinstance(manifest["files"], dict):
-            raise ValueError(f"{MANIFEST} is of another format")
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        whole = sealed(manifest) == manifest
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{MANIFEST} cannot be read ({type(error).__name__})") from None
+    if not whole:
+        raise ValueError(f"the checksum of {MANIFEST} is wrong")
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"{MANIFEST} is of format {manifest['format']}, not {FORMAT}")
     return manifest
 
 
 def fault_of_file(folder: Path, name: str, entry: dict[str, Any]) -> str | None:
     """What is wrong with one file of a checkpoint, or None."""
     path = folder / name
-    if not path.is_file():
+    try:
+        if path.stat().st_size != entry["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
+        return None if sha256_of(path) == entry["sha256"] else f"the checksum of {name} is wrong"
+    except FileNotFoundError:
         return f"{name} is missing"
-    if path.stat().st_size != entry["bytes"]:
-        return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
-    return None if sha256_of(path) == entry["sha256"] else f"the checksum of {name} is wrong"
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror}"
+
+
+def shares(sizes: dict[str, int], parts: int) -> list[list[str]]:
+    """Files in `parts` lists of about equal bytes, the same on every rank."""
+    lists: list[list[str]] = [[] for _ in range(parts)]
+    loads = [0] * parts
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        least = loads.index(min(loads))
+        lists[least].append(name)
+        loads[least] += sizes[name]
+    return lists
 
 
 def verify(folder: Path, part: int = 0, parts: int = 1) -> str | None:
@@ -119,8 +151,8 @@ def verify(folder: Path, part: int = 0, parts: int = 1) -> str | None:
         files = read_manifest(folder)["files"]
     except ValueError as error:
         return str(error)
-    faults = (fault_of_file(folder, name, files[name]) for name in sorted(files)[part::parts])
-    return next((fault for fault in faults if fault), None)
+    own = shares({name: entry["bytes"] for name, entry in files.items()}, parts)[part]
+    return next((fault for name in own if (fault := fault_of_file(folder, name, files[name]))), None)
 
 
 def newest_whole(directory: Path) -> Checkpoint | None:
@@ -131,7 +163,7 @@ def newest_whole(directory: Path) -> Checkpoint | None:
     """
     folders = step_folders(directory)
     for folder in reversed(folders):
-        faults = all_gather(verify(folder, rank(), world_size()))
+        faults = all_gather_objects(verify(folder, rank(), world_size()))
         if not any(faults):
             return Checkpoint(folder, read_manifest(folder))
         print_main(f"{folder} is damaged ({next(filter(None, faults))}); looking for the one before it")
@@ -140,33 +172,20 @@ def newest_whole(directory: Path) -> Checkpoint | None:
     return None
 
 
-def all_gather(value: Any) -> list[Any]:
-    """One small object of every rank, on every rank."""
-    if world_size() == 1:
-        return [value]
-    values = [None] * world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def barrier() -> None:
-    if world_size() > 1:
-        dist.barrier()
-
-
 # --- what must be the same when a run goes on
 
 
-def differences(manifest: dict[str, Any], flags: dict[str, Any], facts: Facts) -> list[str]:
+def differences(manifest: dict[str, Any], flags: dict[str, Any], facts: Facts, ranks: int) -> list[str]:
     """What is other now than when the checkpoint was made, of all that changes the result."""
+    other_ranks = manifest["world_size"] != ranks
+    unseen = FREE_FLAGS | FLAGS_BY_CONTENT | (BATCH_FLAGS if other_ranks else set())
     then, now = manifest["flags"], json.loads(json.dumps(flags))
-    names = [n for n in dict.fromkeys([*then, *now]) if n not in FREE_FLAGS | FLAGS_BEHIND_FACTS]
-    found = [f"--{n} {shown(then.get(n))} -> {shown(now.get(n))}" for n in names if then.get(n) != now.get(n)]
-    then, now = manifest["facts"], json.loads(json.dumps(facts))
-    for name in dict.fromkeys([*then, *now]):
-        if then.get(name) != now.get(name):
-            found.append(f"{name} {shown(then.get(name))} -> {shown(now.get(name))}")
-    return found
+    then, now = ({f"--{n}": v for n, v in part.items() if n not in unseen} for part in (then, now))
+    then, now = then | manifest["facts"], now | json.loads(json.dumps(facts))
+    if other_ranks:
+        then, now = then | batches(manifest["flags"], manifest["world_size"]), now | batches(flags, ranks)
+    names = dict.fromkeys([*then, *now])
+    return [f"{n} {shown(then.get(n))} -> {shown(now.get(n))}" for n in names if then.get(n) != now.get(n)]
 
 
 def shown(value: Any) -> str:
@@ -177,14 +196,15 @@ def shown(value: Any) -> str:
     return f"contents {text[:8]}" if len(text) == 64 and set(text) <= set("0123456789abcdef") else text
 
 
-def batch_facts(args: argparse.Namespace) -> Facts:
-    """Batch sizes over all ranks: what stays the same when their number changes along with the sizes a rank."""
-    sequences = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
-    facts = {"sequences an optimizer step (--per_device_train_batch_size and others)": sequences}
-    if hasattr(args, "per_device_prompt_batch_size"):
-        prompts = args.per_device_prompt_batch_size * args.generation_batches * world_size()
-        facts["prompts a rollout (--per_device_prompt_batch_size and others)"] = prompts
-    return facts
+def batches(flags: dict[str, Any], ranks: int) -> dict[str, int]:
+    """Batch sizes over all ranks: what has to stay when their number changes."""
+    micro_batch = flags["per_device_train_batch_size"] * ranks
+    found = {SEQUENCES: micro_batch * flags["gradient_accumulation_steps"]}
+    if flags.get("gram_per") == "micro_batch":
+        found[f"{SEQUENCES}, each micro-batch"] = micro_batch
+    if "generation_batches" in flags:
+        found[PROMPTS] = flags["per_device_prompt_batch_size"] * flags["generation_batches"] * ranks
+    return found
 
 
 def library_versions() -> dict[str, str]:
@@ -202,10 +222,12 @@ class Checkpoints:
 
     Attributes:
         newest: the one to go on from, None for a run that begins.
+        changed: whether flags, data or models are others than then, as `--allow_changed_flags` permits.
+        unproven: the newest one as long as no optimizer step was taken after it: its weights may have diverged.
 
     Args:
         stage: "sft", "reward" or "gapo".
-        facts: {what a result depends on: fingerprint}, beside flags and batch sizes; needed on the main rank only.
+        facts: {what a result depends on: fingerprint}, beside the flags; needed on the main rank only.
 
     Raises:
         UserError: no checkpoint is whole, or the one found belongs to a run with another result; lists the differences.
@@ -213,46 +235,46 @@ class Checkpoints:
 
     def __init__(self, args: argparse.Namespace, stage: str, facts: Facts):
         beat("looking for a checkpoint")
-        self.args, self.stage, self.facts = args, stage, facts | batch_facts(args)
+        self.args, self.stage, self.facts = args, stage, facts
         self.directory = Path(args.output_dir) / "checkpoints"
-        if args.fresh:
-            self.remove_all()
         if is_main():
-            for left_over in self.directory.glob(".step_*"):
-                shutil.rmtree(left_over, ignore_errors=True)
+            remove_left_overs(self.directory.parent)
+            remove_left_overs(self.directory)
+            if args.fresh:
+                remove_folder(self.directory)
         barrier()
-        self.newest = newest_whole(self.directory)
-        self.last_folder = self.newest and self.newest.folder
+        self.newest, self.changed = newest_whole(self.directory), False
+        self.unproven = self.newest and self.newest.folder
         if self.newest:
             self.check_same_run(self.newest)
             print_main(f"going on from {self.newest.folder}")
+            if is_main():
+                for folder in step_folders(self.directory):
+                    if folder.name > self.newest.folder.name:  # damaged
+                        remove_folder(folder)
 
     def check_same_run(self, checkpoint: Checkpoint) -> None:
-        found = []
+        """Raise UserError where the checkpoint's run has another result than this one, unless that is permitted."""
+        found, manifest = [], checkpoint.manifest
         if is_main():
-            found = differences(checkpoint.manifest, vars(self.args), self.facts)
-            if checkpoint.manifest["stage"] != self.stage:
-                found.insert(0, f"stage {checkpoint.manifest['stage']} -> {self.stage}")
-        found = all_gather(found)[0]
+            found = differences(manifest, vars(self.args), self.facts, world_size())
+            if manifest["stage"] != self.stage:
+                found.insert(0, f"stage {manifest['stage']} -> {self.stage}")
+        found = all_gather_objects(found)[0]
         fixed = [line for line in found if line.startswith(FIXED)]
         if fixed or (found and not self.args.allow_changed_flags):
-            ways = "--fresh starts over" if fixed else "--allow_changed_flags goes on nevertheless, --fresh starts over"
-            raise UserError(
-                f"{checkpoint.folder} is of a run with another result: {'; '.join(fixed or found)} ({ways})"
-            )
+            ways = "--fresh starts over" if fixed else "--allow_changed_flags goes on with it, --fresh starts over"
+            reasons = "; ".join(fixed or found)
+            raise UserError(f"{checkpoint.folder} is of a run with another result: {reasons} ({ways})")
         if found:
+            self.changed = True
             print_main(f"--allow_changed_flags: going on with {'; '.join(found)}")
-        if checkpoint.manifest["versions"] != library_versions():
-            versions = " ".join(f"{name} {version}" for name, version in checkpoint.manifest["versions"].items())
+        if manifest["versions"] != library_versions():
+            versions = " ".join(f"{name} {version}" for name, version in manifest["versions"].items())
             print_main(f"note: the checkpoint was made with {versions}: results may differ in rounding")
-        if checkpoint.manifest["world_size"] != world_size():
-            ranks = f"{checkpoint.manifest['world_size']} -> {world_size()}"
+        if manifest["world_size"] != world_size():
+            ranks = f"{manifest['world_size']} -> {world_size()}"
             print_main(f"number of ranks {ranks}: the run goes on, with other random numbers on its ranks")
-
-    def due(self, step: int, last_step: int) -> bool:
-        """Whether a checkpoint is to be made after `step`; the last step has one, so that exporting can be repeated."""
-        interval = self.args.checkpoint_interval
-        return interval > 0 and (step % interval == 0 or step == last_step)
 
     def restore(self, engines: dict[str, Engine]) -> dict[str, Any] | None:
         """Load the checkpoint that was found, if any, into engines and random generators; what the stage kept.
@@ -267,16 +289,29 @@ class Checkpoints:
         if saved != sorted(engines):
             raise UserError(f"{folder} has the engines {', '.join(saved)}, this run has {', '.join(engines)}")
         for name, engine in engines.items():
+            beat(f"loading {name} from {folder.name}")
+            own = hyperparameters_of(engine)
             try:
                 load_engine(engine, folder / ENGINES, name, manifest["world_size"], manifest["flags"]["zero_stage"])
             except RuntimeError as error:
                 if "state_dict" not in str(error):
                     raise
                 raise UserError(f"{folder}: {name} is a model of another shape (--fresh starts over)") from error
-        own = folder / f"rank_{rank()}.pt"
-        if own.is_file():
-            restore_random_states(torch.load(own, weights_only=True))
+            if self.changed:
+                set_hyperparameters(engine, own)
+        states = folder / f"rank_{rank()}.pt"
+        if states.is_file():
+            restore_random_states(torch.load(states, weights_only=True))
         return self.newest.state()
+
+    def due(self, step: int, last_step: int, skipping: bool) -> bool:
+        """Whether a checkpoint is to be made after `step`.
+
+        The last step has one, so that exporting can be repeated; while steps are skipped there are none, since
+        going on from them would go on skipping.
+        """
+        interval = self.args.checkpoint_interval
+        return interval > 0 and not skipping and (step % interval == 0 or step == last_step)
 
     def save(
         self,
@@ -285,7 +320,7 @@ class Checkpoints:
         state: dict[str, Any],
         write_more: Callable[[Path], None],
     ) -> None:
-        """Make the checkpoint of a step, then remove the oldest beyond `--checkpoints_kept`.
+        """Make the checkpoint of a step.
 
         Args:
             write_more: adds files to the folder it is given; called on the main rank.
@@ -294,14 +329,14 @@ class Checkpoints:
             Failure: it cannot be written; what was there before is untouched.
         """
         folder = self.directory / f"step_{step:08d}"
-        partial = self.directory / f".{folder.name}"
-        beat("writing a checkpoint")
+        partial = self.directory / f"{EXPORT_PREFIX}{folder.name}"
         with self.failing_whole(step, partial):
             if is_main():
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
             barrier()
             for name, engine in engines.items():
+                beat(f"writing {name} into {folder.name}")
                 with quiet():
                     engine.save_checkpoint(partial / ENGINES, tag=name, save_latest=False)
             torch.save(random_states(), partial / f"rank_{rank()}.pt")
@@ -309,15 +344,27 @@ class Checkpoints:
                 write_json(partial / STATE, {"step": step} | state)
                 write_more(partial)
             barrier()
-            files = self.describe_files(partial)
+            files = describe_files(partial)
             if is_main():
                 write_json(partial / MANIFEST, self.manifest(step, files))
-                shutil.rmtree(folder, ignore_errors=True)  # of this step, but damaged or refused before
+                flush_to_disk([partial / MANIFEST])
+                remove_folder(folder)
                 partial.rename(folder)
-                for old in step_folders(self.directory)[: -self.args.checkpoints_kept]:
-                    shutil.rmtree(old, ignore_errors=True)
             barrier()
-        self.last_folder = folder
+        self.unproven = folder
+
+    def manifest(self, step: int, files: dict[str, Any]) -> dict[str, Any]:
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "stage": self.stage,
+            "flags": vars(self.args),
+            "world_size": world_size(),
+            "facts": self.facts,
+            "versions": library_versions(),
+            "files": files,
+        }
+        return sealed(json.loads(json.dumps(manifest)))
 
     @contextmanager
     def failing_whole(self, step: int, partial: Path) -> Iterator[None]:
@@ -329,42 +376,44 @@ class Checkpoints:
             if found is None:
                 raise
             shutil.rmtree(partial, ignore_errors=True)
+            folders = step_folders(self.directory)
             raise Failure(
                 f"--output_dir {self.args.output_dir}: the checkpoint of step {step} cannot be written ({found[1]});"
-                f" {self.last_good()}"
+                f" {f'the last one is {folders[-1]}' if folders else 'there is none before it'}"
             ) from error
 
-    def describe_files(self, folder: Path) -> dict[str, Any]:
-        """Sizes and checksums of all files of a folder, each rank taking its share."""
-        names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-        own = {
-            name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
-            for name in names[rank() :: world_size()]
-        }
-        return {name: entry for part in all_gather(own) for name, entry in part.items()}
+    def prove(self) -> None:
+        """A finite optimizer step was taken after the newest checkpoint: it is good, older ones have served."""
+        if self.unproven:
+            self.unproven = None
+            self.remove_old()
 
-    def manifest(self, step: int, files: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "step": step,
-            "stage": self.stage,
-            "flags": vars(self.args),
-            "world_size": world_size(),
-            "facts": self.facts,
-            "versions": library_versions(),
-            "files": dict(sorted(files.items())),
-        }
-
-    def last_good(self) -> str:
-        """Where a run that stops can be taken up again, in words."""
-        return f"the last good checkpoint is {self.last_folder}" if self.last_folder else "there is no checkpoint yet"
-
-    def remove_all(self) -> None:
-        if is_main():
-            shutil.rmtree(self.directory, ignore_errors=True)
+    def give_up(self) -> str:
+        """The run stops because nothing is finite any more: drop the checkpoint that led there; the last good one."""
+        folders = [folder for folder in step_folders(self.directory) if folder != self.unproven]
         barrier()
+        if self.unproven and is_main():
+            remove_folder(self.unproven)
+        return f"the last good checkpoint is {folders[-1]}" if folders else "there is no good checkpoint"
+
+    def remove_old(self) -> None:
+        if is_main():
+            for folder in step_folders(self.directory)[: -self.args.checkpoints_kept]:
+                remove_folder(folder)
 
     def finish(self) -> None:
         """The run's result is in place: its checkpoints have served, unless `--keep_checkpoints`."""
-        if not self.args.keep_checkpoints:
-            self.remove_all()
+        self.remove_old()
+        if is_main() and not self.args.keep_checkpoints:
+            remove_folder(self.directory)
+        barrier()
+
+
+def describe_files(folder: Path) -> dict[str, Any]:
+    """Sizes and checksums of all files of a folder, which are on the disk then; each rank takes its share."""
+    paths = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    sizes = {name: path.stat().st_size for name, path in paths.items()}
+    own = shares(sizes, world_size())[rank()]
+    entries = {name: {"bytes": sizes[name], "sha256": sha256_of(paths[name])} for name in own}
+    flush_to_disk([paths[name] for name in own])
+    return dict(sorted((name, entry) for part in all_gather_objects(entries) for name, entry in part.items()))

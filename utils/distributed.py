@@ -4,6 +4,7 @@ import os
 import random
 import socket
 from datetime import timedelta
+from typing import Any
 
 import numpy
 import torch
@@ -99,6 +100,20 @@ def all_gather_rows(tensor: torch.Tensor) -> torch.Tensor:
         dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
     return tensor
+
+
+def all_gather_objects(value: Any) -> list[Any]:
+    """One small object of every rank, on every rank, in their order."""
+    values: list[Any] = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()
 
 
 def broadcast_from_main(tensor: torch.Tensor) -> torch.Tensor:

@@ -66,6 +66,22 @@ def make_frozen_engine(model: nn.Module, args: argparse.Namespace) -> Engine:
     return engine
 
 
+def hyperparameters_of(engine: Engine) -> tuple[list[dict[str, Any]], list[float]]:
+    """An engine's optimizer settings by parameter group, and the learning rates its schedule multiplies."""
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
+    return groups, list(engine.lr_scheduler.base_lrs)
+
+
+def set_hyperparameters(engine: Engine, settings: tuple[list[dict[str, Any]], list[float]]) -> None:
+    """Put `hyperparameters_of` in place of a checkpoint's, at the step that the schedule has come to."""
+    groups, rates = settings
+    scheduler = engine.lr_scheduler
+    scheduler.base_lrs = rates
+    rates = [rate * factor(scheduler.last_epoch) for rate, factor in zip(rates, scheduler.lr_lambdas, strict=True)]
+    for group, own, rate in zip(engine.optimizer.param_groups, groups, rates, strict=True):
+        group.update(own | {"lr": rate})
+
+
 def initialize_quietly(**arguments: Any) -> Engine:
     """`deepspeed.initialize` without the memory figures that its bf16 optimizer prints; errors go to stderr as ever."""
     with quiet():

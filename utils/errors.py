@@ -16,10 +16,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import torch.distributed as dist
+
 from utils import rank_watch
+from utils.plain_text import printable
 
 EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_INTERRUPTED = 2, 1, 130
 SECONDS_FOR_RANK_0 = 5  # the launcher kills all ranks once one has ended: rank 0 must have spoken by then
+SECONDS_FOR_A_RANK = 2  # and so must each further rank, where they do not watch each other
 FILE_SYSTEM_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
     errno.ENXIO, errno.ENODEV, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG,
@@ -41,16 +45,54 @@ class Failure(Exception):
     """Something out of the program's reach went wrong, perhaps on one rank only. The message is one line."""
 
 
+_one_of_ranks = False
+
+
+def expect_ranks() -> None:
+    """This script forms a process group, of the ranks that a launcher describes; others ignore what it describes."""
+    global _one_of_ranks
+    _one_of_ranks = "LOCAL_RANK" in os.environ
+
+
 def fail(message: str) -> NoReturn:
-    """End the script over bad input. Every rank meets the same input: rank 0 speaks, another only if it is silent."""
-    first = int(os.environ.get("RANK", "0")) == 0
-    if not first:
+    """End the script over bad input."""
+    if speaks():
+        print(
+            f"error: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True
+        )  # file names may hold line breaks
+    leave(EXIT_BAD_INPUT)
+
+
+def speaks() -> bool:
+    """Whether this rank is to tell of bad input: all ranks meet the same, and so others wait for the first to do it.
+
+    Where they do not watch each other yet, the launcher ends those that wait once the first has spoken and ended; if
+    none does, they find it gone.
+    """
+    if rank_watch.watching():
+        if dist.get_rank() == 0:
+            return True
         time.sleep(SECONDS_FOR_RANK_0)
-    if first or rank_watch.claim():
-        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)  # file names may hold line breaks
+        return rank_watch.claim()
+    local_rank = int(os.environ["LOCAL_RANK"]) if _one_of_ranks else 0
+    if local_rank == 0:
+        return True
+    time.sleep(SECONDS_FOR_RANK_0 + SECONDS_FOR_A_RANK * (local_rank - 1))
+    return rank_watch.first_rank_runs()
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, which has said why if it is the one to; its peers leave quietly.
+
+    Where there is a process group, at once: its threads abort an interpreter that shuts down around them, at random.
+    """
     rank_watch.leave()
-    sys.stdout.flush()
-    sys.exit(EXIT_BAD_INPUT)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # nobody may be reading any more
+            stream.flush()
+    if dist.is_initialized():
+        os._exit(code)
+    sys.exit(code)
 
 
 def run_main(main: Callable[[], None]) -> None:
@@ -64,23 +106,21 @@ def run_main(main: Callable[[], None]) -> None:
             raise
         if rank_watch.claim():
             print(f'error: interrupted; the last message: "{rank_watch.last_message()}"', file=sys.stderr, flush=True)
-        rank_watch.leave()
-        sys.exit(EXIT_INTERRUPTED)
+        leave(EXIT_INTERRUPTED)
     except Exception as error:
         if is_lost_connection(error):
             rank_watch.await_verdict()  # returns if no other rank is to blame
         reason = str(error) if isinstance(error, Failure) else file_system_reason(error)
-        if reason is None and not rank_watch.watching():
+        if reason is None and not dist.is_initialized():
             raise
-        mistake = reason is None
-        if mistake:
+        if reason is None:
             traceback.print_exc()
-            reason = f'rank {os.environ["RANK"]} failed; its last message: "{rank_watch.last_message()}"'
-        if mistake or not rank_watch.watching() or rank_watch.claim():  # a full disk is met by several ranks at once
-            print(f"error: {reason}", file=sys.stderr, flush=True)
-        rank_watch.leave()
-        sys.stdout.flush()
-        sys.exit(EXIT_FAILURE)
+            if rank_watch.watching():
+                message = f'rank {dist.get_rank()} failed; its last message: "{rank_watch.last_message()}"'
+                print(f"error: {message}", file=sys.stderr, flush=True)
+        elif not rank_watch.watching() or rank_watch.claim():  # a full disk is met by several ranks at once
+            print(f"error: {printable(' '.join(reason.split()))}", file=sys.stderr, flush=True)
+        leave(EXIT_FAILURE)
 
 
 def file_system_reason(error: BaseException) -> str | None:

@@ -3,7 +3,8 @@
     python utils/export_checkpoint.py output/tiny/policies/gapo_p1 --output_dir gapo_p1_now
 
 One plain process is enough, whatever number of ranks and ZeRO stage the checkpoint was made with: no launcher, no GPU,
-one model in memory. The weights are those that the run would export at that step, bit for bit.
+one model in memory. The weights are those that the run would export at that step, bit for bit: of stages 1 and 2 with
+`--export best`, those of the best epoch so far.
 """
 
 import argparse
@@ -15,10 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
 
 from utils.arguments import Parser, add_loading_arguments
-from utils.checkpoint import ENGINES, read_manifest, step_folders, verify
+from utils.checkpoint import BEST, ENGINES, read_manifest, step_folders, verify
 from utils.errors import Failure, UserError, run_main
 from utils.models import (
     DTYPES,
@@ -43,9 +45,11 @@ def main() -> None:
     manifest = read_manifest(folder)
     engine = chosen_engine(folder, manifest["stage"], args.engine)
     output = empty_directory(args.output_dir)
+    model, weights = read_model(folder, manifest, engine, args.trust_remote_code)
+    tokenizer = load_tokenizer(str(folder / "model"), "CHECKPOINT")
     try:
         with finished_directory(output) as temporary:
-            export(folder, manifest, engine, temporary, args.trust_remote_code)
+            export_model(model, tokenizer, temporary, weights)
     except (OSError, SafetensorError) as error:
         raise Failure(
             f"--output_dir {output}: cannot be written ({first_line(error)}); nothing is left there"
@@ -125,18 +129,21 @@ def empty_directory(path: str) -> Path:
     return directory
 
 
-def export(folder: Path, manifest: dict[str, Any], engine: str, directory: Path, trust_remote_code: bool) -> None:
-    """Write the Hugging Face folder of one engine of a whole checkpoint."""
+def read_model(
+    folder: Path, manifest: dict[str, Any], engine: str, trust_remote_code: bool
+) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
+    """The model of one engine of a whole checkpoint, on the meta device, and its weights."""
     stage, flags = manifest["stage"], manifest["flags"]
     dtype, prefix = DTYPES[flags["dtype"]], PREFIX.get(stage, "")
     model = skeleton(folder / "model", dtype, trust_remote_code)
-    shapes = {prefix + name: shape for name, shape in whole_shapes(model).items()}
-    saved = read_saved(folder / ENGINES / engine, flags["zero_stage"], shapes)
-    weights = {name.removeprefix(prefix): saved.whole(name).to(dtype) for name in shapes}
-    tokenizer = load_tokenizer(str(folder / "model"), "CHECKPOINT")
-    export_model(model, tokenizer, directory, weights)
     if stage == "reward":
         print("note: mean and spread of the scores are measured when a run is finished; config.json has none here")
+    if (folder / BEST).is_file():
+        print("these are the weights of the best epoch so far, not those of the last step")
+        return model, load_file(folder / BEST)
+    shapes = {prefix + name: shape for name, shape in whole_shapes(model).items()}
+    saved = read_saved(folder / ENGINES / engine, flags["zero_stage"], shapes)
+    return model, {name.removeprefix(prefix): saved.whole(name).to(dtype) for name in shapes}
 
 
 def skeleton(description: Path, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:

@@ -13,7 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from utils.errors import UserError
+from utils.rank_watch import beat
 
+MODEL_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".py", ".bin", ".pt", ".pth"}
+RECORDS = {"args.json", "evaluation.json", "algorithm_state.json"}  # what runs of this project leave beside a model
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -38,7 +41,7 @@ def find_tensors(folder: str | Path, flag: str) -> dict[str, Path]:
                 stored = set(file.keys())
             if missing := [name for name, place in tensors.items() if place == path and name not in stored]:
                 raise UserError(f"{flag} {folder}: {path.name} lacks {missing[0]}")
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{flag} {folder}: cannot read the weights ({error})") from None
     return tensors
 
@@ -72,6 +75,26 @@ def model_fingerprint(path: str, flag: str = "model") -> str:
     return weights_fingerprint(path, flag) if stored else path
 
 
+def model_facts(path: str, flag: str) -> dict[str, str]:
+    """What tells a model from others, by `flag`: `model_fingerprint` and `files_fingerprint`."""
+    return {flag: model_fingerprint(path, flag), f"{flag} (configuration, tokenizer)": files_fingerprint(path)}
+
+
+def files_fingerprint(path: str) -> str:
+    """sha256 of what lies in a model folder beside its safetensors: configuration, tokenizer, code, other weights.
+
+    A run's own records there do not count. Of a hub name: of nothing.
+    """
+    folder, digest = Path(path), hashlib.sha256()
+    files = [file for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
+    for file in sorted(files):
+        if file.suffix in MODEL_SUFFIXES and file.name not in RECORDS:
+            with file.open("rb") as content:
+                digest.update(f"{file.name} ".encode() + hashlib.file_digest(content, "sha256").digest())
+            beat(f"reading {file}")
+    return digest.hexdigest()
+
+
 def weights_fingerprint(folder: str | Path, flag: str = "model") -> str:
     """sha256 over name, type, shape and bytes of every tensor, in hexadecimal; the same however it is sharded.
 
@@ -82,5 +105,6 @@ def weights_fingerprint(folder: str | Path, flag: str = "model") -> str:
     for name, path in find_tensors(folder, flag).items():
         tensor = load_tensor(path, name)
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        beat(f"reading {path}")
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

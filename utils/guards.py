@@ -30,6 +30,7 @@ class SkippedSteps:
         """
         if not not_finite:
             self.in_a_row = 0
+            checkpoints.prove()
             return
         self.total += 1
         self.in_a_row += 1
@@ -37,7 +38,7 @@ class SkippedSteps:
         if self.in_a_row >= self.limit:
             raise UserError(
                 f"{self.in_a_row} optimizer steps in a row were not finite, the last at step {step} ({not_finite}):"
-                f" {self.advice}; {checkpoints.last_good()}"
+                f" {self.advice}; {checkpoints.give_up()}"
             )
 
     def state_dict(self) -> dict[str, Any]:

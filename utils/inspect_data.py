@@ -13,17 +13,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.arguments import Parser
+from utils.arguments import Parser, check_output_file, seed
 from utils.data.loading import VIEWS, view_summaries
 from utils.data.records import Dialogue, Pair, Record, SourceSummary
 from utils.data.sources import Source, parse_spec
 from utils.errors import run_main
 from utils.output import check_writable, write_json
+from utils.plain_text import printable
 
 
 def inspect(source: Source, seed: int) -> dict[str, Any]:
     """Format, fields, row count, kept and dropped for each view (None: not offered), repeated ids, an example."""
-    fields = list(next(source.rows()).fields)
+    fields = [printable(str(name)) for name in next(source.rows()).fields]
     summaries = view_summaries(source, seed)
     any_summary = next(summary for summary, _ in summaries.values())
     examples = [record for _, record in summaries.values() if record is not None]
@@ -57,7 +58,7 @@ def _example(record: Record) -> dict[str, Any]:
 
 
 def report(found: dict[str, Any]) -> list[str]:
-    """The lines to print for one source."""
+    """The lines to print for one source, safe for a terminal."""
     lines = [
         found["name"],
         f"  format         {found['format']} (fields: {', '.join(found['fields'])})",
@@ -76,7 +77,7 @@ def report(found: dict[str, Any]) -> list[str]:
             (name, found["example"][name]) for name in ("response", "chosen", "rejected") if name in found["example"]
         ]
         lines += [f"    {name:<12} {textwrap.shorten(text, 80, placeholder=' ...')}" for name, text in turns + answers]
-    return lines
+    return [printable(line) for line in lines]
 
 
 def _outcome(counts: dict[str, Any]) -> str:
@@ -94,9 +95,10 @@ def main() -> None:
         help="file, folder or hub name with an optional :fraction, or several joined by commas",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the findings here")
-    parser.add_argument("--seed", type=int, default=42, help="seed of the subsample of a :fraction")
+    parser.add_argument("--seed", type=seed, default=42, help="seed of the subsample of a :fraction")
     args = parser.parse_args()
     if args.json:
+        check_output_file(args.json, "--json")
         check_writable(args.json.parent, "--json")
     findings = []
     for source in (source for spec in args.data for source in parse_spec(spec)):

@@ -10,6 +10,7 @@ encoding and decoding unchanged.
 
 import argparse
 import io
+import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -21,7 +22,7 @@ from transformers import LlamaTokenizer, MistralConfig, MistralForCausalLM, PreT
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.arguments import Parser, fraction, positive_int  # noqa: E402
+from utils.arguments import Parser, fraction, positive_int, seed  # noqa: E402
 from utils.data import ReadingSummary, load_dialogues, load_pairs, load_prompts  # noqa: E402
 from utils.data.records import Record  # noqa: E402
 from utils.errors import UserError, run_main  # noqa: E402
@@ -33,6 +34,11 @@ ROLES = ("system", "user", "assistant")
 ROLE_MARKERS = tuple(f"<|{role}|>" for role in ROLES)
 MAX_TOKENIZER_LINES = 500_000  # a random sample of this size is plenty for a small vocabulary
 
+# What this tool writes; a model that was trained has more.
+OWN_FILES = {
+    "config.json", "generation_config.json", "model.safetensors",
+    "chat_template.jinja", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+}  # fmt: skip
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
@@ -74,7 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--num_kv_heads", type=positive_int, default=2, help="key/value heads")
     group.add_argument("--intermediate_size", type=positive_int, default=128, help="feed-forward width")
     group.add_argument("--max_position_embeddings", type=positive_int, default=512, help="longest sequence")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of sampling the text")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the weights and of sampling the text")
     args = parser.parse_args()
     check_arguments(args)
     return args
@@ -88,19 +94,37 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--hidden_size {args.hidden_size}: not a multiple of twice --num_heads {args.num_heads}")
     if args.num_heads % args.num_kv_heads:
         raise UserError(f"--num_heads {args.num_heads}: not a multiple of --num_kv_heads {args.num_kv_heads}")
+    check_memory(args)
     folders = {"--tokenizer_dir": Path(args.tokenizer_dir), "--model_dir": Path(args.model_dir)}
     first, second = (folder.resolve() for folder in folders.values())
     if first.is_relative_to(second) or second.is_relative_to(first):
         raise UserError(f"--tokenizer_dir and --model_dir: {first} and {second} lie in one another")
     for flag, folder in folders.items():
-        # An existing result is replaced as a whole; any other folder is somebody's and stays.
-        if (
-            folder.exists()
-            and not (folder / "tokenizer_config.json").is_file()
-            and (not folder.is_dir() or any(folder.iterdir()))
-        ):
-            raise UserError(f"{flag} {folder}: exists and holds no earlier result to replace")
+        if folder.exists() and not is_own(folder):
+            raise UserError(f"{flag} {folder}: exists and holds something other than an earlier result of this tool")
         check_writable(folder.resolve().parent, flag)
+
+
+def check_memory(args: argparse.Namespace) -> None:
+    """Raise UserError for sizes of which the weights alone, in float32, do not fit into this machine's memory."""
+    width = args.hidden_size
+    attention = 2 * width * (width + width // args.num_heads * args.num_kv_heads)
+    weights = 2 * args.vocab_size * width + args.num_layers * (attention + 3 * width * args.intermediate_size)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if 4 * weights > memory:
+        raise UserError(
+            f"--hidden_size {width}, --num_layers {args.num_layers}, --vocab_size {args.vocab_size}:"
+            f" {weights:,} weights take {4 * weights / 2**30:,.0f} GiB, this machine has {memory / 2**30:,.0f}"
+        )
+
+
+def is_own(folder: Path) -> bool:
+    """Whether a folder, which is replaced as a whole, is empty or holds what this tool wrote and nothing else."""
+    found = {file.name for file in folder.iterdir()} if folder.is_dir() else {""}
+    template = folder / "chat_template.jinja"
+    return not found or (
+        found <= OWN_FILES and template.is_file() and template.read_text(errors="replace") == CHAT_TEMPLATE
+    )
 
 
 def training_texts(args: argparse.Namespace) -> Iterator[str]:

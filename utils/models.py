@@ -9,14 +9,15 @@ before the first one is loaded.
 import argparse
 import copy
 import json
-import pickle
+import math
+import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -67,9 +68,16 @@ def load_config(path: str, flag: str) -> Any:
     if is_local and not (folder / "config.json").is_file():
         raise UserError(f"{flag} {path}: no such model (a folder with a config.json, or a hub name)")
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=_permissions.trust_remote_code)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=_permissions.trust_remote_code)
     except Exception as error:  # what transformers lets through for a damaged file is of many types
         raise _unreadable(path, flag, "the model configuration", error) from None
+    architectures = config.architectures
+    if not isinstance(architectures, list | None) or not all(isinstance(name, str) for name in architectures or ()):
+        raise UserError(f"{flag} {path}: the architectures in config.json are no names: {architectures}")
+    for name in ("pad_token_id", "vocab_size", "max_position_embeddings"):
+        if not isinstance(getattr(config, name, None), int | None):
+            raise UserError(f"{flag} {path}: {name} in config.json is no whole number: {getattr(config, name)!r}")
+    return config
 
 
 def _unreadable(path: str, flag: str, what: str, error: Exception) -> UserError:
@@ -133,6 +141,7 @@ def check_causal_lm(path: str, flag: str) -> None:
     """
     config = load_config(path, flag)
     _check_no_score_model(config, path, flag)
+    _check_generation_config(path, flag)
     model = _skeleton(AutoModelForCausalLM, config, path, flag)
     _check_weights(model, path, flag)
     _check_tokenizer(model, path, flag)
@@ -141,6 +150,15 @@ def check_causal_lm(path: str, flag: str) -> None:
 def _check_no_score_model(config: Any, path: str, flag: str) -> None:
     if is_score_model(config):
         raise UserError(f"{flag} {path}: this is {config.architectures[0]}, not a language model")
+
+
+def _check_generation_config(path: str, flag: str) -> None:
+    """Raises: UserError: a folder's generation_config.json cannot be read; names `flag`."""
+    if (Path(path) / "generation_config.json").is_file():
+        try:
+            GenerationConfig.from_pretrained(path)
+        except Exception as error:  # as in `load_config`
+            raise _unreadable(path, flag, "generation_config.json", error) from None
 
 
 def load_score_model(path: str, flag: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -201,6 +219,9 @@ def _check_one_label(config: Any, path: str, flag: str) -> None:
         raise UserError(f"{flag} {path}: {found} is not a reward or cost model (train one with step2_reward/main.py)")
     if config.num_labels != 1:
         raise UserError(f"{flag} {path}: the score model has {config.num_labels} labels, one is needed")
+    mean = getattr(config, "score_mean", 0.0)
+    if not isinstance(mean, int | float) or not math.isfinite(mean):
+        raise UserError(f"{flag} {path}: score_mean in config.json is no finite number: {mean!r}")
 
 
 def _skeleton(auto_class: Any, config: Any, path: str, flag: str) -> PreTrainedModel:
@@ -242,12 +263,28 @@ def _check_weights(model: PreTrainedModel, path: str, flag: str, new: tuple[str,
         if name in parameters and shape != list(parameters[name].shape) and name not in new:
             expected = list(parameters[name].shape)
             raise UserError(f"{flag} {path}: {name} has shape {shape}, config.json describes {expected}")
+    if beyond := layers_beyond(model, found):
+        layers = model.config.num_hidden_layers
+        raise UserError(f"{flag} {path}: the weights hold {beyond[0]}, config.json describes {layers} layers")
     trunk = model.base_model_prefix + "."
     if all(name in parameters for name in found if name.startswith(trunk)):
         stored = {id(parameters[name]) for name in found if name in parameters}  # a tied parameter is stored once
         missing = [name for name, value in parameters.items() if id(value) not in stored and name not in new]
         if missing:
             raise UserError(f"{flag} {path}: the weights lack {missing[0]}" + _and_others(missing))
+
+
+def layers_beyond(model: PreTrainedModel, found: Iterable[str]) -> list[str]:
+    """Tensors of layers that a decoder stack lacks, which transformers would leave out without a word."""
+    layer = re.compile(re.escape(model.base_model_prefix) + r"\.(layers|h)\.(\d+)\.")
+    count = getattr(model.config, "num_hidden_layers", None)
+    known = model._keys_to_ignore_on_load_unexpected or ()  # such as heads that predict further tokens
+    numbered = [(name, match) for name in found if (match := layer.match(name))]
+    return [
+        name
+        for name, match in numbered
+        if count is not None and int(match[2]) >= count and not any(re.search(pattern, name) for pattern in known)
+    ]
 
 
 def _and_others(names: list[str]) -> str:
@@ -311,7 +348,7 @@ def _load(
         model, info = auto_class.from_pretrained(
             path, dtype=dtype, output_loading_info=True, **permitted, **dropouts, **kwargs
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except Exception as error:  # as in `load_config`
         raise _unreadable(path, flag, "the weights", error) from None
     if missing := sorted(set(info["missing_keys"]) - set(new)):
         raise UserError(f"{flag} {path}: the weights lack {missing[0]}" + _and_others(missing))

@@ -15,6 +15,8 @@ PLANNED=0   # guessed seconds of everything to be done
 DONE=0      # guessed seconds of what this call has done
 SLOTS=$JOBS # pieces at once in this stage
 CODES=$(mktemp -d)
+mkfifo "$CODES/alive"
+exec {ALIVE}<> "$CODES/alive" # closed when this process ends, however it does
 declare -A RUNNING=() WEIGHT=() BEGAN=()
 
 clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
@@ -48,12 +50,27 @@ piece() {
     if $PLANNING; then PLANNED=$((PLANNED + seconds)); return; fi
     wait_for_pieces $((SLOTS - 1))
     (
-        trap 'echo $? > "$CODES/$BASHPID"' EXIT
+        group=$BASHPID
+        exec {watched}< "$CODES/alive" {ALIVE}>&-
+        end_with_pipeline "$name" "$group" <&"$watched" &
+        guard=$!
+        disown
+        exec {watched}<&-
+        trap 'echo $? > "$CODES/$group"; kill -KILL "$guard" 2> /dev/null' EXIT
         export PIECE=$name
         "$@" 2>&1 | sed -u "s/^/[$name] /"
     ) &
     RUNNING[$!]=$name WEIGHT[$!]=$seconds BEGAN[$!]=$SECONDS
     disown # exit codes come through files: bash forgets, and announces, jobs that end two at a time
+}
+
+end_with_pipeline() { # ends piece $1, of process group $2, when the pipeline is gone: killed, it ends nothing itself
+    read -r || true # from what only the pipeline holds open
+    trap '' TERM
+    echo "error: the pipeline (process $$) is gone: $1 ends" >&2 || true
+    kill -TERM -- "-$2" 2> /dev/null || true
+    for _ in $(seq 20); do sleep 0.5; done # the piece ends this process as it ends
+    kill -KILL -- "-$2" 2> /dev/null || true
 }
 
 wait_for_pieces() { # until at most $1 run
@@ -70,13 +87,13 @@ wait_for_pieces() { # until at most $1 run
 
 piece_ended() { # process $1, with exit code $2
     local name=${RUNNING[$1]}
-    DONE=$((DONE + WEIGHT[$1]))
-    unset "RUNNING[$1]"
     if [ "$2" -ne 0 ]; then
         echo "error: $name ended with exit code $2" >&2
-        end_pieces
+        end_pieces # and what is left of this one
         exit "$2"
     fi
+    DONE=$((DONE + WEIGHT[$1]))
+    unset "RUNNING[$1]"
     announce "$name" "done in $(clock $((SECONDS - BEGAN[$1])))"
 }
 
@@ -93,14 +110,15 @@ end_pieces() { # all ranks of everything that runs: asked first, killed after te
 }
 
 interrupted() {
-    trap '' INT TERM
-    echo "interrupted; what is finished stays, the same command goes on from there" >&2
+    trap '' INT TERM HUP
+    # The terminal may be gone.
+    echo "interrupted; what is finished stays, the same command goes on from there" >&2 || true
     end_pieces
     exit 130
 }
 
 run_pipeline() {
-    trap interrupted INT TERM
+    trap interrupted INT TERM HUP
     trap 'rm -rf "$CODES"' EXIT
     PLANNING=true
     pipeline

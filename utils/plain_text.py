@@ -5,8 +5,9 @@ import re
 from markupsafe import Markup, escape
 
 # All control characters but line break and tab: no page format allows them, and terminals obey them (ESC begins
-# commands that move the cursor, retitle the window or answer as if typed). Those of direction reorder what follows.
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# commands that move the cursor, retitle the window or answer as if typed). Those of direction reorder what follows, and
+# half a surrogate pair cannot be written at all.
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:

@@ -8,8 +8,8 @@ Every rank keeps a record of its last message in `<folder>/.ranks/rank_<r>.json`
 rank that left by itself. A thread on every rank looks once a second and ends the run when
 
   - a rank on the same host is gone although its record is there (ranks elsewhere are missed by the collectives);
-  - its own rank has not begun a phase for `timeout` seconds: one hangs and the others wait for it. Phases that one
-    rank works through alone, such as an export, make the others wait just as long, so the longest of them must fit;
+  - no rank on its host has begun a phase for `timeout` seconds: one hangs and the others wait for it. While one rank
+    works alone and the others wait, as in an export, its phases count for all, so the longest of them must fit;
   - a launcher is gone: nobody would see these ranks any more, and the next run would write into the same folder.
 
 The rank that creates `.ranks/said` first prints one line, waits a little for the others, and kills those that are left.
@@ -80,7 +80,7 @@ class RankWatch:
 
     Args:
         folder: of the records; None for a single rank, which has no peers.
-        timeout: seconds a phase may take; 0: any.
+        timeout: seconds in which a rank on this host must begin a phase; 0: any. Not looked at for a single rank.
         rank: this one.
         peers: the other ranks on this host.
         launchers: the processes without which the run is to end.
@@ -91,6 +91,8 @@ class RankWatch:
     ) -> None:
         self.folder, self.timeout, self.rank, self.peers, self.launchers = folder, timeout, rank, peers, launchers
         self.beats, self.message, self.began, self.where, self.waiting = 0, "starting", time.time(), "", False
+        unread = {"message": "unknown", "time": self.began, "where": "", "waiting": True}
+        self.records: dict[int, dict[str, Any]] = dict.fromkeys(peers, unread)  # as last read
         self.publishing, self.ending = threading.Lock(), threading.Lock()
         self.stopped = False
         if folder:
@@ -147,11 +149,12 @@ class RankWatch:
     def record_of(self, rank: int) -> dict[str, Any] | None:
         """The record of a rank on this host, None if it has left by itself."""
         try:
-            return json.loads(self.path_of(rank).read_text())
+            self.records[rank] = json.loads(self.path_of(rank).read_text())
         except FileNotFoundError:
             return None
         except (OSError, ValueError):  # a failing disk, or read while it was written: the rank is there
-            return {"message": "unknown", "time": time.time(), "where": "", "waiting": True}
+            return self.records[rank]
+        return self.records[rank]
 
     def remove_record(self) -> None:
         with contextlib.suppress(OSError):
@@ -178,16 +181,16 @@ class RankWatch:
 
         Silence is counted in looks, not read from a clock: a run that was suspended as a whole has not been silent.
         """
-        silence, beats = 0.0, self.beats
+        silence, phases = 0.0, self.phases()
         while True:
             terminated = self.pause(SECONDS_BETWEEN_LOOKS)
             if self.stopped:
                 return
-            silence = silence + SECONDS_BETWEEN_LOOKS if beats == self.beats else 0.0
-            beats = self.beats
+            before, phases = phases, self.phases()
+            silence = silence + SECONDS_BETWEEN_LOOKS if phases == before else 0.0
             self.look_at_main_thread()
             line = self.loss()
-            if line is None and self.timeout and silence > self.timeout:
+            if line is None and self.folder and self.timeout and silence > self.timeout:
                 line = self.describe_stuck()
             if line is None and self.said():
                 terminated = terminated or self.pause(SECONDS_TO_LEAVE)
@@ -202,6 +205,11 @@ class RankWatch:
         if not select.select([self.reader], [], [], seconds)[0]:
             return False
         return signal.SIGTERM in os.read(self.reader, 64)
+
+    def phases(self) -> list[float]:
+        """What changes when a rank on this host begins a phase: this one's number of them, the peers' times."""
+        records = (self.record_of(peer) for peer in self.peers)
+        return [self.beats, *(record["time"] for record in records if record)]
 
     def look_at_main_thread(self) -> None:
         """Note where the main thread is and whether it waits in a collective."""
@@ -235,12 +243,14 @@ class RankWatch:
             return f"the ranks have waited for one another for {self.timeout:g} s; their last messages: {messages}"
         rank = min(busy, key=lambda r: records[r]["time"])
         state = " (its process is stopped)" if rank in halted else ""
-        line = (
-            f'rank {rank} has not moved for {self.timeout:g} s{state}; its last message: "{records[rank]["message"]}"'
+        where = f" in {records[rank]['where']}" if records[rank]["where"] and not state else ""
+        who, likely, others = f"rank {rank}", "", "; the others wait for it"
+        if len(busy) > 1:  # none of these is known to wait for another
+            who, likely, others = f"one of the ranks {', '.join(map(str, sorted(busy)))}", f", perhaps rank {rank}", ""
+        return (
+            f"{who} has not moved for {self.timeout:g} s{likely}{state};"
+            f' its last message: "{records[rank]["message"]}"{where}{others}'
         )
-        if records[rank]["where"] and not state:
-            line += f" in {records[rank]['where']}"
-        return line + ("; the others wait for it" if len(busy) == 1 and len(records) > 1 else "")
 
     # --- the end of the run
 
@@ -300,7 +310,7 @@ def watch_ranks(folder: str | Path, timeout: float) -> None:
 
     Args:
         folder: shared by the ranks of a host: the output directory. What an earlier run left in `.ranks` is removed.
-        timeout: seconds within which every rank begins another phase (see `beat`); 0: no limit.
+        timeout: seconds within which a rank of every host begins another phase (see `beat`); 0: no limit.
     """
     global _watch
     folder, rank = Path(folder) / FOLDER, dist.get_rank()
@@ -377,6 +387,18 @@ def place() -> str:
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:  # not Linux
         return socket.gethostname()
+
+
+def first_rank_runs() -> bool:
+    """Whether the launch that this process belongs to has a living first rank on this host."""
+    siblings = psutil.Process(os.getppid()).children()
+    for process in siblings:
+        with contextlib.suppress(psutil.Error):  # one that has ended
+            variables = process.environ()
+            same_launch = variables.get("MASTER_PORT") == os.environ.get("MASTER_PORT")
+            if same_launch and variables.get("LOCAL_RANK") == "0" and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 def launchers(ranks: int) -> list[Watched]:

@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.arguments import Parser, fraction, named_value
+from utils.arguments import Parser, check_output_file, fraction, named_value, seed
 from utils.data.loading import View, load_view, view_summaries
 from utils.data.records import Message, ReadingSummary, Row
 from utils.data.registry import Format
@@ -112,7 +112,7 @@ def _parse_arguments() -> Any:
     parser.add_argument("--output_dir", required=True, type=Path, help="gets {train,validation,test}/NAME.jsonl")
     parser.add_argument("--validation_fraction", type=fraction, default=0.05, help="part of the prompts for validation")
     parser.add_argument("--test_fraction", type=fraction, default=0.1, help="part of the prompts for the test")
-    parser.add_argument("--seed", type=int, default=42, help="seed of the split and of subsamples")
+    parser.add_argument("--seed", type=seed, default=42, help="seed of the split and of subsamples")
     args = parser.parse_args()
     if args.validation_fraction + args.test_fraction >= 1:
         raise UserError("--validation_fraction and --test_fraction leave nothing to train on")
@@ -124,7 +124,14 @@ def main() -> None:
     args = _parse_arguments()
     inputs = _named_inputs(args.inputs)
     split = {name: split_input(name, spec, args) for name, spec in inputs.items()}
-    check_writable(args.output_dir)
+    files = [
+        args.output_dir / part / f"{name}.jsonl" for name, (rows, _) in split.items() for part in rows if rows[part]
+    ]
+    files.append(args.output_dir / "summary.json")
+    for file in files:
+        check_output_file(file)
+    for folder in dict.fromkeys([args.output_dir, *(file.parent for file in files)]):
+        check_writable(folder)
     results = {}
     for name, (rows, summary) in split.items():
         print("\n".join(summary.lines()))

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from utils.checkpoint import Checkpoint, Checkpoints
+from utils.checkpoint import BEST, Checkpoint, Checkpoints
 from utils.data.batching import length_grouped_batches
 from utils.data.encoding import Encoded, fit_lengths
 from utils.data.loading import conversation_key
@@ -22,7 +22,7 @@ from utils.data.records import ReadingSummary, Record
 from utils.distributed import all_reduce_sum, device, is_main, print_main, rank, world_size
 from utils.engines import Engine, gathered_weights, restore_weights
 from utils.errors import UserError
-from utils.fingerprint import ids_fingerprint, model_fingerprint
+from utils.fingerprint import ids_fingerprint, model_facts
 from utils.guards import SkippedSteps
 from utils.metrics import Progress, format_duration, start_record
 from utils.models import describe_model, export_model, load_config
@@ -30,7 +30,6 @@ from utils.output import finished_files, mark_finished, write_json
 from utils.rank_watch import beat
 from utils.zero_gradients import step_if_finite
 
-BEST = "best.safetensors"  # in a checkpoint
 Load = Callable[[str, int], tuple[list[Record], ReadingSummary]]
 
 
@@ -195,7 +194,7 @@ def train(engine: Engine, model: PreTrainedModel, args: argparse.Namespace, task
     per_epoch = steps_per_epoch(len(task.train), args)
     units_per_step = sum(map(task.units, task.train)) / per_epoch
     scale = world_size() * args.gradient_accumulation_steps / units_per_step
-    outcome = run.start(engine, task, per_epoch * args.num_train_epochs)
+    outcome = run.start(engine, model, task, per_epoch * args.num_train_epochs)
     start = time.monotonic() - outcome.seconds
     for step in range(run.step + 1, run.total_steps + 1):
         epoch, number = divmod(step - 1, per_epoch)
@@ -258,22 +257,24 @@ class Run:
         self.args, self.tokenizer = args, tokenizer
         facts: dict[str, Any] = {}
         if is_main():
-            facts = {"--model_name_or_path": model_fingerprint(args.model_name_or_path, "--model_name_or_path")}
+            facts = model_facts(args.model_name_or_path, "--model_name_or_path")
             facts |= dict(zip(("--data", "--validation_data"), map(data_fingerprint, data), strict=True))
         self.checkpoints = Checkpoints(args, stage, facts)
         self.skipped = SkippedSteps(args.max_skipped_steps, "lower --learning_rate")
         self.step, self.total_steps, self.best = 0, 0, {}
         self.record: RunRecord | None = None
 
-    def start(self, engine: Engine, task: Task, total_steps: int) -> Outcome:
+    def start(self, engine: Engine, model: PreTrainedModel, task: Task, total_steps: int) -> Outcome:
         """Go on from the newest checkpoint, if there is one, and open the record; the outcome so far."""
         self.total_steps = total_steps
         state, checkpoint = self.checkpoints.restore({"model": engine}), self.checkpoints.newest
         if state:
             self.step, outcome = state["step"], Outcome(**state["outcome"])
             self.skipped.load_state_dict(state["skipped"])
-            if is_main() and (checkpoint.folder / BEST).is_file():
-                self.best = load_file(checkpoint.folder / BEST)
+            if (checkpoint.folder / BEST).is_file():
+                self.best = load_file(checkpoint.folder / BEST) if is_main() else {}
+            elif self.args.export == "best" and 0 < outcome.exported_epoch < self.args.num_train_epochs:
+                self.best = gathered_weights(model)  # the epoch was to be the last one; now more follow
         else:
             outcome = Outcome([task.validate()], 0, 0.0)
         if is_main():
@@ -294,7 +295,7 @@ class Run:
         if not math.isfinite(figures["loss"]):
             raise UserError(
                 f"--learning_rate {self.args.learning_rate:g}: the validation loss is not finite at step {step};"
-                f" {self.checkpoints.last_good()}"
+                f" {self.checkpoints.give_up()}"
             )
         if self.record:
             self.record.validation(step, figures, epoch)
@@ -309,7 +310,7 @@ class Run:
 
     def checkpoint(self, step: int, engine: Engine, model: PreTrainedModel, outcome: Outcome) -> None:
         """Make a checkpoint, if one is due."""
-        if not self.checkpoints.due(step, self.total_steps):
+        if not self.checkpoints.due(step, self.total_steps, self.skipped.in_a_row > 0):
             return
 
         def write_more(folder: Path) -> None:

@@ -25,6 +25,7 @@ from utils.data.records import (
 from utils.data.registry import LABELS, Format, NotOffered, detect_format
 from utils.data.sources import Source, parse_spec
 from utils.errors import UserError
+from utils.plain_text import printable
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def read_source(source: Source, view: View, seed: str, seen: set[Hashable]) -> t
         try:
             record = view.convert(data_format, row)
         except Drop as reason:
-            summary.dropped[str(reason)] += 1
+            summary.dropped[printable(str(reason))] += 1  # it may quote the row
             continue
         if view.key is not None:
             key = view.key(record)

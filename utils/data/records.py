@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from utils.errors import UserError
+from utils.plain_text import printable
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
@@ -200,8 +201,9 @@ class ReadingSummary:
         return sum((source.dropped for source in self.sources), Counter())
 
     def lines(self) -> list[str]:
-        """Lines for people: one a source, one for each thing tokenization changed."""
-        return [source.line() for source in self.sources] + [f"{count} {what}" for what, count in self.encoding.items()]
+        """Lines for people: one a source, one for each thing tokenization changed; safe to print."""
+        changes = [f"{count} {what}" for what, count in self.encoding.items()]
+        return [printable(line) for line in [source.line() for source in self.sources] + changes]
 
     def as_dict(self) -> dict[str, Any]:
         """The same for JSON."""

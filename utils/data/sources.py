@@ -59,7 +59,7 @@ def parse_spec(spec: str) -> list[Source]:
     sources = []
     for part in spec.split(","):
         name, fraction = _split_fraction(part.strip(), spec)
-        path = Path(name).expanduser()
+        path = _path_of(name)
         if path.is_dir():
             sources += [Source(str(file), fraction, on_hub=False) for file in _files_below(path)]
         elif path.exists():
@@ -72,6 +72,20 @@ def parse_spec(spec: str) -> list[Source]:
         else:
             raise UserError(f"{name}: no such file or folder")
     return sources
+
+
+def _path_of(name: str) -> Path:
+    """The path that a name means, if it can be one."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+        str(path).encode()
+    except (OSError, RuntimeError) as error:  # too long; the home of a user that is unknown
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{name[:100]}: cannot be a file or folder ({reason})") from None
+    except UnicodeEncodeError:
+        raise UserError(f"{ascii(name)}: the name is not UTF-8") from None
+    return path
 
 
 def _split_fraction(part: str, spec: str) -> tuple[str, float]:
