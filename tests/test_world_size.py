@@ -243,7 +243,7 @@ def test_policy_is_the_same_after_fewer_ranks_have_taken_over(workshop: Workshop
     expected = weights.read_bytes()
     for ranks, next_stage in ((2, stage), (1, 3 - stage)):
         weights.unlink()
-        workshop.step3(name, ranks, max_steps=2, **layout_flags(ranks, next_stage))
+        workshop.step3(name, ranks, max_steps=2, fresh=False, **layout_flags(ranks, next_stage))
         assert weights.read_bytes() == expected
     assert read_metrics(output) == metrics
 
