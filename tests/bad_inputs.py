@@ -261,8 +261,8 @@ LONG = {"prompt": "How do I fix my bike? " * 40}
 
 def cases() -> dict[str, Case]:
     """{what is wrong: the case}."""
-    groups = (data_files, data_rows, data_as_a_whole, policies, score_models, foreign_code, names, variables, numbers,
-              results)  # fmt: skip
+    groups = (data_files, data_rows, data_as_a_whole, policies, files_of_policies, score_models, foreign_code, names,
+              variables, numbers, responses, evaluations, judgements, outputs)  # fmt: skip
     return {name: Case(*case) for group in groups for name, case in group().items()}
 
 
@@ -392,16 +392,19 @@ def data_as_a_whole() -> dict[str, tuple]:
     }  # fmt: skip
 
 
+def actor(spoil: Callable[[Path], None] | None = None, **config: Any) -> Callable[[Bench], dict[str, Any]]:
+    return lambda b: {"actor_model": b.model(b.workshop.base, spoil, **config)}
+
+
+def base(spoil: Callable[[Path], None] | None = None, **config: Any) -> Callable[[Bench], dict[str, Any]]:
+    return lambda b: {"model_name_or_path": b.model(b.workshop.base, spoil, **config)}
+
+
+def policy(spoil: Callable[[Path], None]) -> Callable[[Bench], dict[str, Any]]:
+    return lambda b: {"policy": f"base={b.model(b.workshop.base, spoil)}"}
+
+
 def policies() -> dict[str, tuple]:
-    def actor(spoil: Callable[[Path], None] | None = None, **config: Any) -> Callable[[Bench], dict[str, Any]]:
-        return lambda b: {"actor_model": b.model(b.workshop.base, spoil, **config)}
-
-    def base(spoil: Callable[[Path], None] | None = None, **config: Any) -> Callable[[Bench], dict[str, Any]]:
-        return lambda b: {"model_name_or_path": b.model(b.workshop.base, spoil, **config)}
-
-    def policy(spoil: Callable[[Path], None]) -> Callable[[Bench], dict[str, Any]]:
-        return lambda b: {"policy": f"base={b.model(b.workshop.base, spoil)}"}
-
     return {
         "policy: no such folder": (step1, lambda b: {"model_name_or_path": b.folder / "no"}, ("--model_name_or_path",)),
         "policy: not on the hub": (generate, lambda b: {"policy": "a=nobody/nothing"}, ("--policy a nobody/nothing",)),
@@ -431,6 +434,11 @@ def policies() -> dict[str, tuple]:
             ("--policy base", "weights")),
         "policy: unknown architecture": (step2, base(model_type="unheard_of"), ("--model_name_or_path", "unheard_of")),
         "policy: pad outside the vocabulary": (step3, actor(pad_token_id=9999), ("--actor_model", "pad_token_id 9999")),
+    }  # fmt: skip
+
+
+def files_of_policies() -> dict[str, tuple]:
+    return {
         "policy: no weights": (step3, actor(without(WEIGHTS)), ("--actor_model", WEIGHTS)),
         "policy: truncated weights": (step1, base(truncated), ("--model_name_or_path", "cannot read the weights")),
         "policy: junk for weights": (generate, policy(replaced(WEIGHTS, b"junk")), ("--policy base", "cannot read")),
@@ -657,18 +665,19 @@ def numbers() -> dict[str, tuple]:
     }  # fmt: skip
 
 
-def results() -> dict[str, tuple]:
+def evaluation(content: Any) -> Callable[[Bench], dict[str, Any]]:
+    """Flags of the report with another evaluation of the SFT policy."""
+    text = content if isinstance(content, str) else json.dumps(content)
+    return lambda b: {"input_dir": b.file("runs/eval/sft.json", text).parents[1]}
+
+
+def responses() -> dict[str, tuple]:
     row = {"prompt": "Hi", "messages": [{"role": "user", "content": "Hi"}], "source": "p:1", "response": "Ho",
            "length": 1, "finished": True, "kl": 0.0}  # fmt: skip
 
-    def responses(*rows: Any) -> Callable[[Bench], dict[str, Any]]:
+    def given(*rows: Any) -> Callable[[Bench], dict[str, Any]]:
         return lambda b: {"responses": b.rows(*rows)}
 
-    def evaluation(content: Any) -> Callable[[Bench], dict[str, Any]]:
-        text = content if isinstance(content, str) else json.dumps(content)
-        return lambda b: {"input_dir": b.file("runs/eval/sft.json", text).parents[1]}
-
-    whole = make_run("sft", [[0.5, 0.2]]).evaluation
     return {
         "responses: no such file": (score, lambda b: {"responses": "none.jsonl"}, ("--responses none.jsonl",)),
         "responses: malformed": (
@@ -677,19 +686,25 @@ def results() -> dict[str, tuple]:
         "responses: not UTF-8": (
             score, lambda b: {"responses": b.file("r.jsonl", b'{"prompt": "\xe9"}\n')}, ("r.jsonl:1:", "UTF-8")),
         "responses: a field is missing": (
-            score, responses(row, {"prompt": "Hi"}), ("rows.jsonl:2: the field 'finished' is missing",)),
+            score, given(row, {"prompt": "Hi"}), ("rows.jsonl:2: the field 'finished' is missing",)),
         "responses: a number for the response": (
-            score, responses(row | {"response": 7}), ("rows.jsonl:1: the field 'response' must be",)),
+            score, given(row | {"response": 7}), ("rows.jsonl:1: the field 'response' must be",)),
         "responses: turns without content": (
             judge, lambda b: {"policy": f"o={b.rows(row | {'messages': [{'role': 'user'}]})}"},
             ("rows.jsonl:1: the field 'messages' must be",)),
         "responses: other prompts": (
             judge, lambda b: {"policy": f"o={b.rows(row)}"}, ("--policy o: no response to",)),
         "responses: half a character": (
-            score, responses(row, row | {"response": "\ud800"}), ("rows.jsonl:2: the field 'response' must be text",)),
+            score, given(row, row | {"response": "\ud800"}), ("rows.jsonl:2: the field 'response' must be text",)),
         "responses: half a character in a turn": (
             judge, lambda b: {"policy": f"o={b.rows(row | {'messages': [{'role': 'user', 'content': chr(0xDC00)}]})}"},
             ("rows.jsonl:1: the field 'messages.content' must be text",)),
+    }  # fmt: skip
+
+
+def evaluations() -> dict[str, tuple]:
+    whole = make_run("sft", [[0.5, 0.2]]).evaluation
+    return {
         "evaluation: a folder": (report, lambda b: {"input_dir": runs(b, "eval/x.json/y")}, ("x.json: cannot be",)),
         "evaluation: a row without scores": (
             report, evaluation(whole | {"rows": [*whole["rows"], whole["rows"][0] | {"scores": {}}]}),
@@ -721,6 +736,11 @@ def results() -> dict[str, tuple]:
         "evaluation: without rows": (report, evaluation(whole | {"rows": []}), ("sft.json: not an evaluation", "rows")),
         "evaluation: without means": (report, evaluation(whole | {"objectives": {"help": 1}}), ("sft.json", "'help'")),
         "labels: no such file": (report, lambda b: {"labels": "none.jsonl"}, ("--labels none.jsonl",)),
+    }  # fmt: skip
+
+
+def judgements() -> dict[str, tuple]:
+    return {
         "judge: no address": (judge, lambda b: {"gold": None, "base_url": "here", "model": "m"}, ("--base_url",)),
         "judge: no such function": (judge, lambda b: {"gold": "utils.nothing:at_all"}, ("--gold utils.nothing",)),
         "gold: no module": (judge, lambda b: {"gold": ".gold:scores"}, ("--gold .gold:scores",)),
@@ -747,6 +767,11 @@ def results() -> dict[str, tuple]:
         "judge: criteria without a scale": (
             judge, lambda b: {"gold": None, "base_url": "http://127.0.0.1:9", "model": "m",
                               "criteria": f"helpfulness={b.file('c.txt', 'be brief')}"}, ("--criteria helpfulness",)),
+    }  # fmt: skip
+
+
+def outputs() -> dict[str, tuple]:
+    return {
         "output: below a file": (step3, lambda b: {"output_dir": b.workshop.prompts / "out"}, ("--output_dir",)),
         "output: below a file, stage 1": (step1, lambda b: {"output_dir": b.workshop.prompts / "x"}, ("--output_dir",)),
         "output: over an expert": (soup, lambda b: {"output_dir": b.experts}, ("--output_dir", "delete")),

@@ -161,7 +161,7 @@ def newest_whole(directory: Path) -> Checkpoint | None:
     Raises:
         UserError: there are checkpoints, but none is whole.
     """
-    folders = step_folders(directory)
+    folders = all_gather_objects(step_folders(directory))[0]  # a shared disk may show new ones late
     for folder in reversed(folders):
         faults = all_gather_objects(verify(folder, rank(), world_size()))
         if not any(faults):
