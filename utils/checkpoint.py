@@ -31,7 +31,7 @@ import transformers
 
 from utils.distributed import all_gather_objects, barrier, is_main, print_main, rank, world_size
 from utils.engines import Engine, hyperparameters_of, quiet, set_hyperparameters
-from utils.errors import Failure, UserError, file_system_error
+from utils.errors import Failure, UserError, writing
 from utils.output import EXPORT_PREFIX, flush_to_disk, remove_folder, remove_left_overs, write_json
 from utils.random_states import random_states, restore_random_states
 from utils.rank_watch import beat
@@ -370,15 +370,13 @@ class Checkpoints:
     def failing_whole(self, step: int, partial: Path) -> Iterator[None]:
         """Turn an error of writing into one line, without the half-written folder."""
         try:
-            yield
-        except Exception as error:
-            found = file_system_error(error)
-            if found is None:
-                raise
+            with writing(partial):
+                yield
+        except Failure as error:
             shutil.rmtree(partial, ignore_errors=True)
             folders = step_folders(self.directory)
             raise Failure(
-                f"--output_dir {self.args.output_dir}: the checkpoint of step {step} cannot be written ({found[1]});"
+                f"--output_dir {self.args.output_dir}: the checkpoint of step {step} cannot be written ({error});"
                 f" {f'the last one is {folders[-1]}' if folders else 'there is none before it'}"
             ) from error
 
