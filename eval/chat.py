@@ -22,7 +22,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from eval.chat_page import Columns, Lines, new_page
 from eval.score import Gold, Row, RowScorer, grade, load_gold, load_row_scorer
 from utils.arguments import Parser, add_loading_arguments, named_value, positive_int, seed, temperature
-from utils.data.encoding import encode_prompt
+from utils.data.encoding import encode_prompt, end_ids, response_text
 from utils.data.records import Message
 from utils.distributed import device, seed_everything
 from utils.errors import UserError, run_main
@@ -33,6 +33,7 @@ from utils.models import (
     check_positions,
     load_causal_lm,
     load_tokenizer,
+    positions_of,
     sampling_config,
 )
 from utils.objectives import Objective, add_score_arguments, are_given, named_objectives
@@ -65,9 +66,12 @@ class PageStreamer(TextStreamer):
         self.ids: list[int] = []
 
     def put(self, value: torch.Tensor) -> None:
-        if not self.next_tokens_are_prompt:
-            self.ids += value.flatten().tolist()
-        super().put(value)
+        if self.next_tokens_are_prompt:
+            super().put(value)
+            return
+        self.ids += value.flatten().tolist()
+        if self.ids[-1] not in end_ids(self.tokenizer):  # not always one of the special tokens, which are skipped
+            super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self.page.write(printable(text) + "\n" * stream_end)
@@ -128,7 +132,7 @@ def load_scorers(objectives: list[Objective], args: argparse.Namespace) -> dict[
 
 
 def positions(model: PreTrainedModel) -> int | None:
-    return getattr(model.config, "max_position_embeddings", None)
+    return positions_of(model.config)
 
 
 def room_for_prompt(model: PreTrainedModel, max_new_tokens: int) -> int | None:
@@ -178,9 +182,9 @@ def answer(
     except KeyboardInterrupt:
         streamer.end()
         page.note("(interrupted)")
-    response = policy.tokenizer.decode(streamer.ids, skip_special_tokens=True)
+    response = response_text(policy.tokenizer, streamer.ids)
     policy.history = [*messages, {"role": "assistant", "content": response}]
-    finished = streamer.ids[-1:] == [policy.tokenizer.eos_token_id]
+    finished = bool(streamer.ids) and streamer.ids[-1] in end_ids(policy.tokenizer)
     return {"prompt": messages[-1]["content"], "messages": messages, "response": response, "finished": finished}
 
 

@@ -37,7 +37,7 @@ from utils.arguments import (
 )
 from utils.data import load_prompts
 from utils.data.batching import left_pad
-from utils.data.encoding import Encoded, fit_lengths
+from utils.data.encoding import Encoded, end_ids, fit_lengths, response_text
 from utils.distributed import device, seed_everything
 from utils.errors import UserError, run_main
 from utils.metrics import Progress
@@ -50,6 +50,7 @@ from utils.models import (
     load_config,
     load_tokenizer,
     position_ids_from_mask,
+    positions_of,
     same_tokenizer,
     sampling_config,
 )
@@ -136,7 +137,7 @@ def load_test_prompts(
     args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, model: str, flag: str
 ) -> list[Encoded]:
     """The prompts as `model`, which `flag` named, sees them; those that leave room for a response."""
-    room = getattr(load_config(model, flag), "max_position_embeddings", None)
+    room = positions_of(load_config(model, flag))
     max_prompt_length = args.max_prompt_length
     if room is not None and max_prompt_length is None:
         max_prompt_length = room - args.max_new_tokens
@@ -183,7 +184,7 @@ def sample_responses(
     ids, attention_mask = (t.to(device()) for t in left_pad([p.prompt for p in prompts], tokenizer.pad_token_id))
     model.generation_config = sampling_config(tokenizer, args.temperature, args.max_new_tokens)
     sequences = model.generate(input_ids=ids, attention_mask=attention_mask)
-    mask = response_mask(sequences[:, ids.shape[1] :], tokenizer.eos_token_id)
+    mask = response_mask(sequences[:, ids.shape[1] :], end_ids(tokenizer))
     return Sampled(sequences, torch.cat([attention_mask, mask.long()], dim=1), mask)
 
 
@@ -208,9 +209,9 @@ def describe(prompts: list[Encoded], sampled: Sampled, tokenizer: PreTrainedToke
             "prompt": prompt.record.messages[-1]["content"],
             "messages": prompt.record.messages,
             "source": prompt.record.source,
-            "response": tokenizer.decode(ids[:length], skip_special_tokens=True),
+            "response": response_text(tokenizer, ids[:length]),
             "length": length,
-            "finished": ids[length - 1] == tokenizer.eos_token_id,
+            "finished": ids[length - 1] in end_ids(tokenizer),
         }
 
 
@@ -309,7 +310,6 @@ def from_json(states: States) -> States:
 def generate_all(
     todo: list[tuple[str, str, Answers]],
     prompts: list[Encoded],
-    tokenizer: PreTrainedTokenizerBase,
     args: argparse.Namespace,
 ) -> None:
     """Write the responses of every (name, policy, its answers)."""
@@ -320,6 +320,7 @@ def generate_all(
     progress = Progress(total, "generate", every=max(1, total // 20), done_before=done)
     for name, path, answers in todo:
         policy = load_causal_lm(path, f"--policy {name}", dtype).to(device()).eval()
+        tokenizer = load_tokenizer(path, f"--policy {name}")  # the reference's, but for what ends a response
         for _ in answers.generate(policy, reference, prompts, tokenizer, args):
             done += 1
             progress.update(done)
@@ -349,7 +350,7 @@ def main() -> None:
         else:
             todo.append((name, path, Answers(file, settings, len(prompts))))
     if todo:
-        generate_all(todo, prompts, tokenizer, args)
+        generate_all(todo, prompts, args)
 
 
 if __name__ == "__main__":

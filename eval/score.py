@@ -282,7 +282,7 @@ def load_row_scorer(objective: Objective, dtype: torch.dtype, batch_size: int) -
     model.module.to(device()).eval()
 
     def score(rows: list[Row]) -> tuple[list[float], int]:
-        encoded = [model.encode(row["messages"], row["response"], row["finished"]) for row in rows]
+        encoded = [model.encode(row["messages"], row["response"], row["finished"], row["source"]) for row in rows]
         dialogues, truncated = zip(*encoded, strict=True)
         scores = last_token_scores(model.module, dialogues, model.tokenizer.pad_token_id, batch_size)
         return model.values(scores).tolist(), sum(truncated)

@@ -55,7 +55,7 @@ def main() -> None:
     args = parse_args()
     settle_ranks(args)
     named = (args.tokenizer, "--tokenizer") if args.tokenizer else (args.model_name_or_path, "--model_name_or_path")
-    tokenizer = load_tokenizer(*named)
+    tokenizer = load_tokenizer(*named, model=args.model_name_or_path)
     architecture = check_causal_lm(args.model_name_or_path, "--model_name_or_path", tokenizer)
     training_examples, validation_examples = read_examples(args, tokenizer, load_dialogues)
     if args.dry_run:

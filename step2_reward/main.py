@@ -90,6 +90,7 @@ def main() -> None:
     seed_everything(args.seed)
     run = Run(args, "reward", (pairs, held_out), tokenizer)
     model = new_score_model(args.model_name_or_path, "--model_name_or_path", DTYPES[args.dtype])
+    model.config.objective, model.config.kind = args.objective, args.kind
     total_steps = steps_per_epoch(len(pairs), args) * args.num_train_epochs
     engine = make_training_engine(LastTokenScore(model), args, args.learning_rate, total_steps)
     scorer = PairScorer(engine, tokenizer.pad_token_id, args)
@@ -238,10 +239,9 @@ def mean_figures(scorer: PairScorer, pairs: list[Encoded]) -> dict[str, float]:
 
 
 def describe_scores(model: PreTrainedModel, scorer: PairScorer, pairs: list[Encoded], args: argparse.Namespace) -> None:
-    """Put what a user of the scores must know into the configuration: objective, kind, mean and spread."""
+    """Put what a user of the scores must know into the configuration: their mean and spread."""
     count = min(len(pairs), args.statistics_pairs)
     scores = scorer.score_table([pairs[i * len(pairs) // count] for i in range(count)])
-    model.config.objective, model.config.kind = args.objective, args.kind
     model.config.score_mean, model.config.score_std = float(scores.mean()), float(scores.std())
 
 

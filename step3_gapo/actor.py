@@ -28,7 +28,7 @@ class Actor:
         self, model: PreTrainedModel, generation: GenerationConfig, args: argparse.Namespace, total_steps: int
     ):
         self.twin = copy.deepcopy(model, {id(p): p for p in model.parameters()}).eval()
-        self.twin.generation_config = model.generation_config = generation
+        self.twin.generation_config = self.generation = generation  # `model` keeps what its folder says
         self.parameters = list(model.parameters())
         self.hybrid = args.enable_hybrid_engine
         obstacle = hybrid_engine_obstacle(model) if self.hybrid else None
@@ -68,7 +68,7 @@ class Actor:
     def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """[batch, prompt] left-padded -> [batch, prompt + response]; call inside `gathered()`."""
         generator = self.engine if self.hybrid else self.twin
-        return generator.generate(input_ids=input_ids, attention_mask=attention_mask)
+        return generator.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=self.generation)
 
 
 @contextmanager

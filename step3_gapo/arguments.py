@@ -337,7 +337,7 @@ def objectives_of(args: argparse.Namespace) -> list[Objective]:
     length = args.max_prompt_length + args.max_new_tokens
     policy_tokenizer = load_tokenizer(args.actor_model, "--actor_model")
     for objective in objectives:
-        if not objective.is_function and objective.reads_tokens_of(policy_tokenizer):
+        if not objective.is_function and objective.shares_tokens_of(policy_tokenizer):
             check_positions(objective.path, objective.flag, length, "--max_prompt_length + --max_new_tokens")
             check_vocabulary(objective, args.actor_model)
     names = [objective.name for objective in objectives]

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from step3_gapo.scorers import Scorer
 from utils.engines import Engine, make_training_engine
+from utils.lora import with_adapters
 from utils.models import DTYPES, load_causal_lm
 from utils.objectives import Objective
 from utils.token_head import TokenHead
@@ -26,21 +27,18 @@ def build_critics(
     args: argparse.Namespace,
     objectives: list[Objective],
     scorers: list[Scorer],
-    adapted_trunks: list[PreTrainedModel],
+    adapted: list[TokenHead],
     total_steps: int,
 ) -> list[Critic]:
     """One critic an objective, started from its reward or cost model; or one trunk with a head an objective.
 
     Args:
-        adapted_trunks: with LoRA, a decoder with adapters for every critic; else none.
+        adapted: with LoRA, `adapted_critics`; else none.
     """
-    dtype = DTYPES[args.dtype]
-    if adapted_trunks:
-        named_trunks = zip(critic_groups(args, objectives), adapted_trunks, strict=True)
-        groups = ((names, TokenHead(trunk, zero_head(trunk, len(names), dtype))) for names, trunk in named_trunks)
+    if adapted:
+        groups = zip(critic_groups(args, objectives), adapted, strict=True)
     elif args.critic == "shared":
-        trunk = load_causal_lm(args.actor_model, "--actor_model", dtype).base_model
-        groups = [([o.name for o in objectives], TokenHead(trunk, zero_head(trunk, len(objectives), dtype)))]
+        groups = [([o.name for o in objectives], critic_from_policy(args, len(objectives)))]
     else:
         from_scores = {scorer.objective.name: scorer.starts_critic for scorer in scorers}
         groups = (([o.name], separate_critic(o, args, from_scores[o.name])) for o in objectives)
@@ -50,15 +48,28 @@ def build_critics(
     ]
 
 
+def adapted_critics(policy: PreTrainedModel, args: argparse.Namespace, objectives: list[Objective]) -> list[TokenHead]:
+    """With LoRA: trees around the parameters of `policy`, which has no engine yet, with adapters of their own."""
+    width, dtype = feature_width(policy), DTYPES[args.dtype]
+    return [
+        TokenHead(with_adapters(policy.base_model, args), zero_head(width, len(names), dtype))
+        for names in critic_groups(args, objectives)
+    ]
+
+
+def critic_from_policy(args: argparse.Namespace, heads: int) -> TokenHead:
+    """Critic on the trunk of the policy, whose values are 0 everywhere at first."""
+    policy = load_causal_lm(args.actor_model, "--actor_model", DTYPES[args.dtype])
+    return TokenHead(policy.base_model, zero_head(feature_width(policy), heads, DTYPES[args.dtype]))
+
+
 def separate_critic(objective: Objective, args: argparse.Namespace, from_scores: bool) -> TokenHead:
     """Critic whose first values are its model's, where that has a value for every token; else from the policy."""
-    dtype = DTYPES[args.dtype]
     if not from_scores:
-        trunk = load_causal_lm(args.actor_model, "--actor_model", dtype).base_model
-        return TokenHead(trunk, zero_head(trunk, 1, dtype))
-    model = objective.load_model(dtype)
+        return critic_from_policy(args, 1)
+    model = objective.load_model(DTYPES[args.dtype])
     trunk, scores = model.module.trunk, model.module.head
-    head = zero_head(trunk, 1, dtype)
+    head = zero_head(scores.in_features, 1, DTYPES[args.dtype])
     head.weight.data.copy_(objective.scale * model.slope * scores.weight.data)
     bias = 0.0 if scores.bias is None else scores.bias.item()
     head.bias.data.fill_(objective.scale * (model.slope * bias + model.offset))
@@ -71,9 +82,14 @@ def critic_groups(args: argparse.Namespace, objectives: list[Objective]) -> list
     return [names] if args.critic == "shared" else [[name] for name in names]
 
 
-def zero_head(trunk: PreTrainedModel, heads: int, dtype: torch.dtype) -> nn.Linear:
+def zero_head(features: int, heads: int, dtype: torch.dtype) -> nn.Linear:
     """A value head that starts at 0 everywhere."""
-    head = nn.Linear(trunk.config.hidden_size, heads, dtype=dtype)
+    head = nn.Linear(features, heads, dtype=dtype)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head
+
+
+def feature_width(policy: PreTrainedModel) -> int:
+    """Features of the trunk's output, whatever the configuration calls them: those that the output head reads."""
+    return policy.get_output_embeddings().weight.shape[1]

@@ -12,7 +12,7 @@ from utils.data.encoding import Encoded
 from utils.dry_run import Described, optimizer_lines, print_dry_run, surroundings
 from utils.models import check_causal_lm, load_config, skeleton
 from utils.objectives import Objective
-from utils.score_models import has_token_head, loader_of
+from utils.score_models import is_ours, loader_of
 
 
 def print_gapo_dry_run(
@@ -84,8 +84,8 @@ def score_models_of(
             continue
         config = load_config(objective.path, objective.flag)
         model = skeleton(loader_of(config), config, objective.path, objective.flag)
-        shared = objective.reads_tokens_of(tokenizer) and has_token_head(model)
-        note = "the policy's" if shared else "own: re-tokenized"
+        shared = objective.shares_tokens_of(tokenizer)
+        note = "the policy's" if shared and is_ours(config) else "own: re-tokenized"
         role = f"{objective.kind} of {objective.name}"
         if own_critic and shared:
             described.append(

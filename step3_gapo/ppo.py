@@ -6,25 +6,36 @@ denominator: the caller passes the number of actions of the whole optimizer step
 add up to exactly one global mean.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 
-def response_mask(response_ids: torch.Tensor, eos_token_id: int) -> torch.Tensor:
+def response_mask(response_ids: torch.Tensor, eos_token_id: int | Sequence[int]) -> torch.Tensor:
     """Action mask of sampled responses, from their lengths: everything up to and including the first EOS.
 
     Comparing ids with the pad token would be wrong when a policy samples the pad token, or when pad is EOS.
 
     Args:
         response_ids: [batch, time] int64.
+        eos_token_id: the id, or all ids, that end a response.
 
     Returns:
         [batch, time] float32 of zeros and ones.
     """
-    is_eos = (response_ids == eos_token_id).int()
+    is_eos = ends_response(response_ids, eos_token_id).int()
     eos_before = is_eos.cumsum(dim=-1) - is_eos  # [batch, time] EOS tokens strictly before each position
     return (eos_before == 0).float()
+
+
+def finished(response_ids: torch.Tensor, mask: torch.Tensor, eos_token_id: int | Sequence[int]) -> torch.Tensor:
+    """1 where a response ended by itself, with EOS: [batch, time] ids and action mask -> [batch] float32."""
+    return (ends_response(response_ids, eos_token_id) & (mask > 0)).any(dim=-1).float()
+
+
+def ends_response(ids: torch.Tensor, eos_token_id: int | Sequence[int]) -> torch.Tensor:
+    """Where ids are one of those that end a response; bool, in their shape."""
+    return torch.isin(ids, torch.as_tensor(eos_token_id, device=ids.device))
 
 
 def log_probs_of(logits: torch.Tensor, actions: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:

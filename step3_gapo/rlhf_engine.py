@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from step3_gapo.actor import Actor
-from step3_gapo.critics import build_critics, critic_groups
+from step3_gapo.critics import adapted_critics, build_critics
 from step3_gapo.policy_forward import PolicyForward
 from step3_gapo.scorers import make_scorer
 from utils.distributed import is_main
@@ -39,15 +39,14 @@ class RLHFEngine:
         beat("loading models")
         self.scorers = [make_scorer(objective, args, tokenizer) for objective in objectives]
         optimized = [objective for objective in objectives if objective.optimized]
-        reference, adapted, trunks = load_causal_lm(args.actor_model, "--actor_model", dtype), None, []
+        reference, adapted, critics = load_causal_lm(args.actor_model, "--actor_model", dtype), None, []
         if args.lora_dim:
-            adapted = with_adapters(reference, args)
-            trunks = [with_adapters(reference.base_model, args) for _ in critic_groups(args, optimized)]
+            adapted, critics = with_adapters(reference, args), adapted_critics(reference, args, optimized)
         frozen = make_frozen_engine(reference, args)
         if args.park_frozen_models and not args.lora_dim and args.zero_stage < 3:
             park(frozen.module)
         self.reference = PolicyForward(frozen, args.temperature, args.logits_chunk_size)
-        self.critics = build_critics(args, optimized, self.scorers, trunks, total_steps)
+        self.critics = build_critics(args, optimized, self.scorers, critics, total_steps)
         policy = adapted or load_causal_lm(args.actor_model, "--actor_model", dtype)
         self.actor = Actor(policy, generation, args, total_steps)
 

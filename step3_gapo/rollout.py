@@ -18,7 +18,7 @@ from step3_gapo.rlhf_engine import RLHFEngine
 from step3_gapo.sampled import Sampled, by_micro_batch, columns_in_use, micro_batch_rows
 from step3_gapo.scorers import score_responses
 from utils.data.batching import left_pad
-from utils.data.encoding import Encoded
+from utils.data.encoding import Encoded, end_ids, response_text
 from utils.distributed import all_gather_rows, all_reduce_sum, device
 from utils.objectives import Objective
 from utils.parking import resident
@@ -146,7 +146,7 @@ def make_rollout(engine: RLHFEngine, prompts: list[Encoded], args: argparse.Name
 @torch.no_grad()
 def sample_responses(engine: RLHFEngine, prompts: list[Encoded], args: argparse.Namespace) -> Sampled:
     """One response a prompt, `--per_device_prompt_batch_size` prompts at a time, parameters gathered once for all."""
-    pad_id, eos_id = engine.tokenizer.pad_token_id, engine.tokenizer.eos_token_id
+    pad_id, ends = engine.tokenizer.pad_token_id, end_ids(engine.tokenizer)
     ids, attention = (t.to(device()) for t in left_pad([prompt.prompt for prompt in prompts], pad_id))
     size = args.per_device_prompt_batch_size
     with engine.actor.gathered():
@@ -156,13 +156,13 @@ def sample_responses(engine: RLHFEngine, prompts: list[Encoded], args: argparse.
             sequences.append(engine.actor.generate(*batch))
     responses = [sequence[:, ids.shape[1] :] for sequence in sequences]  # each [size, its longest response]
     width = max(response.shape[1] for response in responses)
-    masks = [ppo.response_mask(response, eos_id) for response in responses]
+    masks = [ppo.response_mask(response, ends) for response in responses]
     mask = torch.cat([pad(mask, (0, width - mask.shape[1])) for mask in masks])
     response_ids = torch.cat([pad(r, (0, width - r.shape[1]), value=pad_id) for r in responses])
     response_ids = response_ids.masked_fill(mask == 0, pad_id)
     lengths = mask.sum(dim=-1).long().tolist()
     texts = [
-        engine.tokenizer.decode(row[:length], skip_special_tokens=True)
+        response_text(engine.tokenizer, row[:length])
         for row, length in zip(response_ids.tolist(), lengths, strict=True)
     ]
     return Sampled(
@@ -171,7 +171,7 @@ def sample_responses(engine: RLHFEngine, prompts: list[Encoded], args: argparse.
         input_ids=torch.cat([ids, response_ids], dim=1),
         attention_mask=torch.cat([attention, mask.long()], dim=1),
         mask=mask,
-        finished=((response_ids == eos_id) & (mask > 0)).any(dim=-1).float(),
+        finished=ppo.finished(response_ids, mask, ends),
     )
 
 

@@ -16,7 +16,7 @@ from utils.objectives import Objective
 from utils.parking import park, resident
 from utils.rank_watch import beat
 from utils.reward_functions import RewardFunction
-from utils.score_models import ScoreModel
+from utils.score_models import Reading, ScoreModel
 
 
 @dataclass
@@ -54,22 +54,23 @@ class FunctionScorer:
 
 @dataclass
 class ModelScorer:
-    """A frozen reward or cost model; `reads_policy_tokens` where its ids of every dialogue are the policy's."""
+    """A frozen reward or cost model; `starts_critic` where it has a value for every token of the policy."""
 
     objective: Objective
     model: ScoreModel
     engine: Engine
-    reads_policy_tokens: bool
+    starts_critic: bool
 
     @property
-    def starts_critic(self) -> bool:
-        """Whether the model has a value for every token of the policy."""
-        return self.reads_policy_tokens
+    def reads_policy_tokens(self) -> bool:
+        """Whether its ids of every dialogue are the policy's, that is, prompt and response apart and up to EOS."""
+        return self.starts_critic and self.model.reading is Reading.APART
 
     def score(self, sampled: Sampled, args: argparse.Namespace) -> Scored:
         """Value of every response, from the score at its last token.
 
-        A model with the policy's tokenizer reads the policy's tokens; any other reads the texts through its own.
+        A model of stage 2 with the policy's tokenizer reads the policy's tokens; any other reads the texts through its
+        own tokenizer and template.
         """
         truncated = None
         if not self.reads_policy_tokens:
@@ -110,7 +111,7 @@ def in_other_tokens(sampled: Sampled, model: ScoreModel) -> tuple[Sampled, torch
     """The same dialogues in a score model's own ids and chat template, and `Scored.truncated`."""
     rows, truncated = [], []
     for prompt, response, finished in zip(sampled.prompts, sampled.responses, sampled.finished.tolist(), strict=True):
-        ids, cut = model.encode(prompt.record.messages, response, bool(finished))
+        ids, cut = model.encode(prompt.record.messages, response, bool(finished), prompt.record.source)
         rows.append(ids)
         truncated.append(float(cut))
     ids, attention = (t.to(device()) for t in right_pad(rows, model.tokenizer.pad_token_id))

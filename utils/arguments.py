@@ -159,6 +159,12 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--allow_pickle", action="store_true", help="read pickled weights (.bin) too, not only safetensors"
     )
+    group.add_argument(
+        "--attn_implementation",
+        metavar="NAME",
+        help="how attention is computed: eager, sdpa, flash_attention_2 or another name that transformers knows"
+        " (default: what it chooses)",
+    )
 
 
 def add_supervised_arguments(parser: argparse.ArgumentParser) -> None:

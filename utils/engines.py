@@ -116,12 +116,12 @@ def quiet() -> Iterator[None]:
 
 
 def gathered_weights(model: nn.Module, trained_only: bool = False) -> dict[str, torch.Tensor]:
-    """Whole parameters by name, copied to the CPU of the main rank; empty on other ranks. Call on every rank.
+    """Whole parameters and persistent buffers by name, copied to the CPU of the main rank; empty on other ranks.
 
-    Gathered one parameter at a time, so that under ZeRO-3 no device ever holds the whole model.
+    Gathered one parameter at a time, so that under ZeRO-3 no device ever holds the whole model. Call on every rank.
 
     Args:
-        trained_only: leave out what is frozen.
+        trained_only: leave out what is frozen, and buffers.
     """
     weights = {}
     for name, parameter in model.named_parameters():
@@ -130,16 +130,24 @@ def gathered_weights(model: nn.Module, trained_only: bool = False) -> dict[str, 
         with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
             if is_main():
                 weights[name] = parameter.detach().cpu().clone()
+    if is_main() and not trained_only:
+        weights |= {name: buffer.cpu().clone() for name, buffer in persistent_buffers(model).items()}
     return weights
+
+
+def persistent_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers that are stored with a model's parameters, such as what routes tokens to experts."""
+    stored = model.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in stored.items() if not isinstance(tensor, nn.Parameter)}
 
 
 def restore_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     """Put the main rank's `gathered_weights` back on every rank; the optimizer's own copies stay."""
-    for name, parameter in model.named_parameters():
-        partitioned = hasattr(parameter, "ds_id")
-        whole = deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=partitioned)
+    for name, tensor in [*model.named_parameters(), *persistent_buffers(model).items()]:
+        partitioned = hasattr(tensor, "ds_id")
+        whole = deepspeed.zero.GatheredParameters([tensor], modifier_rank=0, enabled=partitioned)
         with torch.no_grad(), whole:
             if is_main():
-                parameter.copy_(weights[name])
+                tensor.copy_(weights[name])
             if world_size() > 1 and not partitioned:
-                torch.distributed.broadcast(parameter.data, src=0)
+                torch.distributed.broadcast(tensor.data, src=0)

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from utils.arguments import Parser, add_loading_arguments
 from utils.checkpoint import BEST, ENGINES, read_manifest, step_folders, verify
+from utils.engines import persistent_buffers
 from utils.errors import Failure, UserError, run_main
 from utils.fingerprint import model_fingerprint
 from utils.lora import export_adapted_model, with_adapters
@@ -159,7 +160,9 @@ def read_model(
         return model, load_file(folder / BEST)
     shapes = {prefix + name: shape for name, shape in whole_shapes(model).items()}
     saved = read_saved(folder / ENGINES / engine, flags["zero_stage"], shapes)
-    return model, {name.removeprefix(prefix): saved.whole(name).to(dtype) for name in shapes}
+    weights = {name: saved.whole(name).to(dtype) for name in shapes}
+    weights |= {prefix + name: saved.common["module"][prefix + name] for name in persistent_buffers(model)}
+    return model, {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
 
 
 def read_adapted_policy(
@@ -179,7 +182,7 @@ def read_adapted_policy(
     model.generation_config = GenerationConfig.from_pretrained(folder / "model")
     shapes = whole_shapes(model)
     saved = read_saved(folder / ENGINES / engine, flags.zero_stage, shapes)
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()} | persistent_buffers(model)
     return model, weights | {name: saved.whole(name).to(dtype) for name in shapes}
 
 

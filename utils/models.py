@@ -8,10 +8,11 @@ before the first one is loaded.
 
 import argparse
 import copy
+import functools
 import json
-import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,25 +38,28 @@ from utils.adapter_folder import (
     is_adapter_folder,
     merge_adapters,
 )
-from utils.data.encoding import encode_prompt, encode_response
+from utils.data.encoding import encode_dialogue, end_ids, set_end_ids
+from utils.distributed import print_main
 from utils.errors import UserError
-from utils.fingerprint import find_tensors, tensor_shapes
 from utils.hub import describe_hub_error, is_local, source_of
+from utils.stored_weights import StoredWeights, layers_beyond, stored_weights
 
 disable_progress_bar()  # loading bars of seven models drown everything else
 set_verbosity_error()  # what its warnings are about ends in an error here, or is no news (the head that stage 2 adds)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NEW_HEAD = ("score.weight",)  # what stage 2 adds to a language model
+LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # how names of their classes end
 
 
 @dataclass
 class Permissions:
-    """What foreign model folders may do in this process."""
+    """What foreign model folders may do in this process, and how their attention is computed."""
 
     trust_remote_code: bool = False
     allow_pickle: bool = False
     missing_weights: bool = False  # in a dry run
+    attention: str | None = None  # None: what transformers chooses
 
 
 _permissions = Permissions()  # set by `allow` alone, so that no loading function can be called with more
@@ -65,6 +69,7 @@ def allow(args: argparse.Namespace) -> None:
     """Grant what `utils.arguments.add_loading_arguments` read; called once, right after parsing."""
     _permissions.trust_remote_code, _permissions.allow_pickle = args.trust_remote_code, args.allow_pickle
     _permissions.missing_weights = getattr(args, "dry_run", False)
+    _permissions.attention = args.attn_implementation
 
 
 def load_config(path: str, flag: str) -> Any:
@@ -90,10 +95,16 @@ def load_config(path: str, flag: str) -> Any:
     architectures = config.architectures
     if not isinstance(architectures, list | None) or not all(isinstance(name, str) for name in architectures or ()):
         raise UserError(f"{flag} {path}: the architectures in config.json are no names: {architectures}")
-    for name in ("pad_token_id", "vocab_size", "max_position_embeddings"):
-        if not isinstance(getattr(config, name, None), int | None):
-            raise UserError(f"{flag} {path}: {name} in config.json is no whole number: {getattr(config, name)!r}")
+    for part in (config, config.get_text_config()):
+        for name in ("pad_token_id", "vocab_size", "max_position_embeddings"):
+            if not isinstance(getattr(part, name, None), int | None):
+                raise UserError(f"{flag} {path}: {name} in config.json is no whole number: {getattr(part, name)!r}")
     return config
+
+
+def positions_of(config: Any) -> int | None:
+    """Tokens that a model's decoder has positions for; None without a limit."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def _unreadable(path: str, flag: str, what: str, error: Exception) -> UserError:
@@ -107,28 +118,58 @@ def _unreadable(path: str, flag: str, what: str, error: Exception) -> UserError:
     return UserError(f"{flag} {path}: cannot read {what} ({first_line(error)})")
 
 
-def load_tokenizer(path: str, flag: str, needs_eos: bool = True) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str, flag: str, needs_eos: bool = True, model: str | None = None) -> PreTrainedTokenizerBase:
     """Tokenizer of a model folder or hub name; a missing pad token falls back to EOS (masks come from lengths).
 
-    Adapters without a tokenizer beside them have that of their base.
+    Adapters without a tokenizer beside them have that of their base. What may end a response (`end_ids`) is what the
+    tokenizer, config.json and generation_config.json name.
+
+    Args:
+        model: whose configuration it is, where that is not `path`.
 
     Raises:
         UserError: no tokenizer there, or one without EOS; names `flag`.
     """
     if is_adapter_folder(path) and not has_tokenizer(path):
-        return load_tokenizer(base_of(path, flag), f"{flag} {path}: its base", needs_eos)
-    load_config(path, flag)
+        return load_tokenizer(base_of(path, flag), f"{flag} {path}: its base", needs_eos, model or path)
+    config = load_config(path, flag)
+    config = load_config(model, flag) if model else config
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source_of(path), trust_remote_code=_permissions.trust_remote_code)
     except Exception as error:  # as above
         raise _unreadable(path, flag, "the tokenizer", error) from None
     if tokenizer.eos_token_id is None and (needs_eos or tokenizer.pad_token_id is None):
         raise UserError(f"{flag} {path}: the tokenizer has no {'EOS' if needs_eos else 'pad'} token")
-    if tokenizer.pad_token_id is None:
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    beyond = rows is not None and tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= rows
+    if tokenizer.pad_token_id is None or (beyond and tokenizer.eos_token_id is not None):
         tokenizer.pad_token = tokenizer.eos_token
+    set_end_ids(tokenizer, [config, config.get_text_config(), load_generation_config(model or path, flag)])
     # Long texts are measured against the stages' own limits; the library's warning about its limit only confuses.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
+
+
+def load_generation_config(path: str, flag: str) -> GenerationConfig | None:
+    """What a folder or hub name says about generation, if anything.
+
+    Raises:
+        UserError: a folder's generation_config.json cannot be read; names `flag`.
+    """
+    if is_local(path) and not (Path(path) / "generation_config.json").is_file():
+        return None
+    try:
+        return GenerationConfig.from_pretrained(**_named_source(path))
+    except Exception as error:  # as in `load_config`
+        if not is_local(path):  # it has none, or nobody can be asked
+            return None
+        raise _unreadable(path, flag, "generation_config.json", error) from None
+
+
+def _named_source(path: str) -> dict[str, Any]:
+    """`source_of`, as GenerationConfig calls it."""
+    source = dict(source_of(path))
+    return {"pretrained_model_name": source.pop("pretrained_model_name_or_path")} | source
 
 
 def same_tokenizer(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
@@ -175,15 +216,14 @@ def check_causal_lm(path: str, flag: str, tokenizer: PreTrainedTokenizerBase | N
     """
     config = load_config(path, flag)
     _check_no_score_model(config, path, flag)
-    _check_generation_config(path, flag)
+    load_generation_config(path, flag)
     tokenizer = tokenizer or load_tokenizer(path, flag)
     if is_adapter_folder(path):
         model = check_causal_lm(base_of(path, flag), f"{flag} {path}: its base", tokenizer)
         check_adapters(model, path, flag)
     else:
         model = check_model(AutoModelForCausalLM, config, path, flag)
-    check_ids(model, tokenizer, path, flag)
-    check_dialogues(tokenizer, flag)
+    check_dialogues(model, tokenizer, path, flag)
     return model
 
 
@@ -192,46 +232,60 @@ def _check_no_score_model(config: Any, path: str, flag: str) -> None:
         raise UserError(f"{flag} {path}: this is {config.architectures[0]}, not a language model")
 
 
-def _check_generation_config(path: str, flag: str) -> None:
-    """Raises: UserError: a folder's generation_config.json cannot be read; names `flag`."""
-    if (Path(path) / "generation_config.json").is_file():
-        try:
-            GenerationConfig.from_pretrained(path)
-        except Exception as error:  # as in `load_config`
-            raise _unreadable(path, flag, "generation_config.json", error) from None
-
-
 def new_score_model(path: str, flag: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Score model with a new one-label head on the trunk of any decoder, the start of stage 2.
+    """Score model with one label, the start of stage 2: with a new head on the trunk of any decoder, or as it is.
 
     Raises:
         UserError: the folder holds no such decoder; names `flag`.
     """
-    return load_model(AutoModelForSequenceClassification, path, flag, dtype, new=NEW_HEAD, num_labels=1)
+    new = () if is_score_model(load_config(path, flag)) else NEW_HEAD
+    return load_model(AutoModelForSequenceClassification, path, flag, dtype, new=new, num_labels=1)
 
 
-def check_decoder(path: str, flag: str, new: tuple[str, ...] = NEW_HEAD) -> PreTrainedModel:
-    """Make sure, before any weight is read, that a model can score every token, and has its tokenizer and weights.
-
-    Args:
-        new: parameters that the weights need not have.
+def check_decoder(path: str, flag: str) -> PreTrainedModel:
+    """Make sure, before any weight is read, that a model can start stage 2, and has its tokenizer and weights.
 
     Raises:
-        UserError: no sequence classifier with a `score` head, or something is missing, damaged or does not fit.
+        UserError: no decoder with a classifier that has a `score` head; a score model with several labels or under
+            another name than `score`; or something is missing, damaged or does not fit.
     """
     config = load_config(path, flag)
+    classifies = is_score_model(config)
+    if classifies and config.num_labels != 1:
+        raise UserError(f"{flag} {path}: the score model has {config.num_labels} labels, stage 2 trains one")
+    config.num_labels = 1
     model = skeleton(AutoModelForSequenceClassification, config, path, flag)
     if not hasattr(model, "score"):
         raise UserError(f"{flag} {path}: {type(model).__name__} has no score head on every token (use a decoder)")
-    _check_weights(model, path, flag, new)
+    stored = _check_weights(model, path, flag, () if classifies else NEW_HEAD)
+    if stored and not classifies:
+        _check_other_heads(config, stored.unused, path, flag)
     tokenizer = load_tokenizer(path, flag)
-    check_ids(model, tokenizer, path, flag)
-    check_dialogues(tokenizer, flag)
+    check_dialogues(model, tokenizer, path, flag)
     return model
 
 
+def _check_other_heads(config: Any, unused: list[str], path: str, flag: str) -> None:
+    """Of heads that are stored beside a trunk, a language model's own makes room for a new head; another one does not.
+
+    Raises:
+        UserError: the folder is no language model's, and holds a head of a name that is not known.
+    """
+    model = skeleton(AutoModelForCausalLM, config, path, flag)
+    others = sorted(set(unused) & set(stored_weights(model, path, flag).unused))
+    if not others:
+        return
+    if any(name.endswith(LANGUAGE_MODELS) for name in config.architectures or ()):
+        tell_once(f"note: {flag} {path}: a new score head is started; {others[0]}{_and_others(others)} is left out")
+        return
+    raise UserError(
+        f"{flag} {path}: holds {others[0]}{_and_others(others)}, where a score model has score.weight; stage 2 would"
+        " start a new head"
+    )
+
+
 def check_model(auto_class: Any, config: Any, path: str, flag: str, new: tuple[str, ...] = ()) -> PreTrainedModel:
-    """The model without memory for its parameters; the weights (see `check_decoder` for `new`) fit it.
+    """The model without memory for its parameters; the weights fit it, but for `new` ones, which they need not have.
 
     Raises:
         UserError: they do not, or the configuration describes no such model; names `flag`.
@@ -252,24 +306,36 @@ def skeleton(auto_class: Any, config: Any, path: str, flag: str) -> PreTrainedMo
     Raises:
         UserError: the configuration describes no such model.
     """
-    pad, size = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    text = config.get_text_config()
+    pad, size = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
     if pad is not None and size is not None and pad >= size:
         raise UserError(f"{flag} {path}: pad_token_id {pad} lies outside the vocabulary of {size}")
     try:
         with torch.device("meta"):
-            return auto_class.from_config(config, trust_remote_code=_permissions.trust_remote_code)
+            return auto_class.from_config(
+                config, trust_remote_code=_permissions.trust_remote_code, **_attention_option()
+            )
     except Exception as error:  # the sizes of a configuration may contradict each other in many ways
         kind = "sequence classifier" if auto_class is AutoModelForSequenceClassification else "language model"
+        if "Unrecognized configuration class" in str(error):
+            raise UserError(f"{flag} {path}: transformers has no {kind} for {config.model_type}") from None
         raise UserError(
             f"{flag} {path}: config.json ({config.model_type}) makes no {kind} ({first_line(error)})"
         ) from None
 
 
-def _check_weights(model: PreTrainedModel, path: str, flag: str, new: tuple[str, ...] = ()) -> None:
+def _attention_option() -> dict[str, str]:
+    """`--attn_implementation`, as transformers takes it."""
+    return {} if _permissions.attention is None else {"attn_implementation": _permissions.attention}
+
+
+def _check_weights(model: PreTrainedModel, path: str, flag: str, new: tuple[str, ...] = ()) -> StoredWeights | None:
     """Compare the headers of the weights in a folder with the model that `config.json` describes.
 
-    Names that the model does not know are those of a head it lacks, or are converted by transformers while it
-    loads; in the latter case what is missing is found then. Hub names are checked when they are loaded.
+    Hub names are checked when they are loaded.
+
+    Returns:
+        What was compared; None where it could not be.
 
     Raises:
         UserError: weights that are missing (but in a dry run), pickled, truncated, damaged or of another shape; names
@@ -277,26 +343,21 @@ def _check_weights(model: PreTrainedModel, path: str, flag: str, new: tuple[str,
     """
     folder = Path(path)
     if _permissions.missing_weights and lacks_weights(path):
-        return
+        return None
     if not folder.is_dir() or (_permissions.allow_pickle and not any(folder.glob("*.safetensors"))):
-        return
+        return None
     if not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
         raise UserError(f"{flag} {path}: pickled weights can run code; they are read with --allow_pickle alone")
-    found = tensor_shapes(find_tensors(folder, flag))
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name, shape in found.items():
-        if name in parameters and shape != list(parameters[name].shape) and name not in new:
-            expected = list(parameters[name].shape)
-            raise UserError(f"{flag} {path}: {name} has shape {shape}, config.json describes {expected}")
-    if beyond := layers_beyond(model, found):
-        layers = model.config.num_hidden_layers
+    stored = stored_weights(model, path, flag)
+    for name, shape, expected in stored.misshapen:
+        raise UserError(f"{flag} {path}: {name} has shape {shape}, config.json describes {expected}")
+    if beyond := layers_beyond(model, stored.unused):
+        layers = model.config.get_text_config().num_hidden_layers
         raise UserError(f"{flag} {path}: the weights hold {beyond[0]}, config.json describes {layers} layers")
-    trunk = model.base_model_prefix + "."
-    if all(name in parameters for name in found if name.startswith(trunk)):
-        stored = {id(parameters[name]) for name in found if name in parameters}  # a tied parameter is stored once
-        missing = [name for name, value in parameters.items() if id(value) not in stored and name not in new]
-        if missing:
-            raise UserError(f"{flag} {path}: the weights lack {missing[0]}" + _and_others(missing))
+    if missing := [name for name in stored.missing if name not in new]:
+        held = f" (they hold {stored.unused[0]}{_and_others(stored.unused)})" if stored.unused else ""
+        raise UserError(f"{flag} {path}: the weights lack {missing[0]}{_and_others(missing)}{held}")
+    return stored
 
 
 def lacks_weights(path: str) -> bool:
@@ -305,44 +366,49 @@ def lacks_weights(path: str) -> bool:
     return Path(path).is_dir() and not any(weights)
 
 
-def layers_beyond(model: PreTrainedModel, found: Iterable[str]) -> list[str]:
-    """Tensors of layers that a decoder stack lacks, which transformers would leave out without a word."""
-    layer = re.compile(re.escape(model.base_model_prefix) + r"\.(layers|h)\.(\d+)\.")
-    count = getattr(model.config, "num_hidden_layers", None)
-    known = model._keys_to_ignore_on_load_unexpected or ()  # such as heads that predict further tokens
-    numbered = [(name, match) for name in found if (match := layer.match(name))]
-    return [
-        name
-        for name, match in numbered
-        if count is not None and int(match[2]) >= count and not any(re.search(pattern, name) for pattern in known)
-    ]
-
-
 def _and_others(names: list[str]) -> str:
     return f" and {len(names) - 1} others" if len(names) > 1 else ""
 
 
-def check_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str, flag: str) -> None:
-    """Raise UserError, which names `flag`, if a model has no embeddings for ids that its tokenizer gives."""
+def check_dialogues(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str, flag: str) -> None:
+    """Make sure that a tokenizer can write a dialogue, in ids for which the model has embeddings.
+
+    Ids beyond those, which only some texts would hold, are told.
+
+    Raises:
+        UserError: no chat template, one that refuses a question and an answer, or ids beyond; names `flag`.
+    """
     rows = model.get_input_embeddings().weight.shape[0]
-    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    if largest >= rows:
-        raise UserError(f"{flag} {path}: the tokenizer has ids up to {largest} ({token!r}), the model only {rows} rows")
-
-
-def check_dialogues(tokenizer: PreTrainedTokenizerBase, flag: str) -> None:
-    """Raise UserError, which names `flag`, if a tokenizer cannot write a dialogue."""
-    question = [{"role": "user", "content": "?"}]
     try:
-        encode_prompt(tokenizer, question)
-        encode_response(tokenizer, question, "!")
+        written = encode_dialogue(tokenizer, [{"role": "user", "content": "?"}], "!")
     except UserError as error:
         raise UserError(f"{flag} {error}") from None
+    check_ids(written, tokenizer, rows, path, flag)
+
+
+def check_ids(written: list[int], tokenizer: PreTrainedTokenizerBase, rows: int, path: str, flag: str) -> None:
+    """Raise UserError, which names `flag`, if a model of so many `rows` cannot read ids that every dialogue holds."""
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if largest < rows:
+        return
+    if max(written) >= rows:
+        token = tokenizer.convert_ids_to_tokens(max(written))
+        raise UserError(f"{flag} {path}: dialogues hold {token!r} (id {max(written)}), the model has only {rows} rows")
+    tell_once(
+        f"note: {flag} {path}: the tokenizer has ids up to {largest} ({token!r}), the model only {rows} rows;"
+        " texts with such ids are refused"
+    )
+
+
+@functools.cache
+def tell_once(line: str) -> None:
+    """Print a line on the main rank, the first time only: models are checked wherever they are named."""
+    print_main(line)
 
 
 def check_positions(path: str, flag: str, length: int, lengths_flag: str) -> None:
     """Raise UserError if a model has fewer positions than `length` tokens, as `lengths_flag` allows them."""
-    positions = getattr(load_config(path, flag), "max_position_embeddings", None)
+    positions = positions_of(load_config(path, flag))
     if positions is not None and length > positions:
         raise UserError(f"{lengths_flag}: {length} tokens, but {flag} {path} has positions for {positions}")
 
@@ -357,34 +423,44 @@ def sampling_config(tokenizer: PreTrainedTokenizerBase, temperature: float, max_
         top_p=1.0,
         max_new_tokens=max_new_tokens,
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=end_ids(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
     )
 
 
 def load_model(
-    auto_class: Any, path: str, flag: str, dtype: torch.dtype, new: tuple[str, ...] = (), **kwargs: Any
+    auto_class: Any, path: str, flag: str, dtype: torch.dtype, new: tuple[str, ...] = (), num_labels: int | None = None
 ) -> PreTrainedModel:
     """Load all parameters but the `new` ones, without dropout. transformers fills in missing ones at random."""
-    dropouts = {
-        name: 0.0
-        for name, value in load_config(path, flag).to_dict().items()
-        if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float)
-    }
+    config = load_config(path, flag)
+    switch_off_dropout(config)
+    if num_labels is not None:
+        config.num_labels = num_labels
     permitted = {
         "trust_remote_code": _permissions.trust_remote_code,
         "use_safetensors": None if _permissions.allow_pickle else True,
     }
     try:
         model, info = auto_class.from_pretrained(
-            **source_of(path), dtype=dtype, output_loading_info=True, **permitted, **dropouts, **kwargs
+            **source_of(path), config=config, dtype=dtype, output_loading_info=True, **permitted, **_attention_option()
         )
     except Exception as error:  # as in `load_config`
         raise _unreadable(path, flag, "the weights", error) from None
     if missing := sorted(set(info["missing_keys"]) - set(new)):
         raise UserError(f"{flag} {path}: the weights lack {missing[0]}" + _and_others(missing))
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None  # its row would get no gradient, though it may be that of EOS
     model.config.use_cache = False  # generation asks for the cache itself
     return model
+
+
+def switch_off_dropout(config: Any) -> None:
+    """Set every dropout of a configuration, and of those it is made of, to 0."""
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+        for name, value in part.to_dict().items() if part is not None else ():
+            if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float):
+                setattr(part, name, 0.0)
 
 
 def first_line(error: Exception) -> str:
@@ -414,12 +490,11 @@ def score_tokens(
 
 def describe_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Write what `export_model` writes beside the weights: configuration and tokenizer."""
-    config = copy.deepcopy(model.config)
-    config.use_cache, config.pad_token_id = True, tokenizer.pad_token_id
-    config.architectures, config.dtype = [type(model).__name__], model.dtype
-    config.save_pretrained(directory)
-    if model.can_generate():
-        model.generation_config.save_pretrained(directory)
+    with as_published(model, tokenizer):
+        model.config.architectures, model.config.dtype = [type(model).__name__], model.dtype
+        model.config.save_pretrained(directory)
+        if model.can_generate():
+            model.generation_config.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
@@ -432,12 +507,54 @@ def export_model(
     """Write a Hugging Face directory: configuration, safetensors, tokenizer with its chat template.
 
     Args:
-        state_dict: gathered weights when `model`'s own parameters are partitioned.
+        state_dict: gathered weights and persistent buffers when `model`'s own parameters are partitioned; of tied
+            parameters, one name each is enough.
     """
-    use_cache, model.config.use_cache = model.config.use_cache, True
-    model.config.pad_token_id = tokenizer.pad_token_id
-    with warnings.catch_warnings():
+    if state_dict is not None:
+        state_dict = with_tied_names(model, state_dict)
+    with as_published(model, tokenizer), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.save_pretrained(directory, state_dict=state_dict)
     tokenizer.save_pretrained(directory)
-    model.config.use_cache = use_cache
+
+
+def with_tied_names(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights under all names of each parameter; transformers knows which of them it stores."""
+    named = list(model.named_parameters(remove_duplicate=False))
+    stored = {id(parameter): weights[name] for name, parameter in named if name in weights}
+    return weights | {name: stored[id(parameter)] for name, parameter in named if id(parameter) in stored}
+
+
+@contextmanager
+def as_published(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """While it lasts, a model's configurations are those that its folder is to have.
+
+    They say what pads, and all that ends a response; how to sample is what the folder it came from said.
+    """
+    ends = end_ids(tokenizer)
+    ends = ends[0] if len(ends) == 1 else ends
+    own, model.config = model.config, copy.deepcopy(model.config)
+    for config in (model.config, model.config.get_text_config()):
+        config.use_cache, config.pad_token_id, config.eos_token_id = True, tokenizer.pad_token_id, ends
+    own_generation = model.generation_config if model.can_generate() else None
+    if own_generation is not None:
+        model.generation_config = published_generation_config(own_generation, tokenizer.pad_token_id, ends)
+    try:
+        yield
+    finally:
+        model.config = own
+        if own_generation is not None:
+            model.generation_config = own_generation
+
+
+def published_generation_config(
+    generation: GenerationConfig, pad_token_id: int | None, ends: int | list[int]
+) -> GenerationConfig:
+    """A copy that stops at all `ends`; sampling parameters of a folder that forgot to ask for sampling ask for it."""
+    published = copy.deepcopy(generation)
+    published.pad_token_id, published.eos_token_id = pad_token_id, ends
+    try:
+        published.validate(strict=True)
+    except ValueError:
+        published.do_sample = True
+    return published

@@ -12,7 +12,7 @@ from utils.arguments import named_value
 from utils.errors import UserError
 from utils.fingerprint import model_facts
 from utils.reward_functions import RewardFunction, function_fingerprint, load_reward_function
-from utils.score_models import ScoreModel, check_score_model, load_score_model, reads_tokens_of
+from utils.score_models import ScoreModel, check_score_model, load_score_model, shares_tokens_of
 
 KINDS = {
     "reward": "model (value = score, centered)",
@@ -70,9 +70,9 @@ class Objective:
         """The score model of any other objective."""
         return load_score_model(self.path, self.flag, self.kind, self.label, self.template, dtype)
 
-    def reads_tokens_of(self, policy_tokenizer: PreTrainedTokenizerBase) -> bool:
-        """Whether the objective's model can read the policy's own tokens."""
-        return reads_tokens_of(policy_tokenizer, self.path, self.flag, self.template)
+    def shares_tokens_of(self, policy_tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Whether the objective's model has a value for every token of the policy, so that it can start a critic."""
+        return shares_tokens_of(policy_tokenizer, self.path, self.flag, self.template)
 
     def facts(self) -> dict[str, str]:
         """Fingerprints of what the values depend on; see `model_facts`."""

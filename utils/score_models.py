@@ -7,8 +7,9 @@ Safe RLHF       score models in the format of PKU-Alignment/safe-rlhf (beaver-7b
                 the names of its language model, a linear `score_head`, and statistics of scores in `normalizer` that
                 scores are normalized by where config.json says `do_normalize`
 
-Each reads a dialogue through its own tokenizer and chat template (`Reading`), and its score is that of the last token.
-`--score_template` gives a chat template to a tokenizer that has none. No code of a model folder is run for any of them.
+Each reads a dialogue through its own tokenizer and chat template (`Reading`), and its score is that of the token where
+its own forward pass reads it. `--score_template` gives a chat template to a tokenizer that has none. No code of a model
+folder is run for any of them.
 """
 
 import enum
@@ -26,9 +27,10 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    initialization,
 )
 
-from utils.data.encoding import encode_dialogue, encode_whole
+from utils.data.encoding import encode_dialogue, encode_rendered, encode_whole
 from utils.data.records import Message
 from utils.errors import UserError
 from utils.models import (
@@ -38,6 +40,7 @@ from utils.models import (
     load_config,
     load_model,
     load_tokenizer,
+    positions_of,
     same_tokenizer,
     skeleton,
 )
@@ -45,6 +48,7 @@ from utils.token_head import PooledHead, TokenHead
 
 SHOWN_LABELS = 8
 NORMALIZER_EPSILON = 1e-8  # Safe RLHF adds it to the standard deviation
+STATISTICS = ("normalizer.mean", "normalizer.var")  # of its score models
 
 # The conversation that Safe RLHF trains its models on; their tokenizers bring no chat template. Its data has no
 # system turns: here they come before the first user. BOS comes as an id: as text it would change the ids of the first
@@ -66,10 +70,10 @@ class Reading(enum.Enum):
     space, as SentencePiece does.
     """
 
-    APART = "prompt and reply tokenized apart, as in stage 2"
-    AT_ONCE = "one text, whose special tokens are those of the chat template"
-    AFTER_BOS = "one text after BOS, as Safe RLHF's tokenizers give it"
-    WHOLE = "one text between the special tokens of the tokenizer, such as CLS and SEP"
+    APART = "prompt and reply tokenized apart and up to EOS, as in stage 2"
+    RENDERED = "the text that the chat template writes, as it is"
+    AFTER_BOS = "the same after BOS, as Safe RLHF's tokenizers give it"
+    WHOLE = "the same between the special tokens of the tokenizer, such as CLS and SEP"
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,9 @@ class ScoreModel:
     Attributes:
         module: (input_ids, attention_mask), both [batch, time] -> [batch, time, 1] float32 scores.
         slope, offset: value of an objective, higher is better, = slope · score + offset, in original units.
+        padding: the id that the model's own forward pass takes for padding wherever it stands, if there is one.
         positions: tokens that it can read at once; None without a limit.
+        rows: ids that it has embeddings for.
     """
 
     module: nn.Module
@@ -87,7 +93,9 @@ class ScoreModel:
     slope: float
     offset: float
     reading: Reading
+    padding: int | None
     positions: int | None
+    rows: int
 
     @property
     def scores_tokens(self) -> bool:
@@ -98,34 +106,64 @@ class ScoreModel:
         """Scores of the module -> objective values in original units; any shape."""
         return self.slope * scores + self.offset
 
-    def encode(self, messages: Sequence[Message], response: str, finished: bool) -> tuple[list[int], bool]:
-        """Ids of prompt and response, and whether the beginning was cut off for want of positions.
+    def encode(
+        self, messages: Sequence[Message], response: str, finished: bool, source: str = "a dialogue"
+    ) -> tuple[list[int], bool]:
+        """Ids of a dialogue up to the token with the score, and whether its beginning was cut off for want of room.
 
-        A response that was cut off (not `finished`) gets no EOS, as in training. A model with one score for the whole
-        text keeps the first token, which it may take the score from.
+        A response that is not `finished` ends where it was cut off. A model with one score for the whole text keeps the
+        first token, which it may take the score from.
+
+        Args:
+            source: the place of the dialogue, for error messages.
 
         Raises:
-            UserError: no chat template, or one that refuses the turns.
+            UserError: no chat template, one that refuses the turns, or ids that the model does not know.
         """
-        ids, is_whole = read_dialogue(self.tokenizer, self.reading, messages, response), self.reading is Reading.WHOLE
-        ids = ids if finished or is_whole else ids[:-1]
+        try:
+            ids = read_dialogue(self.tokenizer, self.reading, messages, response, finished)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from None
+        if ids and max(ids) >= self.rows:
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise UserError(
+                f"{source}: holds the token {token!r} (id {max(ids)}), for which the score model"
+                f" {self.tokenizer.name_or_path} has no embedding ({self.rows} rows)"
+            )
+        if self.reading is Reading.RENDERED:
+            ids = up_to_score(ids, self.padding)
         if self.positions is None or len(ids) <= self.positions:
             return ids, False
-        first = ids[:1] if is_whole else []
+        first = ids[:1] if self.reading is Reading.WHOLE else []
         return first + ids[len(ids) - self.positions + len(first) :], True
 
 
+def up_to_score(ids: list[int], padding: int | None) -> list[int]:
+    """The ids up to the last one that is not `padding`, which transformers' classifiers take the score from.
+
+    What follows changes nothing there. Of padding alone they read the first.
+    """
+    last = next((i for i in range(len(ids) - 1, -1, -1) if ids[i] != padding), 0)
+    return ids[: last + 1]
+
+
 def read_dialogue(
-    tokenizer: PreTrainedTokenizerBase, reading: Reading, messages: Sequence[Message], response: str
+    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
+    messages: Sequence[Message],
+    response: str,
+    finished: bool = True,
 ) -> list[int]:
-    """Ids of prompt and response; all but those of the whole end in EOS.
+    """Ids of prompt and response.
 
     Raises:
         UserError: no chat template, or one that refuses the turns.
     """
     if reading is Reading.WHOLE:
-        return encode_whole(tokenizer, messages, response)
-    ids = encode_dialogue(tokenizer, messages, response, at_once=reading is not Reading.APART)
+        return encode_whole(tokenizer, messages, response, finished)
+    if reading is Reading.APART:
+        return encode_dialogue(tokenizer, messages, response, finished)
+    ids = encode_rendered(tokenizer, messages, response, finished)
     return [tokenizer.bos_token_id, *ids] if reading is Reading.AFTER_BOS else ids
 
 
@@ -156,8 +194,16 @@ def load_score_model(
         module = TokenHead(model.base_model, row_of(head_of(model), index))
     else:
         module = PooledHead(model, index)
-    reading, positions = reading_of(model, tokenizer), positions_of(config, tokenizer, module)
-    return ScoreModel(module, tokenizer, slope, offset, reading, positions)
+    return ScoreModel(
+        module,
+        tokenizer,
+        slope,
+        offset,
+        reading_of(model, tokenizer),
+        padding=None if is_safe_rlhf(config) else config.get_text_config().pad_token_id,
+        positions=room_of(config, tokenizer, module),
+        rows=model.get_input_embeddings().weight.shape[0],
+    )
 
 
 def check_score_model(path: str, flag: str, kind: str, label: str | None = None, template: str | None = None) -> None:
@@ -172,14 +218,14 @@ def check_score_model(path: str, flag: str, kind: str, label: str | None = None,
     check_config(config, path, flag, kind, label)
     tokenizer = load_score_tokenizer(path, flag, template)
     model = check_model(loader_of(config), config, path, flag, new=optional_parameters(config))
-    check_ids(model, tokenizer, path, flag)
     reading = reading_of(model, tokenizer)
-    if reading is not Reading.WHOLE and tokenizer.eos_token_id is None:
+    if reading is Reading.APART and tokenizer.eos_token_id is None:
         raise UserError(f"{flag} {path}: the tokenizer has no EOS token")
     try:
-        read_dialogue(tokenizer, reading, [{"role": "user", "content": "?"}], "!")
+        written = read_dialogue(tokenizer, reading, [{"role": "user", "content": "?"}], "!")
     except UserError as error:
         raise UserError(f"{flag if template is None else template_flag(flag, template)}: {error}") from None
+    check_ids(written, tokenizer, model.get_input_embeddings().weight.shape[0], path, flag)
 
 
 def load_score_tokenizer(path: str, flag: str, template: str | None = None) -> PreTrainedTokenizerBase:
@@ -209,10 +255,10 @@ def template_flag(flag: str, file: str) -> str:
     return f"--score_template {flag.split()[-1]}={file}"
 
 
-def reads_tokens_of(
+def shares_tokens_of(
     policy_tokenizer: PreTrainedTokenizerBase, path: str, flag: str, template: str | None = None
 ) -> bool:
-    """Whether a score model can read the policy's own tokens: the tokenizers agree, and it scores every token."""
+    """Whether a score model has a value for every token of the policy's: the tokenizers agree, its head is on each."""
     if not same_tokenizer(load_score_tokenizer(path, flag, template), policy_tokenizer):
         return False
     config = load_config(path, flag)
@@ -308,18 +354,23 @@ def calibration(model: PreTrainedModel, kind: str, path: str, flag: str) -> tupl
 
 
 def reading_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Reading:
-    """How a model reads dialogues; stage 2 leaves a `score_mean` in the configuration."""
+    """How a model reads dialogues."""
     if not has_token_head(model):
         return Reading.WHOLE
-    if hasattr(model.config, "score_mean"):
+    if is_ours(model.config):
         return Reading.APART
     after_bos = tokenizer.chat_template == SAFE_RLHF_TEMPLATE and tokenizer.bos_token_id is not None
-    return Reading.AFTER_BOS if after_bos else Reading.AT_ONCE
+    return Reading.AFTER_BOS if after_bos else Reading.RENDERED
 
 
-def positions_of(config: Any, tokenizer: PreTrainedTokenizerBase, module: nn.Module) -> int | None:
+def is_ours(config: Any) -> bool:
+    """Whether stage 2 made the model: it leaves the objective in the configuration, and at its end the scores' mean."""
+    return hasattr(config, "score_mean") or hasattr(config, "objective")
+
+
+def room_of(config: Any, tokenizer: PreTrainedTokenizerBase, module: nn.Module) -> int | None:
     """Tokens a model can read at once; encoders may count some of their positions for padding."""
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = positions_of(config)
     if positions is None or isinstance(module, TokenHead):
         return positions
     return min(positions, tokenizer.model_max_length)
@@ -334,9 +385,27 @@ def is_safe_rlhf(config: Any) -> bool:
 
 
 def optional_parameters(config: Any) -> tuple[str, ...]:
-    """What the weights need not have: a bias, unless config.json promises one (`score_bias`, formerly `bias`)."""
+    """What the weights need not have: a bias, unless config.json promises one (`score_bias`, formerly `bias`).
+
+    And statistics that config.json holds itself.
+    """
+    if not is_safe_rlhf(config):
+        return ()
     promised = getattr(config, "score_bias", getattr(config, "bias", False))
-    return ("score_head.bias",) if is_safe_rlhf(config) and not promised else ()
+    bias = () if promised else ("score_head.bias",)
+    return bias + (STATISTICS if configured_statistics(config) else ())
+
+
+def configured_statistics(config: Any) -> tuple[float, float] | None:
+    """Mean and variance of the scores in config.json, a number or a list of one each, if both are there."""
+    found = []
+    for name in ("mean", "var"):
+        value = getattr(config, name, None)
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        found.append(float(value))
+    return found[0], found[1]
 
 
 class ScoreStatistics(nn.Module):
@@ -358,11 +427,19 @@ def safe_rlhf_class(config_class: type) -> type[PreTrainedModel]:
 
         def __init__(self, config: Any):
             super().__init__(config)
+            features = self.score.in_features  # not always `hidden_size`: OPT-350m projects its features
             del self.score
-            self.score_head = nn.Linear(config.hidden_size, 1)  # a bias that the weights lack is 0
+            self.score_head = nn.Linear(features, 1)  # a bias that the weights lack is 0
             if getattr(config, "do_normalize", False):
                 self.normalizer = ScoreStatistics()
             self.post_init()
+
+        def _init_weights(self, module: nn.Module) -> None:
+            """Statistics that the weights lack are those of config.json."""
+            super()._init_weights(module)
+            if isinstance(module, ScoreStatistics) and (statistics := configured_statistics(self.config)):
+                initialization.constant_(module.mean, statistics[0])
+                initialization.constant_(module.var, statistics[1])
 
         @classmethod
         def from_config(cls, config: Any, **options: Any) -> PreTrainedModel:

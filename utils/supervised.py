@@ -28,7 +28,7 @@ from utils.errors import UserError
 from utils.fingerprint import ids_fingerprint, model_facts
 from utils.guards import SkippedSteps
 from utils.metrics import Progress, format_duration, start_record
-from utils.models import describe_model, export_model, load_config
+from utils.models import describe_model, export_model, load_config, positions_of
 from utils.output import finished_files, mark_finished, write_json
 from utils.rank_watch import beat
 from utils.zero_gradients import step_if_finite
@@ -150,8 +150,7 @@ def hold_out(records: Sequence[Record], fraction: float, seed: int) -> tuple[lis
 
 def check_positions(args: argparse.Namespace, longest: int) -> None:
     """Raise UserError if the model has fewer positions than the longest example has tokens."""
-    config = load_config(args.model_name_or_path, "--model_name_or_path")
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = positions_of(load_config(args.model_name_or_path, "--model_name_or_path"))
     if positions is not None and longest > positions:
         raise UserError(
             f"--max_length {args.max_length}: an example has {longest} tokens,"

@@ -121,7 +121,7 @@ def make_critics(load: Load, args: argparse.Namespace, objectives: int) -> list[
     critics = []
     for name in objective_names(objectives):
         trunk = make_decoder(load).model
-        module = TokenHead(trunk, zero_head(trunk, 1, DTYPES[load.dtype]))
+        module = TokenHead(trunk, zero_head(trunk.config.hidden_size, 1, DTYPES[load.dtype]))
         critics.append(Critic([name], make_training_engine(module, args, args.critic_learning_rate, TOTAL_STEPS)))
     return critics
 

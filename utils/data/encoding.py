@@ -33,6 +33,29 @@ class Encoded:
         return len(self.prompt) + max(map(len, self.responses), default=0)
 
 
+def set_end_ids(tokenizer: PreTrainedTokenizerBase, configs: Sequence[Any]) -> None:
+    """Note on a tokenizer every id that ends a response: its EOS and `eos_token_id` of each of the `configs`.
+
+    Gemma's turns end in another token than its EOS, and generation_config.json alone says so.
+    """
+    named = [tokenizer.eos_token_id]
+    for config in configs:
+        ids = getattr(config, "eos_token_id", None)
+        named += ids if isinstance(ids, list | tuple) else [ids]
+    tokenizer.end_ids = list(dict.fromkeys(i for i in named if isinstance(i, int) and i >= 0))
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that end a response, the tokenizer's EOS first."""
+    return getattr(tokenizer, "end_ids", [tokenizer.eos_token_id])
+
+
+def response_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of a response's ids without what ends it and other special tokens."""
+    ids = list(ids)
+    return tokenizer.decode(ids[:-1] if ids and ids[-1] in end_ids(tokenizer) else ids, skip_special_tokens=True)
+
+
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """Ids of the prompt up to where the reply begins; BOS is there if the chat template writes it.
 
@@ -41,47 +64,70 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     return _tokenize(tokenizer, _prompt_text(tokenizer, messages))
 
 
-def encode_response(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], response: str) -> list[int]:
+def encode_response(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], response: str, finished: bool = True
+) -> list[int]:
     """Ids of the reply to `messages`, ending in one EOS; `encode_prompt` + this is the whole sequence.
 
-    Raises `UserError` like `encode_prompt`, and if the template renders the prompt differently when a reply
-    follows.
+    A reply that is not `finished` ends where it was cut off. Raises `UserError` like `encode_prompt`, and if the
+    template renders the prompt differently when a reply follows.
     """
     prompt_text = _prompt_text(tokenizer, messages)
-    full_text = _render(tokenizer, _with_reply(messages, response), False)
+    full_text = render_dialogue(tokenizer, messages, response, finished)
     if not full_text.startswith(prompt_text):
         raise UserError(
             f"{_name(tokenizer)}: the chat template renders a prompt differently once a reply follows, "
             "so the two cannot be told apart"
         )
-    return _tokenize_to_eos(tokenizer, full_text.removeprefix(prompt_text))
+    encode = _tokenize_to_eos if finished else _tokenize
+    return encode(tokenizer, full_text.removeprefix(prompt_text))
 
 
 def encode_dialogue(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], response: str, at_once: bool = False
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], response: str, finished: bool = True
 ) -> list[int]:
-    """Ids of prompt and reply, ending in one EOS; tokenized apart as everywhere here, or `at_once` as elsewhere.
+    """Ids of prompt and reply, tokenized apart, as everywhere here. Raises `UserError` like `encode_response`."""
+    return encode_prompt(tokenizer, messages) + encode_response(tokenizer, messages, response, finished)
 
-    Raises `UserError` like `encode_prompt` and, apart, `encode_response`.
+
+def encode_rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], response: str, finished: bool = True
+) -> list[int]:
+    """Ids of a dialogue as the chat template writes it, with all that follows the last turn, tokenized at once.
+
+    Raises `UserError` like `encode_prompt`.
     """
-    if at_once:
-        return _tokenize_to_eos(tokenizer, _render(tokenizer, _with_reply(messages, response), False))
-    return encode_prompt(tokenizer, messages) + encode_response(tokenizer, messages, response)
+    return _tokenize(tokenizer, render_dialogue(tokenizer, messages, response, finished))
 
 
-def encode_whole(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], response: str) -> list[int]:
+def encode_whole(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], response: str, finished: bool = True
+) -> list[int]:
     """Ids of a dialogue as one text between the special tokens that the tokenizer puts around every text.
 
     These are CLS and SEP of an encoder; where the chat template writes them itself, they are not doubled. Raises
     `UserError` like `encode_prompt`.
     """
-    text = _render(tokenizer, _with_reply(messages, response), False).rstrip()
-    ids = tokenizer(text)["input_ids"]
+    ids = tokenizer(render_dialogue(tokenizer, messages, response, finished))["input_ids"]
     if ids[:1] == ids[1:2] and ids[0] in tokenizer.all_special_ids:
         ids = ids[1:]
     if len(ids) > 1 and ids[-1] == ids[-2] and ids[-1] in tokenizer.all_special_ids:
         ids = ids[:-1]
     return ids
+
+
+def render_dialogue(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], response: str, finished: bool = True
+) -> str:
+    """Text of prompt and reply as the chat template writes it; of a reply cut off, up to there.
+
+    Raises `UserError` like `encode_prompt`.
+    """
+    if finished:
+        return _render(tokenizer, _with_reply(messages, response))
+    if not response.strip():
+        return _prompt_text(tokenizer, messages)
+    return _render(tokenizer, _with_reply(messages, response), continue_final_message=True)
 
 
 def fit_lengths(
@@ -171,14 +217,14 @@ def _with_source(record: Record, encode: Callable[..., list[int]], *arguments: A
 
 
 def _prompt_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
-    return _render(tokenizer, list(messages), True)
+    return _render(tokenizer, list(messages), add_generation_prompt=True)
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_generation_prompt: bool) -> str:
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], **how: bool) -> str:
     if tokenizer.chat_template is None:
         raise UserError(f"{_name(tokenizer)}: the tokenizer has no chat template")
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        return tokenizer.apply_chat_template(messages, tokenize=False, **how)
     except Exception as error:  # a template is a program: a mistake in it may raise anything
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{_name(tokenizer)}: the chat template refuses the turns ({reason})") from error
@@ -197,8 +243,9 @@ def _with_reply(messages: Sequence[Message], response: str) -> list[Message]:
 
 
 def _tokenize_to_eos(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a text that a reply ends, up to one EOS."""
-    if text.rstrip().endswith(tokenizer.eos_token):
+    """Ids of a text that a reply ends, up to one id that ends it: the template's, or else EOS."""
+    ends = end_ids(tokenizer)
+    if text.rstrip().endswith(tuple(filter(None, tokenizer.convert_ids_to_tokens(ends)))):
         text = text.rstrip()  # some templates end every turn with a line break, which no policy has to learn
     ids = _tokenize(tokenizer, text)
-    return ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id]
+    return ids if ids and ids[-1] in ends else [*ids, tokenizer.eos_token_id]
