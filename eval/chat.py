@@ -48,13 +48,26 @@ HELP = """\
 
 @dataclass
 class Policy:
-    """A policy and its side of the conversation: `history` ends with an answer between two questions."""
+    """A policy and its side of the conversation.
+
+    Attributes:
+        system: what every conversation begins with: a system turn, or nothing.
+        history: begins with it and, between two questions, ends with an answer.
+    """
 
     name: str
     path: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    history: list[Message] = field(default_factory=list)
+    system: list[Message]
+    history: list[Message] = field(init=False)
+
+    def __post_init__(self):
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.history = [*self.system]
 
 
 class PageStreamer(TextStreamer):
@@ -94,12 +107,22 @@ def parse_args() -> argparse.Namespace:
     choice.add_argument("--temperature", type=temperature, default=1.0, help="sampling temperature")
     choice.add_argument("--greedy", action="store_true", help="always the likeliest token")
     parser.add_argument("--max_new_tokens", type=positive_int, default=256, help="tokens of an answer")
+    parser.add_argument(
+        "--system", type=turn, metavar="TEXT", help="a system turn that every conversation begins with; kept on /reset"
+    )
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="precision of the models")
     parser.add_argument("--seed", type=seed, default=42, help="the same questions get the same answers")
     add_loading_arguments(parser)
     args = parser.parse_args()
     allow(args)
     return args
+
+
+def turn(text: str) -> str:
+    """argparse type of what a turn says."""
+    if not text.strip() or printable(text) != text:
+        raise argparse.ArgumentTypeError("the text is empty, or holds control characters")
+    return text
 
 
 def load_policies(args: argparse.Namespace) -> list[Policy]:
@@ -110,13 +133,14 @@ def load_policies(args: argparse.Namespace) -> list[Policy]:
             path,
             load_causal_lm(path, f"--policy {name}", DTYPES[args.dtype]).to(device()).eval(),
             load_tokenizer(path, f"--policy {name}"),
+            system_turns(args),
         )
         for name, path in args.policy
     ]
 
 
 def check_policies(args: argparse.Namespace) -> None:
-    """Raises: UserError: a name given twice, no policy there, or one without room for an answer."""
+    """Raises: UserError: a name given twice, no policy there, one without room for an answer or for a system turn."""
     names = [name for name, _ in args.policy]
     for name, path in args.policy:
         flag = f"--policy {name}"
@@ -124,6 +148,26 @@ def check_policies(args: argparse.Namespace) -> None:
             raise UserError(f"{flag}: given twice")
         check_causal_lm(path, flag)
         check_positions(path, flag, args.max_new_tokens + 1, f"--max_new_tokens {args.max_new_tokens} and a prompt")
+        if args.system is not None:
+            check_system(path, flag, args)
+
+
+def system_turns(args: argparse.Namespace) -> list[Message]:
+    """What every history begins with."""
+    return [] if args.system is None else [{"role": "system", "content": args.system}]
+
+
+def check_system(path: str, flag: str, args: argparse.Namespace) -> None:
+    """Raises: UserError: the chat template refuses a system turn or leaves it out, or there is no room for it."""
+    tokenizer, question = load_tokenizer(path, flag), {"role": "user", "content": "?"}
+    try:
+        ids = encode_prompt(tokenizer, [*system_turns(args), question])
+    except UserError as error:
+        encode_prompt(tokenizer, [question])  # a template that refuses everything is no matter of --system
+        raise UserError(f"--system: {flag} {error}") from None
+    if ids == encode_prompt(tokenizer, [question]):
+        raise UserError(f"--system: {flag} {path}: the chat template leaves it out")
+    check_positions(path, flag, args.max_new_tokens + len(ids), "--max_new_tokens, --system and a question")
 
 
 def load_scorers(objectives: list[Objective], args: argparse.Namespace) -> dict[str, RowScorer]:
@@ -156,12 +200,13 @@ def fit_history(
         UserError: not even the question alone fits.
     """
     messages = [*policy.history, {"role": "user", "content": question}]
-    room, dropped = room_for_prompt(policy.model, max_new_tokens), 0
+    room, dropped, first = room_for_prompt(policy.model, max_new_tokens), 0, len(policy.system)
     ids = encode_prompt(policy.tokenizer, messages)
     while room is not None and len(ids) > room:
-        if len(messages) < 3:
-            raise UserError(f"the question has {len(ids)} tokens, there is room for {room}")
-        messages, dropped = messages[2:], dropped + 1
+        if len(messages) < first + 3:
+            what = "the system turn and the question have" if policy.system else "the question has"
+            raise UserError(f"{what} {len(ids)} tokens, there is room for {room}")
+        messages, dropped = [*policy.system, *messages[first + 2 :]], dropped + 1
         ids = encode_prompt(policy.tokenizer, messages)
     if dropped:
         total = len(policy.history) // 2
@@ -188,11 +233,20 @@ def answer(
     return {"prompt": messages[-1]["content"], "messages": messages, "response": response, "finished": finished}
 
 
-def score_answer(row: Row, scorers: dict[str, RowScorer], gold: tuple[Gold, str] | None) -> list[str]:
-    """'objective value' for every objective and for the gold scores, whose function is given with its name."""
+def score_answer(
+    row: Row, scorers: dict[str, RowScorer], gold: tuple[Gold, str] | None, page: Lines | Columns
+) -> list[str]:
+    """'objective value' for every objective and for the gold scores, whose function is given with its name.
+
+    An objective that cannot be scored, such as one whose model's template knows no system turns, gets a note.
+    """
     rows, parts = [row | {"source": "chat"}], []
     for name, scorer in scorers.items():
-        (value,), truncated = scorer(rows)
+        try:
+            (value,), truncated = scorer(rows)
+        except UserError as error:
+            page.note(printable(f"error: {name}: {error}"))
+            continue
         parts.append(f"{name} {value:+.2f}" + (" (without the beginning)" if truncated else ""))
     if gold:
         parts += [f"gold {name} {values[0]:+.2f}" for name, values in grade(*gold, rows).items()]
@@ -213,7 +267,7 @@ def take_turn(
             try:
                 messages, ids = fit_history(policy, question, args.max_new_tokens, page)
                 row = answer(policy, messages, ids, page, args)
-                if values := score_answer(row, scorers, gold):
+                if values := score_answer(row, scorers, gold, page):
                     page.values(values)
             except UserError as error:
                 page.note(printable(f"error: {error}"))
@@ -228,7 +282,7 @@ def obey(command: str, policies: list[Policy]) -> bool:
             return False
         case "/reset":
             for policy in policies:
-                policy.history.clear()
+                policy.forget()
             print("the conversation is forgotten")
         case "/policies":
             for policy in policies:

@@ -244,12 +244,16 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def find_args_file(root: Path, run: str) -> Path | None:
+    """The settings a run was trained with, if they are there: policies/<run>/args.json, <run>/args.json of a stage."""
+    paths = (root / "policies" / run / "args.json", root / run / "args.json")
+    return next((path for path in paths if path.is_file()), None)
+
+
 def find_args(root: Path, run: str) -> dict[str, Any]:
-    """The settings a run was trained with: policies/<run>/args.json, or <run>/args.json for a stage's."""
-    for path in (root / "policies" / run / "args.json", root / run / "args.json"):
-        if path.is_file():
-            return read_json_object(path, SETTINGS)
-    return {}
+    """The settings a run was trained with; {} where none are there."""
+    path = find_args_file(root, run)
+    return read_json_object(path, SETTINGS) if path else {}
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:

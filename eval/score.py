@@ -5,6 +5,9 @@
         --cost_model harmlessness=output/tiny/cost/harmlessness \
         --gold utils.safe_rlhf_mini:gold_scores --output_dir output/tiny/eval
 
+Without flags for objectives they are those that the policies were trained with: of policies/<run>/args.json beside the
+output folder.
+
 An objective's value is higher-is-better everywhere: a reward as the training stage sees it, a cost with its
 sign changed, a function's value as it is. Every model reads the text of the dialogue through its own tokenizer and
 is asked at the last token of the response; of a dialogue with more tokens than it has positions it reads the end.
@@ -30,6 +33,7 @@ from torch import nn
 
 from eval.partial import PartialFile, model_identity
 from eval.runs import find_args, read_json, read_json_lines
+from eval.trained_objectives import trained_objectives
 from utils.arguments import Parser, add_loading_arguments, check_output_file, positive_int
 from utils.data.batching import right_pad
 from utils.data.records import Drop
@@ -38,7 +42,7 @@ from utils.distributed import device
 from utils.errors import UserError, run_main
 from utils.metrics import Progress
 from utils.models import DTYPES, allow, first_line
-from utils.objectives import Objective, add_score_arguments, named_objectives
+from utils.objectives import Objective, add_score_arguments, are_given, named_objectives
 from utils.output import check_writable, write_json
 from utils.reward_functions import RewardFunction, load_function
 
@@ -83,13 +87,24 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def objectives_of(args: argparse.Namespace) -> list[Objective]:
+    """Those of the command line, else those that the policies were trained with.
+
+    Raises:
+        UserError: see `named_objectives` and `trained_objectives`.
+    """
+    if are_given(args):
+        return named_objectives(args)
+    return trained_objectives(args, Path(args.output_dir).parent, [Path(file).stem for file in args.responses])
+
+
 def load_gold(spec: str) -> Gold:
     """The function that 'module:function' names.
 
     Raises:
         UserError: there is no such module or function, or it fails to be imported.
     """
-    return load_function(spec, "--gold")
+    return load_function(spec, f"--gold {spec}")
 
 
 def read_responses(files: list[str]) -> dict[str, list[Row]]:
@@ -378,7 +393,7 @@ def evaluation(
 
 def main() -> None:
     args = parse_args()
-    objectives = named_objectives(args)
+    objectives = objectives_of(args)
     gold = load_gold(args.gold) if args.gold else None
     runs = read_responses(args.responses)
     sample = next(iter(runs.values()))[:1]  # what is wrong with a function is known before models load

@@ -611,12 +611,22 @@ def reward_functions() -> dict[str, tuple]:
         return lambda b: {"reward_function": f"rule={spec}"}
 
     def code(text: str) -> Callable[[Bench], dict[str, Any]]:
-        return lambda b: {"reward_function": f"rule={b.file('rules.py', text)}:rule"}
+        return lambda b: {"reward_function": f"rule={b.file('rules.py', text)}:rule", "reward_retry_wait": 0}
 
     flag = "--reward_function rule"
     return {
-        "function: no module": (step3, function("no.such.rules:rule"), (flag, "no.such.rules:rule", "No module")),
-        "function: none of that name": (score, function("examples.reward_functions:length"), (flag, "'length'")),
+        "function: no module": (
+            step3, function("no.such.rules:rule"),
+            (f"{flag}=no.such.rules:rule: no such module (No module named 'no')",)),
+        "function: none of that name": (
+            score, function("examples.reward_functions:length"),
+            (flag, "examples.reward_functions has no function 'length' (there are conciseness, format, text_form, ")),
+        "function: none of that name in a file": (
+            step3, code("def _own(): pass"), (flag, "rules.py has no function 'rule' (it defines none)")),
+        "function: a file that imports what is not there": (
+            step3, code("import no_such_library"),
+            (flag, "rules.py fails to be imported (ModuleNotFoundError: No module named 'no_such_library')")),
+        "function: a relative module": (score, function("./rules:rule"), (flag, "MODULE:FUNCTION or FILE.py:FUNCTION")),
         "function: no name": (step3, function("examples.reward_functions"), (flag, "MODULE:FUNCTION")),
         "function: a file without a name": (
             step3, function("examples/reward_functions.py"), (flag, "needs MODULE:FUNCTION or FILE.py:FUNCTION")),
@@ -625,21 +635,30 @@ def reward_functions() -> dict[str, tuple]:
         "function: of more": (
             chat, code("def rule(prompts, responses, answers): return []"), (flag, "missing", "'answers'")),
         "function: text of digits": (
-            score, code("def rule(prompts, responses): return '1'"), (flag, "prompts.jsonl:1", "'1' is text")),
+            score, code("def rule(prompts, responses): return '1'"),
+            (flag, "no numbers for", "prompts.jsonl:1", "'1' is text")),
         "function: beyond float32": (
             score, code("def rule(prompts, responses): return [1e39]"), (flag, "prompts.jsonl:1", "1e+39")),
         "function: ends the program": (
-            score, code("def rule(prompts, responses): raise SystemExit(3)"), (flag, "SystemExit: 3")),
-        "function: a file that ends the program": (step3, code("raise SystemExit(3)"), (flag, "rules.py:rule", "(3)")),
+            score, code("def rule(prompts, responses): raise SystemExit(3)"),
+            (flag, "fails 4 times in a row", "SystemExit: 3")),
+        "function: a file that ends the program": (
+            step3, code("raise SystemExit(3)"), (flag, "rules.py fails to be imported (SystemExit: 3)")),
         "function: a number": (step3, function("math:pi"), (flag, "float is no function")),
-        "function: no file": (chat, function("./none.py:rule"), (flag, "none.py")),
+        "function: no file": (chat, function("./none.py:rule"), (flag, "no such file (./none.py)")),
         "function: a file that fails": (step3, code("1 / 0"), (flag, "division by zero")),
-        "function: a file that is no program": (score, code("def rule(:"), (flag, "invalid syntax")),
+        "function: a file that is no program": (
+            score, code("def rule(:"), (flag, "rules.py fails to be imported (SyntaxError: invalid syntax", "line 1)")),
         "function: an objective twice": (
             step3, lambda b: {"reward_function": "helpfulness=examples.reward_functions:conciseness"},
             ("the objective helpfulness", "twice")),
         "function: raises": (
-            score, code("def rule(prompts, responses): raise KeyError('x')"), (flag, "prompts.jsonl:1", "KeyError")),
+            score, code("def rule(prompts, responses): raise KeyError('x')"),
+            (flag, "fails 4 times in a row, at last on", "prompts.jsonl:1", "KeyError")),
+        "function: nothing": (
+            score, code("def rule(prompts, responses): pass"), (flag, "no numbers for", "NoneType")),
+        "function: a number of retries below 0": (score, lambda b: {"reward_retries": -1}, ("--reward_retries",)),
+        "function: a wait that is no time": (score, lambda b: {"reward_retry_wait": "nan"}, ("--reward_retry_wait",)),
         "function: too few values": (
             score, code("def rule(prompts, responses): return []"), (flag, "0 values for 1 responses")),
         "function: not a number": (
@@ -1003,6 +1022,10 @@ def judgements() -> dict[str, tuple]:
         "judge: no address": (judge, lambda b: {"gold": None, "base_url": "here", "model": "m"}, ("--base_url",)),
         "judge: no such function": (judge, lambda b: {"gold": "utils.nothing:at_all"}, ("--gold utils.nothing",)),
         "gold: no module": (judge, lambda b: {"gold": ".gold:scores"}, ("--gold .gold:scores",)),
+        "gold: no file": (score, lambda b: {"gold": "none.py:scores"}, ("--gold none.py:scores: no such file",)),
+        "gold: a file that imports what is not there": (
+            score, lambda b: {"gold": f"{b.file('gold.py', 'import no_such_library')}:scores"},
+            ("--gold", "gold.py fails to be imported (ModuleNotFoundError: No module named 'no_such_library')")),
         "gold: not a function": (score, lambda b: {"gold": "string:digits"}, ("--gold string:digits: str is no func",)),
         "gold: a function of one argument": (
             score, lambda b: {"gold": "json:loads"}, ("--gold json:loads", "TypeError")),

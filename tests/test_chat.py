@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from eval.score import last_token_scores
 from tests.helpers import ROOT, Result, Workshop, flags, run_function
 from utils.data.encoding import encode_prompt
 from utils.errors import run_main
+from utils.plain_text import printable
 from utils.safe_rlhf_mini import gold_scores
 from utils.score_models import load_score_model
 
@@ -126,6 +128,75 @@ def test_a_history_that_gets_too_long(workshop: Workshop) -> None:
     assert len(shown) == 4 and shown[1].startswith("(the history got too long: without the oldest 1 of 1 exchanges)")
     assert re.search(rf"error: the question has \d+ tokens, there is room for {longest}$", shown[2])
     assert shown[3].split(")\n")[-1] == shown[0]
+
+
+SYSTEM = "Answer like a pirate."
+REFUSING = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for turn in messages %}{{ turn['content'] + eos_token }}{% endfor %}"
+)
+FORGETFUL = "{% for turn in messages if turn['role'] != 'system' %}{{ turn['content'] + eos_token }}{% endfor %}"
+
+
+def with_template(policy: Path, folder: Path, template: str) -> Path:
+    """A copy of a policy with another chat template."""
+    shutil.copytree(policy, folder)
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def test_a_system_turn(workshop: Workshop) -> None:
+    """Every conversation begins with it: also after /reset, and when old turns had to go; score models read it."""
+    room = AutoModelForCausalLM.from_pretrained(workshop.base).config.max_position_embeddings
+    tokenizer, turns = AutoTokenizer.from_pretrained(workshop.base), [{"role": "system", "content": SYSTEM}]
+    exchange = len(encode_prompt(tokenizer, [*turns, user(QUESTION)])) * 2
+    said = f"{QUESTION}\n{SECOND}\n/policies\n/reset\n/policies\n{SECOND}\n{'bake ' * room}\n"
+    ended = talk(
+        said, policy=f"base={workshop.base}", system=SYSTEM, reward_model=f"helpfulness={workshop.reward}",
+        cost_model=f"harmlessness={workshop.cost}", gold="utils.safe_rlhf_mini:gold_scores",
+        max_new_tokens=room - exchange,
+    )  # fmt: skip
+    assert ended.code == 0 and not ended.stderr, ended.stderr
+    assert f"{workshop.base}, 1 exchanges" in ended.stdout and f"{workshop.base}, 0 exchanges" in ended.stdout
+    shown = answers(ended.stdout, "base")
+    assert shown[1].startswith("(the history got too long: without the oldest 1 of 1 exchanges)")
+    assert re.search(
+        rf"error: the system turn and the question have \d+ tokens, there is room for {exchange}$", shown[3]
+    )
+    for question, answer in zip((QUESTION, SECOND, SECOND), shown[:3], strict=True):
+        messages = [*turns, user(question)]
+        ids = greedy(workshop.base, messages, room - exchange)
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        assert text != tokenizer.decode(greedy(workshop.base, messages[1:], room - exchange), skip_special_tokens=True)
+        assert " ".join(printable(text).split())[:60] in " ".join(answer.split())
+        row = {"messages": messages, "response": text, "finished": ids[-1] == tokenizer.eos_token_id}
+        assert VALUES.search(answer)[1] == expected_values(workshop, row, question)
+
+
+def test_templates_without_system_turns(workshop: Workshop, tmp_path: Path) -> None:
+    """A policy's is refused before the conversation; a score model's costs the answer this one value."""
+    refusing = with_template(workshop.base, tmp_path / "refusing", REFUSING)
+    forgetful = with_template(workshop.base, tmp_path / "forgetful", FORGETFUL)
+    both = (f"base={workshop.base}", f"other={refusing}")
+    for settings, expected in (
+        ({"policy": both}, f"--system: --policy other {refusing}: the chat template refuses the turns (System role"),
+        ({"policy": f"a={forgetful}"}, f"--system: --policy a {forgetful}: the chat template leaves it out"),
+        ({"policy": f"a={workshop.base}", "max_new_tokens": 480}, "--max_new_tokens, --system and a question"),
+        ({"policy": f"a={workshop.base}", "system": " "}, "--system: the text is empty"),
+        ({"policy": f"a={workshop.base}", "system": "\ud800"}, "--system: the text is empty, or holds control char"),
+    ):
+        ended = talk("hello\n", **{"system": SYSTEM * 4} | settings)
+        assert ended.code == 2 and ended.stderr.count("\n") == 1 and expected in ended.stderr, ended.stderr
+    (tmp_path / "turns.jinja").write_text(REFUSING)
+    ended = talk(
+        f"{QUESTION}\n{SECOND}\n", policy=f"base={workshop.base}", system=SYSTEM,
+        reward_model=f"helpfulness={workshop.reward}", cost_model=f"harmlessness={workshop.cost}",
+        score_template=f"helpfulness={tmp_path / 'turns.jinja'}",
+    )  # fmt: skip
+    assert ended.code == 0 and not ended.stderr, ended.stderr
+    for answer in answers(ended.stdout, "base"):
+        assert re.search(r"^error: helpfulness: .* refuses the turns \(System role not supported\)$", answer, re.M)
+        assert re.search(r"^   \[harmlessness [+-]\d+\.\d\d\]$", answer, re.M)
 
 
 def test_bad_flags(workshop: Workshop) -> None:

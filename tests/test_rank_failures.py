@@ -26,6 +26,7 @@ from utils import errors, rank_watch
 from utils.distributed import all_reduce_sum, init_distributed, rank, shutdown_distributed
 from utils.errors import Failure, UserError, run_main, writing
 from utils.rank_watch import beat, watch_ranks
+from utils.reward_functions import Retries, RewardFunction
 
 SECONDS_TO_END = 60
 KILLED = r"was killed or crashed \(process \d+ is gone\)"
@@ -54,6 +55,14 @@ def works_alone(phases: int) -> None:
         time.sleep(0.6)
 
 
+def calls_again() -> None:
+    def rule(prompts: list[str], responses: list[str]) -> list[float]:
+        raise ConnectionError("refused")
+
+    with pytest.raises(UserError, match="fails 2 times in a row"):
+        RewardFunction("--reward_function rule=here:rule", rule, False, Retries(1, 4.0))([], [], [], ["here:1"])
+
+
 MISFORTUNES: dict[str, Callable[[], None]] = {
     "killed": lambda: kill_oneself(signal.SIGKILL),
     "stopped": lambda: kill_oneself(signal.SIGSTOP),
@@ -64,6 +73,7 @@ MISFORTUNES: dict[str, Callable[[], None]] = {
     "disk full": lambda: raise_error(OSError(28, "No space left on device", "/data/model.pt")),
     "bad input": lambda: raise_error(UserError("--data x.jsonl:3: no prompt")),
     "long work": lambda: works_alone(phases=8),
+    "a function that fails": calls_again,
     "none": lambda: None,
 }
 
@@ -148,8 +158,9 @@ def test_of_several_that_do_not_move_none_is_accused(tmp_path: Path) -> None:
     assert len(errors) == 1 and re.match(f"error: {line}", errors[0]), result.stderr
 
 
-def test_work_of_one_rank_that_others_wait_for_may_take_long(tmp_path: Path) -> None:
-    result, errors = run_ranks(tmp_path, "long work", timeout=2.0)
+@pytest.mark.parametrize("misfortune", ["long work", "a function that fails"])
+def test_work_of_one_rank_that_others_wait_for_may_take_long(tmp_path: Path, misfortune: str) -> None:
+    result, errors = run_ranks(tmp_path, misfortune, timeout=2.0)
     assert (result.code, result.stdout.count("is done"), errors) == (0, 3, [])
 
 

@@ -54,7 +54,7 @@ def test_the_source_is_part_of_a_run(workshop: Workshop, tmp_path: Path) -> None
     """A run does not go on with another function under the same name; one that fails ends it in one line."""
     spec = f"rule={rule_file(tmp_path, 'return [len(r) for r in responses]')}:rule"
     options = {"reward_model": None, "cost_model": None, "reward_function": spec, "algorithm": "ppo", "max_steps": 1,
-               "checkpoint_interval": 1, "keep_checkpoints": True}  # fmt: skip
+               "checkpoint_interval": 1, "keep_checkpoints": True, "reward_retry_wait": 0}  # fmt: skip
     metrics = read_metrics(workshop.step3("rule", **options))
     assert metrics[0]["reward/rule"] > 1 and metrics[0]["loss/critic/rule"] > 0
     rule_file(tmp_path, "return [2 * len(r) for r in responses]")

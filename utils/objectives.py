@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from utils.arguments import named_value
+from utils.arguments import named_value, non_negative_int, seconds
 from utils.errors import UserError
 from utils.fingerprint import model_facts
-from utils.reward_functions import RewardFunction, function_fingerprint, load_reward_function
+from utils.reward_functions import Retries, RewardFunction, function_fingerprint, load_reward_function
 from utils.score_models import ScoreModel, check_score_model, load_score_model, shares_tokens_of
 
 KINDS = {
@@ -24,6 +24,8 @@ CHOICES = {
     "label": "of an objective's model with several labels the one whose logit is the score, by index or name",
     "template": "a chat template (Jinja) for an objective's model, in place of its tokenizer's",
 }  # how a score model is read
+OBJECTIVE_FLAGS = (*FLAGS.values(), *(f"score_{choice}" for choice in CHOICES))
+NONE_GIVEN = "--reward_model/--cost_model: at least one objective is needed (or a --reward_function)"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Objective:
         template: file of its chat template, in place of its tokenizer's.
         scale: factor on the value during training (1 except in experiments on scale).
         optimized: False for objectives that are scored and logged only.
+        retries: of a function that fails.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Objective:
     template: str | None = None
     scale: float = 1.0
     optimized: bool = True
+    retries: Retries = Retries()
 
     @property
     def flag(self) -> str:
@@ -64,7 +68,7 @@ class Objective:
 
     def load_function(self) -> RewardFunction:
         """The function of an objective that is one."""
-        return load_reward_function(self.path, self.flag)
+        return load_reward_function(self.path, self.flag, self.retries)
 
     def load_model(self, dtype: torch.dtype = torch.float32) -> ScoreModel:
         """The score model of any other objective."""
@@ -88,7 +92,7 @@ class Objective:
 
 
 def add_score_arguments(parser: argparse._ActionsContainer) -> None:
-    """`--reward_model`, `--cost_model`, `--reward_function`, for any number of objectives each; `--score_...`."""
+    """`--reward_model`, `--cost_model`, `--reward_function`, for any number of objectives each, and how to use them."""
     for kind, what in KINDS.items():
         parser.add_argument(
             f"--{FLAGS[kind]}",
@@ -109,11 +113,25 @@ def add_score_arguments(parser: argparse._ActionsContainer) -> None:
             metavar="NAME=LABEL" if choice == "label" else "NAME=FILE",
             help=what,
         )
+    parser.add_argument(
+        "--reward_retries",
+        type=non_negative_int,
+        default=3,
+        metavar="N",
+        help="times that a function which raises an exception is called again, before the run ends",
+    )
+    parser.add_argument(
+        "--reward_retry_wait",
+        type=seconds,
+        default=1.0,
+        metavar="SECONDS",
+        help="before the first of these; twice as long before each further one, up to a minute",
+    )
 
 
 def are_given(args: argparse.Namespace) -> bool:
     """Whether the command line names an objective, or says how to read the model of one."""
-    return any(getattr(args, flag) for flag in [*FLAGS.values(), *(f"score_{choice}" for choice in CHOICES)])
+    return any(getattr(args, flag) for flag in OBJECTIVE_FLAGS)
 
 
 def named_objectives(args: argparse.Namespace) -> list[Objective]:
@@ -124,15 +142,16 @@ def named_objectives(args: argparse.Namespace) -> list[Objective]:
             no such function.
     """
     labels, templates = dict(args.score_label), dict(args.score_template)
+    retries = Retries(args.reward_retries, args.reward_retry_wait)
     objectives = [
-        Objective(name, kind, path)
+        Objective(name, kind, path, retries=retries)
         if kind == "function"
         else Objective(name, kind, path, labels.get(name), templates.get(name))
         for kind, flag in FLAGS.items()
         for name, path in getattr(args, flag)
     ]
     if not objectives:
-        raise UserError("--reward_model/--cost_model: at least one objective is needed (or a --reward_function)")
+        raise UserError(NONE_GIVEN)
     names = [objective.name for objective in objectives]
     for name in names:
         if names.count(name) > 1:
