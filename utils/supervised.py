@@ -197,9 +197,7 @@ def note_steps(args: argparse.Namespace, examples: int) -> None:
     """Say where optimizer steps are not what was asked for: batches larger than the data, a warm-up without an end."""
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
     if examples < per_step:
-        print_main(
-            f"note: --data: {examples} examples are fewer than the {per_step} of an optimizer step; all are in it"
-        )
+        print_main(f"note: --data: all {examples} examples are in every optimizer step, which could take {per_step}")
     note_warmup(args, steps_per_epoch(examples, args) * args.num_train_epochs)
 
 
