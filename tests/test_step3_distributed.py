@@ -26,7 +26,7 @@ from tests.helpers import (
     untimed,
 )
 from tests.test_step3_engine import check_against_plain_torch, engine_flags
-from utils.distributed import init_distributed, rank, shutdown_distributed
+from utils.distributed import init_distributed, rank, shutdown_distributed, world_size
 from utils.errors import UserError
 
 EVERYTHING = {
@@ -204,4 +204,28 @@ def check_whitening() -> None:
 
 def test_whitening_is_over_all_ranks() -> None:
     result = run_function(check_whitening, ranks=2)
+    assert result.code == 0, result.stderr
+
+
+def check_whitening_far_from_zero() -> None:
+    """On every rank: against float64, of advantages whose mean is a thousand deviations from zero."""
+    init_distributed()
+    generator = torch.Generator().manual_seed(0)
+    everything = 1e3 + torch.randn(8, 50, generator=generator)  # float32
+    mask = (torch.arange(50) < torch.randint(1, 51, (8, 1), generator=generator)).float()
+    rows = slice(rank() * 8 // world_size(), (rank() + 1) * 8 // world_size())
+    experience = SimpleNamespace(mask=mask[rows], advantages={"a": everything[rows], "b": -40 * everything[rows]})
+    whiten_advantages(experience)
+    actions = everything.double()[mask > 0]
+    expected = (everything.double() - actions.mean()) / actions.std(correction=0) * mask
+    for name, sign in (("a", 1), ("b", -1)):
+        whitened = experience.advantages[name]
+        assert whitened.dtype == torch.float32 and (whitened[mask[rows] == 0] == 0).all()
+        torch.testing.assert_close(whitened.double(), sign * expected[rows], rtol=1e-6, atol=1e-6)
+    shutdown_distributed()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_whitening_far_from_zero_is_exact(ranks: int) -> None:
+    result = run_function(check_whitening_far_from_zero, ranks=ranks)
     assert result.code == 0, result.stderr
