@@ -111,7 +111,8 @@ def add_algorithm_arguments(parser: argparse.ArgumentParser) -> None:
         help="ppo: one objective; morlhf: fixed weights of the rewards; ppo_lagrangian (Safe RLHF): rewards under"
         " constraints on the costs; fast_rl: weights of the rewards by mirror descent; mgda: min-norm weights of the"
         " gradients; gapo: min-norm weights of rescaled gradients; p_gapo: preference over unit"
-        " gradients; the others: torchjd's weightings of the gradients (fairgrad with alpha=1: the solution of Nash-MTL)",
+        " gradients; the others: torchjd's weightings of the gradients (fairgrad: with alpha=1, as by"
+        " default, the solution of Nash-MTL)",
     )
     group.add_argument(
         "--rescale_power",

@@ -211,17 +211,19 @@ def check_whitening_far_from_zero() -> None:
     """On every rank: against float64, of advantages whose mean is a thousand deviations from zero."""
     init_distributed()
     generator = torch.Generator().manual_seed(0)
-    everything = 1e3 + torch.randn(8, 50, generator=generator)  # float32
+    near = torch.randn(8, 50, generator=generator)
+    everything = {"a": 1e3 + near, "b": 1e-3 * near - 1}  # float32
     mask = (torch.arange(50) < torch.randint(1, 51, (8, 1), generator=generator)).float()
     rows = slice(rank() * 8 // world_size(), (rank() + 1) * 8 // world_size())
-    experience = SimpleNamespace(mask=mask[rows], advantages={"a": everything[rows], "b": -40 * everything[rows]})
+    experience = SimpleNamespace(mask=mask[rows], advantages={name: a[rows] for name, a in everything.items()})
     whiten_advantages(experience)
-    actions = everything.double()[mask > 0]
-    expected = (everything.double() - actions.mean()) / actions.std(correction=0) * mask
-    for name, sign in (("a", 1), ("b", -1)):
+    for name, advantages in everything.items():
+        actions = advantages.double()[mask > 0]
+        variance = actions.var(correction=0) + 1e-8
+        expected = (advantages.double() - actions.mean()) / variance.sqrt() * mask
         whitened = experience.advantages[name]
         assert whitened.dtype == torch.float32 and (whitened[mask[rows] == 0] == 0).all()
-        torch.testing.assert_close(whitened.double(), sign * expected[rows], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(whitened.double(), expected[rows], rtol=1e-6, atol=1e-6)
     shutdown_distributed()
 
 
