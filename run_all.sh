@@ -9,7 +9,8 @@
 #   mistral_7b   the paper's set-up, for 8 GPUs (see presets/mistral_7b.sh)
 #
 #   --fresh     start over; otherwise what is finished stays, what was begun goes on, and the rest is done
-#   --dry_run   say what would be done, check that data, models and machine fit together, plan the memory; write nothing
+#   --dry_run   say what would be done, check that data, models and machine fit together, plan the memory; write nothing;
+#               exit code 0: all is well, 1: a piece does not fit in memory, 2: bad input, every mistake in a line
 #   JOBS=N      pieces side by side (default: one a core, at most 4)
 #   RUNS="..."  other policies than the preset's (see step3_gapo/training_scripts/run_names.sh)
 #   SEEDS=N     every policy with N seeds, the report has means and spread over them (SFT, reward and cost model once)
@@ -20,6 +21,7 @@
 #   GPUS=N GPU_MEMORY=80 HOST_MEMORY=512   with --dry_run: GPUs of a machine, GiB of each, and of the machine itself
 #   DATA_DIR=DIR FRACTION=0.25   hh: where the data is, and how much of it (see presets/hh.sh for the model's size)
 #   PYTHON=...  an interpreter that has the packages of requirements.txt, instead of .venv
+#   ANY_VERSIONS=1   with PYTHON: take other versions of them, with a warning (packages that are missing stay an error)
 
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/utils/variables.sh"
@@ -42,9 +44,24 @@ for argument in "$@"; do
 done
 source utils/machines.sh
 export DRY_RUN
+
+note_unread_variables() { # those that are set, but serve other presets or dry runs
+    local name names=() of_hh="DATA_DIR FRACTION TEST_FRACTION VOCAB_SIZE HIDDEN_SIZE NUM_LAYERS NUM_HEADS"
+    local of_mistral="TRAIN_SFT TRAIN_REWARD ON_CPU BASE_MODEL TOKENIZER SFT_DATA SFT_VALIDATION PREFERENCE_DATA"
+    of_mistral+=" PREFERENCE_VALIDATION PROMPTS TEST_PROMPTS STEP1_FLAGS STEP2_FLAGS"
+    if [ "$PRESET" != hh ]; then names+=($of_hh); fi
+    if [ "$PRESET" != mistral_7b ]; then names+=($of_mistral); fi
+    for name in "${names[@]}"; do
+        if [ -n "${!name:-}" ]; then echo "note: $name: preset $PRESET does not read it"; fi
+    done
+    for name in GPU_MEMORY HOST_MEMORY; do
+        if ! $DRY_RUN && [ -n "${!name:-}" ]; then echo "note: $name: serves --dry_run alone"; fi
+    done
+}
 check_numbers 1 JOBS POLICY_JOBS RESPONSE_JOBS SEEDS RANKS THREADS MAX_LENGTH MAX_NEW_TOKENS VOCAB_SIZE HIDDEN_SIZE \
     NUM_LAYERS NUM_HEADS
 check_numbers 0 SEED GPUS
+note_unread_variables
 export OUTPUT=${OUTPUT:-output/$PRESET}
 export LAUNCHER_PIDS=$$ # training ends when this process is gone
 GOLD=() JUDGE_PROMPTS=() # flags of eval/score.py and eval/judge.py, where a preset has them
@@ -266,7 +283,7 @@ judge_policies() { # those without a preference, of one seed, against the SFT po
         --objective helpfulness harmlessness "${JUDGE_PROMPTS[@]}" "${judge[@]}" --output_dir "$OUTPUT/eval/judge"
 }
 
-if $DRY_RUN; then dry_run; exit; fi
+if $DRY_RUN; then dry_run; fi # ends here
 prepare_output
 pin_revisions
 echo "preset $PRESET -> $OUTPUT ($JOBS pieces at once)"

@@ -1,7 +1,7 @@
 # Sourced by the presets of the embedded benchmark: SafeRLHF-mini and a decoder of 228,000 parameters.
 
 TEST_PROMPTS=$OUTPUT/data/prompts_test.jsonl
-MAX_NEW_TOKENS=96
+MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-96}
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 # nothing is on a hub
 GOLD=(--gold utils.safe_rlhf_mini:gold_scores)
 

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from utils.arguments import (
     Parser,
@@ -23,6 +24,7 @@ from utils.arguments import (
     add_deepspeed_arguments,
     add_dry_run_arguments,
     add_supervised_arguments,
+    check_deepspeed_arguments,
 )
 from utils.data import load_dialogues
 from utils.data.batching import right_pad
@@ -30,14 +32,24 @@ from utils.data.encoding import Encoded
 from utils.distributed import device, init_distributed, seed_everything, shutdown_distributed
 from utils.dry_run import settle_ranks
 from utils.engines import Engine, make_training_engine
-from utils.errors import run_main
-from utils.models import DTYPES, allow, check_causal_lm, load_causal_lm, load_tokenizer, position_ids_from_mask
+from utils.errors import Problems, run_main
+from utils.models import (
+    DTYPES,
+    allow,
+    check_causal_lm,
+    check_dialogues,
+    load_causal_lm,
+    load_config,
+    load_tokenizer,
+    position_ids_from_mask,
+)
 from utils.output import check_output
 from utils.rank_watch import watch_ranks
 from utils.supervised import (
     Run,
     Task,
     export,
+    note_steps,
     per_example,
     print_summary,
     print_supervised_dry_run,
@@ -53,11 +65,13 @@ IGNORED = -100  # label of a token that is not trained on
 def main() -> None:
     # Arguments, data, and everything that can be checked before a model is built.
     args = parse_args()
-    settle_ranks(args)
-    named = (args.tokenizer, "--tokenizer") if args.tokenizer else (args.model_name_or_path, "--model_name_or_path")
-    tokenizer = load_tokenizer(*named, model=args.model_name_or_path)
-    architecture = check_causal_lm(args.model_name_or_path, "--model_name_or_path", tokenizer)
-    training_examples, validation_examples = read_examples(args, tokenizer, load_dialogues)
+    problems = Problems(collecting=args.dry_run)
+    problems.take(settle_ranks, args)
+    problems.take(check_deepspeed_arguments, args)
+    tokenizer, architecture = check_start(args, problems)
+    training_examples, validation_examples = read_examples(args, tokenizer, load_dialogues, problems)
+    problems.report()
+    note_steps(args, training_examples.total)
     if args.dry_run:
         return print_supervised_dry_run(args, architecture, training_examples, validation_examples)
     check_output(args.output_dir, args.fresh)
@@ -119,6 +133,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     allow(args)
     return args
+
+
+def check_start(
+    args: argparse.Namespace, problems: Problems
+) -> tuple[PreTrainedTokenizerBase | None, PreTrainedModel | None]:
+    """The tokenizer, and the model without memory for its parameters; None for one with a problem."""
+    model = args.model_name_or_path, "--model_name_or_path"
+    named = (args.tokenizer, "--tokenizer") if args.tokenizer else model
+    tokenizer = problems.take(load_tokenizer, *named, True, args.model_name_or_path)
+    problems.take(load_config, *model)
+    architecture = problems.take(check_causal_lm, *model, tokenizer)
+    usable = problems.passes(check_dialogues, tokenizer, model[1])
+    return tokenizer if usable else None, architecture
 
 
 def response_length(example: Encoded) -> int:

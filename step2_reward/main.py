@@ -28,6 +28,7 @@ from utils.arguments import (
     add_deepspeed_arguments,
     add_dry_run_arguments,
     add_supervised_arguments,
+    check_deepspeed_arguments,
     non_negative_float,
     positive_int,
     safe_name,
@@ -44,11 +45,12 @@ from utils.distributed import (
 )
 from utils.dry_run import settle_ranks
 from utils.engines import Engine, make_training_engine
-from utils.errors import run_main
+from utils.errors import Problems, run_main
 from utils.models import (
     DTYPES,
     allow,
     check_decoder,
+    check_dialogues,
     load_tokenizer,
     new_score_model,
     position_ids_from_mask,
@@ -60,6 +62,7 @@ from utils.supervised import (
     Run,
     Task,
     export,
+    note_steps,
     per_example,
     print_summary,
     print_supervised_dry_run,
@@ -74,10 +77,16 @@ PREFERENCE_LABELS = {"reward": "better", "cost": "safer"}  # defaults of --prefe
 def main() -> None:
     # Arguments, data, and everything that can be checked before a model is built.
     args = parse_args()
-    settle_ranks(args)
-    architecture = check_decoder(args.model_name_or_path, "--model_name_or_path")
-    tokenizer = dedicated_pad(load_tokenizer(args.model_name_or_path, "--model_name_or_path"))
-    pairs, held_out = read_examples(args, tokenizer, lambda spec, seed: load_pairs(spec, args.preference_label, seed))
+    problems = Problems(collecting=args.dry_run)
+    problems.take(settle_ranks, args)
+    problems.take(check_deepspeed_arguments, args)
+    architecture = problems.take(check_decoder, args.model_name_or_path, "--model_name_or_path")
+    tokenizer = find_tokenizer(args, problems)
+    pairs, held_out = read_examples(
+        args, tokenizer, lambda spec, seed: load_pairs(spec, args.preference_label, seed), problems
+    )
+    problems.report()
+    note_steps(args, pairs.total)
     if args.kind == "cost" and not any(sign for pair in pairs for sign in harm_signs(pair)):
         print_main("note: no safety labels in --data: the cost is ordered, but its zero divides nothing")
     if args.dry_run:
@@ -160,6 +169,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     allow(args)
     args.preference_label = args.preference_label or PREFERENCE_LABELS[args.kind]
     return args
+
+
+def find_tokenizer(args: argparse.Namespace, problems: Problems) -> PreTrainedTokenizerBase | None:
+    """The model's tokenizer, which can write a dialogue; None where there is a problem with it."""
+    tokenizer = problems.take(load_tokenizer, args.model_name_or_path, "--model_name_or_path")
+    usable = problems.passes(check_dialogues, tokenizer, "--model_name_or_path")
+    return dedicated_pad(tokenizer) if usable else None
 
 
 def dedicated_pad(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -5,6 +5,8 @@ import dataclasses
 import math
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from step3_gapo.adaptive_weights import LagrangianWeights, MirrorDescentWeights
 from step3_gapo.algorithms import ALGORITHMS, REWARD_LEVEL, WEIGHTED, Algorithm, build_algorithm, preference_weights
 from step3_gapo.gram_weightings import GRAM_WEIGHTINGS, weighting_options
@@ -26,9 +28,9 @@ from utils.arguments import (
     positive_int,
     temperature,
 )
-from utils.errors import UserError
+from utils.errors import AT_ONCE, Problems, UserError
 from utils.models import allow, check_positions, load_config, load_tokenizer
-from utils.objectives import Objective, add_score_arguments, named_objectives
+from utils.objectives import Objective, add_score_arguments, declared_objectives
 
 # Options of one algorithm, and their defaults; those of ppo_lagrangian are Safe RLHF's.
 ALGORITHM_OPTIONS = {
@@ -109,7 +111,8 @@ def add_algorithm_arguments(parser: argparse.ArgumentParser) -> None:
         help="ppo: one objective; morlhf: fixed weights of the rewards; ppo_lagrangian (Safe RLHF): rewards under"
         " constraints on the costs; fast_rl: weights of the rewards by mirror descent; mgda: min-norm weights of the"
         " gradients; gapo: min-norm weights of rescaled gradients; p_gapo: preference over unit"
-        " gradients; the others: torchjd's weightings of the gradients",
+        " gradients; the others: torchjd's weightings of the gradients (fairgrad: with alpha=1, as by"
+        " default, the solution of Nash-MTL)",
     )
     group.add_argument(
         "--rescale_power",
@@ -315,43 +318,55 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def set_lora_defaults(args: argparse.Namespace) -> None:
-    """Fill in what was not given; raise UserError for LoRA's options without LoRA, and what does not go with it."""
+    """Fill in what was not given."""
     if args.lora_dim:
-        if args.enable_hybrid_engine:
-            raise UserError("--enable_hybrid_engine: its kernels know no adapters; leave it out with --lora_dim")
         args.lora_alpha, args.lora_export = args.lora_alpha or 2.0 * args.lora_dim, args.lora_export or "merged"
-        return
+
+
+def check_lora_options(args: argparse.Namespace, problems: Problems = AT_ONCE) -> None:
+    """Problems: LoRA's options without LoRA, and what does not go with it."""
+    if args.lora_dim and args.enable_hybrid_engine:
+        problems.add("--enable_hybrid_engine: its kernels know no adapters; leave it out with --lora_dim")
     for name in ("lora_alpha", "lora_target_modules", "lora_export"):
-        if getattr(args, name) is not None:
-            raise UserError(f"--{name}: has no effect without --lora_dim")
+        if not args.lora_dim and getattr(args, name) is not None:
+            problems.add(f"--{name}: has no effect without --lora_dim")
 
 
-def objectives_of(args: argparse.Namespace) -> list[Objective]:
+def objectives_of(args: argparse.Namespace, problems: Problems = AT_ONCE) -> list[Objective]:
     """The named objectives, rewards first, in the order given.
 
-    Raises:
-        UserError: see `named_objectives`; an unknown name in --monitor or --score_scale, a scale not positive, a
-            score model without room for the longest sequence in the tokens of the policy (others truncate).
+    Problems: see `declared_objectives`, `Objective.check` and `check_tokens`; an unknown name in --monitor or
+    --score_scale, a scale not positive.
     """
-    objectives = named_objectives(args)
-    length = args.max_prompt_length + args.max_new_tokens
-    policy_tokenizer = load_tokenizer(args.actor_model, "--actor_model")
-    for objective in objectives:
-        if not objective.is_function and objective.shares_tokens_of(policy_tokenizer):
-            check_positions(objective.path, objective.flag, length, "--max_prompt_length + --max_new_tokens")
-            check_vocabulary(objective, args.actor_model)
+    objectives = declared_objectives(args, problems)
+    sound = [objective for objective in objectives if problems.passes(objective.check)]
+    policy_tokenizer = problems.take(load_tokenizer, args.actor_model, "--actor_model")
+    for objective in sound:
+        problems.take(check_tokens, objective, policy_tokenizer, args, problems)
     names = [objective.name for objective in objectives]
     for flag, given in (("--monitor", args.monitor), ("--score_scale", [name for name, _ in args.score_scale])):
         for name in given:
-            if name not in names:
-                raise UserError(f"{flag} {name}: no such objective (there are {', '.join(names)})")
-    scales = by_name("--score_scale", args.score_scale)
+            if objectives and name not in names:
+                problems.add(f"{flag} {name}: no such objective (there are {', '.join(names)})")
+    scales = problems.take(by_name, "--score_scale", args.score_scale) or {}
     for name, scale in scales.items():
         if not 0 < scale < math.inf:
-            raise UserError(f"--score_scale {name}={scale:g}: must be positive")
+            problems.add(f"--score_scale {name}={scale:g}: must be positive")
     return [
         dataclasses.replace(o, scale=scales.get(o.name, 1.0), optimized=o.name not in args.monitor) for o in objectives
     ]
+
+
+def check_tokens(
+    objective: Objective, policy_tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace, problems: Problems
+) -> None:
+    """Problems: a score model that reads the tokens of the policy as they are (others truncate), without room for the
+    longest sequence, or for all ids."""
+    if not objective.is_function and objective.shares_tokens_of(policy_tokenizer):
+        length = args.max_prompt_length + args.max_new_tokens
+        what = "--max_prompt_length + --max_new_tokens"
+        problems.take(check_positions, objective.path, objective.flag, length, what)
+        problems.take(check_vocabulary, objective, args.actor_model)
 
 
 def check_vocabulary(objective: Objective, actor_model: str) -> None:
@@ -365,45 +380,51 @@ def check_vocabulary(objective: Objective, actor_model: str) -> None:
         )
 
 
-def algorithm_of(args: argparse.Namespace, objectives: list[Objective]) -> Algorithm:
-    """The algorithm for the optimized objectives; raises UserError when flags do not fit together."""
+def algorithm_of(
+    args: argparse.Namespace, objectives: list[Objective], problems: Problems = AT_ONCE
+) -> Algorithm | None:
+    """The algorithm for the optimized objectives; None where flags do not fit together, which are the problems."""
     optimized = [objective for objective in objectives if objective.optimized]
+    if objectives and not optimized:
+        problems.add("--monitor: no objective is left to optimize")
+    check_algorithm_options(args, problems)
     if not optimized:
-        raise UserError("--monitor: no objective is left to optimize")
-    check_algorithm_options(args)
-    names, preference = [objective.name for objective in optimized], by_name("--preference", args.preference)
-    if args.algorithm in ("ppo_lagrangian", "fast_rl"):
-        preference_weights(args.algorithm, names, preference)
-        weighting_options(args.algorithm, by_name("--weighting_options", args.weighting_options))
-        adaptive = (
-            lagrangian_of(args, optimized) if args.algorithm == "ppo_lagrangian" else mirror_descent_of(args, names)
-        )
-        return Algorithm(args.algorithm, adaptive=adaptive)
-    return build_algorithm(
-        args.algorithm,
-        names,
-        preference,
-        args.rescale_power,
-        args.normalize_coefficients,
-        by_name("--weighting_options", args.weighting_options),
-    )
+        return None
+    names = [objective.name for objective in optimized]
+    preference = problems.take(by_name, "--preference", args.preference)
+    problems.take(preference_weights, args.algorithm, names, preference)
+    options = problems.take(by_name, "--weighting_options", args.weighting_options)
+    problems.take(weighting_options, args.algorithm, options)
+    return problems.take(make_algorithm, args, optimized, preference, options)
 
 
-def check_algorithm_options(args: argparse.Namespace) -> None:
-    """Raise UserError for an option that the algorithm does not read."""
+def make_algorithm(
+    args: argparse.Namespace, optimized: list[Objective], preference: dict[str, float], options: dict[str, str]
+) -> Algorithm:
+    """Raises: UserError: see `lagrangian_of`, `mirror_descent_of` and `build_algorithm`."""
+    names = [objective.name for objective in optimized]
+    if args.algorithm == "ppo_lagrangian":
+        return Algorithm(args.algorithm, adaptive=lagrangian_of(args, optimized))
+    if args.algorithm == "fast_rl":
+        return Algorithm(args.algorithm, adaptive=mirror_descent_of(args, names))
+    return build_algorithm(args.algorithm, names, preference, args.rescale_power, args.normalize_coefficients, options)
+
+
+def check_algorithm_options(args: argparse.Namespace, problems: Problems = AT_ONCE) -> None:
+    """Problems: options that the algorithm does not read."""
     for algorithm, options in ALGORITHM_OPTIONS.items():
         for name in options:
             if algorithm != args.algorithm and getattr(args, name) is not None:
-                raise UserError(f"--{name}: --algorithm {args.algorithm} has none (it serves {algorithm})")
+                problems.add(f"--{name}: --algorithm {args.algorithm} has none (it serves {algorithm})")
     if args.algorithm in REWARD_LEVEL:
         if args.normalize_coefficients:
-            raise UserError(f"--normalize_coefficients: --algorithm {args.algorithm} weighs rewards, not gradients")
+            problems.add(f"--normalize_coefficients: --algorithm {args.algorithm} weighs rewards, not gradients")
         if args.gradient_scope == "full":
-            raise UserError(f"--gradient_scope full: --algorithm {args.algorithm} compares no gradients")
+            problems.add(f"--gradient_scope full: --algorithm {args.algorithm} compares no gradients")
     if args.gradient_scope == "full" and args.gram_per == "micro_batch":
-        raise UserError("--gram_per micro_batch: serves --gradient_scope last_layer, where it spares work")
+        problems.add("--gram_per micro_batch: serves --gradient_scope last_layer, where it spares work")
     if args.gram_per == "micro_batch" and args.micro_batch_tokens:
-        raise UserError("--micro_batch_tokens: sorts sequences by length; --gram_per micro_batch wants them at random")
+        problems.add("--micro_batch_tokens: sorts sequences by length; --gram_per micro_batch wants them at random")
 
 
 def lagrangian_of(args: argparse.Namespace, objectives: list[Objective]) -> LagrangianWeights:

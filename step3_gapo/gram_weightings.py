@@ -1,10 +1,11 @@
 """Other methods of gradient surgery, by name: torchjd turns the same Gram matrix into coefficients of the losses.
 
 Here are torchjd's weightings that read nothing but one Gram matrix and remember nothing. Left out are those with a
-state, which would belong into every checkpoint (GradVac, PCD, CR-MOGM, SDMGrad, MoDo, ExcessMTL, Nash-MTL); those that
-need the gradients themselves (ConFIG, GradDrop, trimmed mean) or other batches; Krum, which drops objectives as
-outliers; mean, sum and random weights, which look at no gradient (equal weights are morlhf); and torchjd's MGDA,
-which approaches the point that `min_norm_weights` computes.
+state, which would belong into every checkpoint (GradVac, PCD, CR-MOGM, SDMGrad, MoDo, ExcessMTL, and Nash-MTL, which
+approaches G w = 1 / w from step to step: fairgrad with alpha=1, as by default, solves that equation); those that need
+the gradients themselves (ConFIG, GradDrop, trimmed mean) or other batches; Krum, which drops objectives as outliers;
+mean, sum and random weights, which look at no gradient (equal weights are morlhf); and torchjd's MGDA, which approaches
+the point that `min_norm_weights` computes.
 
 torchjd is imported when an algorithm of its own is built: it takes most of a second.
 """

@@ -14,10 +14,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from step3_gapo.algorithms import Algorithm, compares_gradients
-from step3_gapo.arguments import algorithm_of, check_batch_sizes, objectives_of, parse_args
+from step3_gapo.arguments import algorithm_of, check_batch_sizes, check_lora_options, objectives_of, parse_args
 from step3_gapo.critics import Critic
 from step3_gapo.dry_run import print_gapo_dry_run
 from step3_gapo.policy_forward import check_plain_head
@@ -26,10 +26,11 @@ from step3_gapo.rollout import Experience, Rollout, episode_scores, make_rollout
 from step3_gapo.tracking import Tracker, mean_scalars, rollout_scalars
 from step3_gapo.update import ActorUpdate, Scalars, optimizer_step
 from utils.adapter_folder import is_adapter_folder
-from utils.arguments import check_deepspeed_arguments
+from utils.arguments import check_deepspeed_arguments, note_warmup
 from utils.checkpoint import Checkpoints
 from utils.data import load_prompts
 from utils.data.encoding import Encoded, fit_lengths
+from utils.data.records import Prompt, ReadingSummary
 from utils.distributed import (
     init_distributed,
     is_main,
@@ -40,30 +41,43 @@ from utils.distributed import (
     world_size,
 )
 from utils.dry_run import settle_ranks
-from utils.errors import UserError, run_main
+from utils.errors import AT_ONCE, Problems, UserError, run_main
 from utils.fingerprint import ids_fingerprint, model_facts
 from utils.guards import SkippedSteps
 from utils.lora import check_targets
-from utils.models import check_causal_lm, check_positions, describe_model, load_tokenizer, sampling_config
+from utils.models import (
+    check_causal_lm,
+    check_dialogues,
+    check_positions,
+    describe_model,
+    load_tokenizer,
+    sampling_config,
+)
 from utils.objectives import Objective
 from utils.output import check_output, write_json
 from utils.rank_watch import beat, watch_ranks
 
+NOTICEABLE = 0.01  # share of the prompts
 SKIPPING_ADVICE = "lower --actor_learning_rate or --critic_learning_rate, or try another --algorithm"
 
 
 def main() -> None:
     # Arguments, and everything that can be checked before a model is built.
     args = parse_args()
-    settle_ranks(args)
-    objectives = objectives_of(args)
-    algorithm = algorithm_of(args, objectives)
-    check_deepspeed_arguments(args)
-    minibatches = check_batch_sizes(args)
-    tokenizer = check_policy(args)
-    prompts = read_prompts(args, tokenizer)
-    try_functions(objectives, prompts[0])
-    total_steps = count_rollouts(args, len(prompts))
+    problems = Problems(collecting=args.dry_run)
+    check_lora_options(args, problems)
+    problems.take(settle_ranks, args)
+    objectives = objectives_of(args, problems)
+    algorithm = algorithm_of(args, objectives, problems)
+    problems.take(check_deepspeed_arguments, args)
+    minibatches = problems.take(check_batch_sizes, args)
+    tokenizer = check_policy(args, problems)
+    prompts = read_prompts(args, tokenizer, problems)
+    try_functions(objectives, prompts, problems)
+    total_steps = problems.take(count_rollouts, args, prompts and len(prompts))
+    problems.report()
+    note_rollouts(args, len(prompts))
+    note_warmup(args, total_steps * args.ppo_epochs * minibatches)
     if args.dry_run:
         return print_gapo_dry_run(args, objectives, tokenizer, prompts, total_steps, minibatches, rollout_size(args))
     check_output(args.output_dir, args.fresh)
@@ -114,38 +128,62 @@ def main() -> None:
     shutdown_distributed()
 
 
-def check_policy(args: argparse.Namespace) -> PreTrainedTokenizerBase:
+def check_policy(args: argparse.Namespace, problems: Problems) -> PreTrainedTokenizerBase | None:
     """The policy's tokenizer.
 
-    Raises:
-        UserError: the policy is no language model with room for prompt and response, and for adapters if it gets some.
+    Problems: the policy is no language model with room for prompt and response; see `check_trained_parts`.
     """
-    skeleton = check_causal_lm(args.actor_model, "--actor_model")
+    skeleton = problems.take(check_causal_lm, args.actor_model, "--actor_model")
+    problems.take(check_trained_parts, args, skeleton)
+    length = args.max_prompt_length + args.max_new_tokens
+    what = "--max_prompt_length + --max_new_tokens"
+    problems.take(check_positions, args.actor_model, "--actor_model", length, what)
+    tokenizer = problems.take(load_tokenizer, args.actor_model, "--actor_model")
+    return tokenizer if problems.passes(check_dialogues, tokenizer, "--actor_model") else None
+
+
+def check_trained_parts(args: argparse.Namespace, skeleton: PreTrainedModel) -> None:
+    """Raises: UserError: gradients of the head cannot be compared; the policy has no place for the adapters it gets."""
     if args.gradient_scope == "last_layer" and compares_gradients(args):
         check_plain_head(skeleton.config)
     if args.lora_dim:
         check_targets(skeleton, args.lora_target_modules)
         if args.lora_export == "adapter" and is_adapter_folder(args.actor_model):
             raise UserError(f"--lora_export adapter: --actor_model {args.actor_model} consists of adapters itself")
-    length = args.max_prompt_length + args.max_new_tokens
-    check_positions(args.actor_model, "--actor_model", length, "--max_prompt_length + --max_new_tokens")
-    return load_tokenizer(args.actor_model, "--actor_model")
 
 
-def read_prompts(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
-    """The prompts that fit `--max_prompt_length`, with what was read and dropped on the screen."""
-    prompts, summary = load_prompts(args.data, args.seed)
+def read_prompts(
+    args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase | None, problems: Problems = AT_ONCE
+) -> list[Encoded] | None:
+    """The prompts that fit `--max_prompt_length`, with what was read and dropped on the screen.
+
+    Args:
+        tokenizer: None in a dry run that has found none; the data is read all the same.
+    """
+    return problems.take(fit_prompts, args, tokenizer, problems.take(load_prompts, args.data, args.seed))
+
+
+def fit_prompts(
+    args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, read: tuple[list[Prompt], ReadingSummary]
+) -> list[Encoded]:
+    """Raises: UserError: see `fit_lengths`."""
+    prompts, summary = read
     encoded = fit_lengths(tokenizer, prompts, summary, args.overlong, max_prompt_length=args.max_prompt_length)
     print_main("\n".join(summary.lines()))
     return encoded
 
 
-def try_functions(objectives: list[Objective], prompt: Encoded) -> None:
+def try_functions(objectives: list[Objective], prompts: list[Encoded] | None, problems: Problems) -> None:
     """Call every objective that is a function once, so that one that fails does so before models are built."""
-    messages = prompt.record.messages
     for objective in objectives:
         if objective.is_function:
-            objective.load_function()([messages[-1]["content"]], ["Yes."], [messages], [prompt.record.source])
+            problems.take(try_function, objective, prompts)
+
+
+def try_function(objective: Objective, prompts: list[Encoded]) -> None:
+    """Raises: UserError: the function fails for the first prompt."""
+    messages, source = prompts[0].record.messages, prompts[0].record.source
+    objective.load_function()([messages[-1]["content"]], ["Yes."], [messages], [source])
 
 
 def write_algorithm_state(algorithm: Algorithm, step: int, args: argparse.Namespace) -> None:
@@ -218,6 +256,23 @@ def count_rollouts(args: argparse.Namespace, prompts: int) -> int:
         raise UserError(f"--data: {prompts} prompts do not fill one rollout of {rollout_size(args)}")
     total = per_epoch * args.num_train_epochs
     return min(total, args.max_steps or total)
+
+
+def note_rollouts(args: argparse.Namespace, prompts: int) -> None:
+    """Say where the run has fewer rollouts than asked for, or uses noticeably fewer prompts than there are."""
+    per_epoch, left_out = divmod(prompts, rollout_size(args))
+    total = per_epoch * args.num_train_epochs
+    if args.max_steps and args.max_steps > total:
+        epochs = "1 epoch" if args.num_train_epochs == 1 else f"{args.num_train_epochs} epochs"
+        print_main(
+            f"note: --max_steps {args.max_steps}: the prompts of {epochs} fill {total} rollouts;"
+            " raise --num_train_epochs for more"
+        )
+    if left_out > NOTICEABLE * prompts and (args.max_steps or total) >= per_epoch:
+        print_main(
+            f"note: --data: every epoch leaves out {left_out} of {prompts} prompts, drawn anew, which do not fill a"
+            f" rollout of {rollout_size(args)}"
+        )
 
 
 def prompt_batches(prompts: list[Encoded], args: argparse.Namespace) -> Iterator[list[Encoded]]:

@@ -248,11 +248,14 @@ def training_score(
 
 
 def whiten_advantages(experience: Experience) -> None:
-    """Give every objective's advantages zero mean and unit variance over all ranks' actions, in place."""
-    mask = experience.mask
+    """Give every objective's advantages zero mean and unit variance over all ranks' actions, in place.
+
+    In float64 and two passes: Σ A² / n − mean² is nothing but rounding where the mean is far from zero.
+    """
+    mask = experience.mask.double()
     for name, advantages in experience.advantages.items():
-        moments = torch.stack([mask.sum(), (advantages * mask).sum(), (advantages.square() * mask).sum()])
-        count, total, squares = all_reduce_sum(moments)
+        exact = advantages.double()
+        count, total = all_reduce_sum(torch.stack([mask.sum(), (exact * mask).sum()]))
         mean = total / count
-        variance = (squares / count - mean.square()).clamp(min=0)
-        experience.advantages[name] = ppo.whiten(advantages, mean, variance, mask)
+        variance = all_reduce_sum(((exact - mean).square() * mask).sum()) / count
+        experience.advantages[name] = ppo.whiten(exact, mean, variance, mask).to(advantages.dtype)

@@ -243,11 +243,12 @@ SCRIPTS: dict[Callable[[Bench], dict[str, Any]], str] = {
 @dataclass(frozen=True)
 class Case:
     """`change` gives the flags that differ from the command's, after it has spoiled what it must; `names` must be in
-    the line."""
+    the line, or the lines of a dry run that finds several `mistakes`."""
 
     command: Callable[[Bench], dict[str, Any]]
     change: Callable[[Bench], dict[str, Any]]
     names: tuple[str, ...]
+    mistakes: int = 1
 
     @property
     def script(self) -> str:
@@ -274,7 +275,7 @@ def cases() -> dict[str, Case]:
     """{what is wrong: the case}."""
     groups = (data_files, data_rows, data_as_a_whole, policies, files_of_policies, score_models,
               score_models_of_others, reward_functions, adapters, foreign_code, names, variables, numbers, plans,
-              hub_names, responses, evaluations, judgements, outputs)  # fmt: skip
+              many_mistakes, hub_names, responses, evaluations, judgements, outputs)  # fmt: skip
     return {name: Case(*case) for group in groups for name, case in group().items()}
 
 
@@ -837,14 +838,16 @@ def with_rows(rows: int) -> Callable[[Path], None]:
     return spoil
 
 
+def dry(command: Callable, change: Callable[[Bench], dict[str, Any]], *names: str, mistakes: int = 1) -> tuple:
+    return command, lambda b: change(b) | {"dry_run": True}, names, mistakes
+
+
+def told(**changes: Any) -> Callable[[Bench], dict[str, Any]]:
+    return lambda b: changes
+
+
 def plans() -> dict[str, tuple]:
     """What a dry run refuses, in the words of the run."""
-
-    def dry(command: Callable, change: Callable[[Bench], dict[str, Any]], *names: str) -> tuple:
-        return command, lambda b: change(b) | {"dry_run": True}, names
-
-    def told(**changes: Any) -> Callable[[Bench], dict[str, Any]]:
-        return lambda b: changes
 
     def wider(b: Bench) -> dict[str, Any]:
         return {"actor_model": b.model(b.workshop.base, with_rows(640))}
@@ -857,10 +860,12 @@ def plans() -> dict[str, tuple]:
         "dry run: an unknown objective": dry(step3, told(monitor="wit"), "--monitor wit", "no such objective"),
         "dry run: a preference for an unknown objective": dry(
             step3, told(algorithm="morlhf", preference=("wit=1",)), "--preference", "wit"),
-        "dry run: a larger vocabulary than the score model's": dry(step3, wider, *vocabulary),
+        "dry run: a larger vocabulary than the score model's": dry(
+            step3, wider, *vocabulary, "--cost_model harmlessness", mistakes=2),
         "vocabulary: larger than the score model's": (step3, lambda b: wider(b) | {"fresh": True}, vocabulary),
         "dry run: fewer positions than tokens": dry(
-            step3, told(max_prompt_length=500, max_new_tokens=20), "520 tokens", "positions for 512"),
+            step3, told(max_prompt_length=500, max_new_tokens=20), "520 tokens", "positions for 512",
+            *("--actor_model", "--reward_model helpfulness", "--cost_model harmlessness"), mistakes=3),
         "dry run: fewer positions, stage 1": dry(
             step1, lambda b: {"model_name_or_path": b.model(b.workshop.base, max_position_embeddings=16)},
             "--max_length 128", "positions for 16"),
@@ -876,8 +881,43 @@ def plans() -> dict[str, tuple]:
             step1, lambda b: {"model_name_or_path": b.model(b.workshop.base, truncated)}, "cannot read the weights"),
         "dry run: more machines than ranks": dry(step1, told(plan_machines=2), "--plan_machines", "2 machines"),
         "dry run: no host memory": dry(step1, told(plan_host_memory=0), "--plan_host_memory", "not a positive number"),
+        "offload that nothing would heed": (step2, told(offload=True), ("--offload: needs --zero_stage",)),
         "a host's memory of a real run": (step2, told(plan_host_memory=64), ("--plan_host_memory", "--dry_run")),
         "a plan of a real run": (step1, lambda b: {"plan_memory": 80}, ("--plan_memory", "--dry_run")),
+    }  # fmt: skip
+
+
+def many_mistakes() -> dict[str, tuple]:
+    """A dry run lists them all, a line each."""
+    return {
+        "dry run: all that is wrong": dry(
+            step3, lambda b: {"reward_model": (f"helpfulness={b.folder}/none",
+                                               f"wit={b.model(b.workshop.reward, truncated)}"),
+                              "per_device_train_batch_size": 7, "monitor": "truth", "max_prompt_length": 2,
+                              "offload": True, "lora_alpha": 2, "rescale_power": 1, "algorithm": "morlhf",
+                              "preference": ("wit=0.5", "helpfulness=0.2", "harmlessness=0.2")},
+            "--reward_model helpfulness", "none: no such model", "--reward_model wit", "cannot read the weights",
+            "= 7", "--monitor truth: no such objective", "longer than --max_prompt_length 2", "--offload: needs",
+            "--lora_alpha: has no effect", "--rescale_power: --algorithm morlhf has none", "the weights sum to 0.9",
+            mistakes=9),
+        "dry run: a policy and data that are not there": dry(
+            step3, lambda b: {"actor_model": b.folder / "none", "data": b.folder / "none.jsonl",
+                              "cost_model": f"harmlessness={b.folder}/no", "plan_ranks": 2, "plan_machines": 3},
+            "--actor_model", "none.jsonl: no such file", "--cost_model harmlessness", "--plan_machines: 3", mistakes=4),
+        "dry run: all that is wrong, stage 1": dry(
+            step1, lambda b: {"model_name_or_path": b.folder / "none", "tokenizer": b.folder / "no", "offload": True,
+                              "data": b.folder / "none.jsonl", "validation_data": b.rows({"prompt": 1}),
+                              "plan_ranks": 3, "plan_devices": 2},
+            "--model_name_or_path", "--tokenizer", "--offload", "none.jsonl", "rows.jsonl:1", "--plan_ranks: 3 ranks",
+            mistakes=6),
+        "dry run: all that is wrong, stage 2": dry(
+            step2, lambda b: {"model_name_or_path": b.model(b.workshop.base, truncated), "offload": True,
+                              "data": b.rows(PKU, PKU | LONG), "validation_data": b.folder / "none.jsonl"},
+            "cannot read the weights", "--offload", "rows.jsonl:2: prompt of", "none.jsonl", mistakes=4),
+        "dry run: both sides of the data": dry(
+            step1, lambda b: {"data": b.rows(DIALOGUE, DIALOGUE | LONG, name="a.jsonl"),
+                              "validation_data": b.rows(DIALOGUE | LONG, name="b.jsonl")},
+            "a.jsonl:2: prompt of", "b.jsonl:1: prompt of", mistakes=2),
     }  # fmt: skip
 
 
@@ -1145,8 +1185,12 @@ def problems(case: Case, result: Result, before: dict[Path, Any], after: dict[Pa
     lines = result.stderr.splitlines()
     if printable(result.stdout + result.stderr) != result.stdout + result.stderr:
         found.append("it commands the terminal")
-    if len(lines) != 1 or not lines[0].startswith("error: ") or "Traceback" in result.stdout:
-        found.append(f"not one line on stderr: {result.stderr[-2000:]}")
+    if (
+        len(lines) != case.mistakes
+        or not all(line.startswith("error: ") for line in lines)
+        or "Traceback" in result.stdout
+    ):
+        found.append(f"not a line for each mistake on stderr: {result.stderr[-2000:]}")
     found += [f"{name!r} is not named: {result.stderr}" for name in case.names if name not in result.stderr]
     paths = before.keys() | after.keys()
     changed = sorted(str(path) for path in paths if before.get(path, path) != after.get(path, path))

@@ -155,6 +155,13 @@ def test_fairgrad_solves_its_equation(alpha: float, scale: float) -> None:
     close(gram @ coefficients * coefficients ** (1 / alpha), [1, 1, 1], 1e-5)
 
 
+def test_fairgrad_is_nash_mtl_unless_told_otherwise() -> None:
+    """G w = 1 / w, the solution of Nash's bargaining game."""
+    gram = gram_of(conflicting(4, seed=11))
+    coefficients = coefficients_of("fairgrad", gram)
+    close(gram @ coefficients, 1 / coefficients, 1e-5)
+
+
 @pytest.mark.parametrize("scale", [1e-16, 1e-8, 1e8])
 @pytest.mark.parametrize("name", [name for name in AGGREGATORS if not name.startswith("fairgrad")])
 def test_the_common_length_of_the_gradients_does_not_matter(name: str, scale: float) -> None:

@@ -126,7 +126,8 @@ def test_the_advice_for_a_large_model_works(workshop: Workshop, tmp_path: Path) 
     )  # fmt: skip
     words += flags(dry_run=True, plan_ranks=8, plan_memory=79.5, plan_host_memory=1000, enable_hybrid_engine=True)
     result = run_script(STEP3, words)
-    assert result.code == 0, result.stderr
+    assert (result.code, result.stderr.count("\n")) == (1, 1), result.stderr
+    assert re.match(r"error: out: the plan does not fit in memory \(.*generation, .*; see above\)$", result.stderr)
     assert "7.24B" in result.stdout and "does not fit: generation needs" in result.stdout
     assert "DeepSpeed has no inference policy for MistralForCausalLM" in result.stdout
     last = result.stdout.splitlines()[-1]
@@ -134,6 +135,72 @@ def test_the_advice_for_a_large_model_works(workshop: Workshop, tmp_path: Path) 
     (advice,) = re.findall(r"makes it fit: (.*)$", result.stdout, re.MULTILINE)
     result = run_script(STEP3, [*words, *advice.split()])
     assert result.code == 0 and "every phase fits" in result.stdout, (advice, result.stdout)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    ("script", "changes"),
+    [
+        ("step1_sft/main.py", {"data": "sft_train.jsonl"}),
+        ("step2_reward/main.py", {"data": "preferences_train.jsonl", "objective": "wit", "kind": "reward"}),
+    ],
+)
+def test_what_does_not_fit_ends_otherwise(
+    script: str, changes: dict, ranks: int, workshop: Workshop, tmp_path: Path
+) -> None:
+    """On the device, or in the memory of the machine; with several ranks, said once."""
+    common = {"model_name_or_path": workshop.base, "max_length": 128, "output_dir": tmp_path / "out", "dry_run": True}
+    words = flags(**changes | common | {"data": workshop.folder / "data" / changes["data"], "plan_memory": 80})
+    assert run_script(script, words, ranks).code == 0
+    for small, phases in ({"plan_memory": 1}, "loading, training, "), ({"plan_host_memory": 1}, "loading, "):
+        result = run_script(script, [*words, *flags(**small)], ranks)
+        assert result.code == 1 and "does not fit: loading needs" in result.stdout
+        assert result.stderr.startswith(f"error: out: the plan does not fit in memory ({phases}"), result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_ranks_list_mistakes_once(workshop: Workshop, tmp_path: Path) -> None:
+    changes = {"reward_model": f"helpfulness={tmp_path}/none", "max_prompt_length": 2, "monitor": "wit"}
+    words = workshop.step3_flags("none", **changes, dry_run=True)
+    result = run_script(STEP3, words, ranks=2)
+    assert result.code == 2 and "dry run: nothing" not in result.stdout
+    named = ("--reward_model helpfulness", "--monitor wit", "prompt of")
+    lines = result.stderr.splitlines()
+    assert len(lines) == 3 and all(text in line for text, line in zip(named, lines, strict=True)), result.stderr
+    real = run_script(STEP3, [word for word in words if word != "--dry_run"])
+    assert (real.code, real.stderr) == (2, lines[0] + "\n")
+
+
+def notes(words: list[str], script: str = STEP3) -> list[str]:
+    """What a dry run says is not as asked."""
+    result = run_script(script, [*words, "--dry_run"])
+    assert (result.code, result.stderr) == (0, "")
+    return [line for line in result.stdout.splitlines() if line.startswith("note: ")]
+
+
+def test_what_is_not_done_as_asked_is_said(workshop: Workshop, tmp_path: Path) -> None:
+    def of_step3(**changes: Any) -> list[str]:
+        return notes(workshop.step3_flags("none", output_dir=tmp_path / "out", **changes))
+
+    assert of_step3(max_steps=8) == []
+    (note,) = of_step3(max_steps=9)
+    assert note == "note: --max_steps 9: the prompts of 1 epoch fill 8 rollouts; raise --num_train_epochs for more"
+    assert "the prompts of 2 epochs fill 16 rollouts" in of_step3(max_steps=17, num_train_epochs=2)[0]
+    (note,) = of_step3(generation_batches=3, max_steps=None)
+    assert "every epoch leaves out 16 of 64 prompts" in note and "a rollout of 24" in note
+    assert of_step3(generation_batches=3, max_steps=1) == []
+    assert "--num_warmup_steps 40: 40 steps of warm-up, but 4 " in of_step3(max_steps=2, num_warmup_steps=40)[0]
+    assert "constant has no warm-up" in of_step3(num_warmup_steps=1, lr_scheduler_type="constant")[0]
+
+    data = {"model_name_or_path": workshop.base, "data": workshop.folder / "data/sft_train.jsonl", "max_length": 128}
+    words = flags(**data, output_dir=tmp_path / "out")
+    assert notes(words, "step1_sft/main.py") == []
+    (note,) = notes([*words, *flags(validation_fraction=1e-6)], "step1_sft/main.py")
+    assert "holds out 1 of" in note
+    (note,) = notes(
+        [*words, *flags(per_device_train_batch_size=500, warmup_ratio=0, num_train_epochs=2)], "step1_sft/main.py"
+    )
+    assert "examples are in every optimizer step, which could take 500" in note
 
 
 def test_a_real_run_takes_what_is_planned(workshop: Workshop, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The shell side: syntax and help of every script, and how run_all.sh's pieces run, skip, fail and are interrupted."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -78,6 +79,40 @@ def test_an_environment_without_the_packages_is_refused_in_one_line(tmp_path: Pa
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1 and "missing torch==" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def interpreter(folder: Path, **versions: str) -> Path:
+    """One like that of the tests, but for a package of another version, or several."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    (packages / "others.pth").write_text(str(Path(pytest.__file__).parents[1]))
+    for name, version in versions.items():
+        about = packages / f"{name}-{version}.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    return folder / "bin/python"
+
+
+def test_other_versions_are_taken_on_demand(tmp_path: Path) -> None:
+    python = interpreter(tmp_path / "other", torch="2.9.1", scipy="1.2")
+    torch, scipy = (re.search(rf"^{name}==(\S+)", (ROOT / "requirements.txt").read_text(), re.M)[1]
+                    for name in ("torch", "scipy"))  # fmt: skip
+    script = "source utils/setup_environment.sh; bash -c 'source utils/setup_environment.sh; echo $PYTHON is taken'"
+    refused = bash(script, ROOT, PYTHON=str(python))
+    assert refused.returncode == 2 and refused.stdout == "" and refused.stderr.count("\n") == 1
+    others = [f"torch 2.9.1 in place of {torch}", f"scipy 1.2 in place of {scipy}"]
+    assert all(text in refused.stderr for text in [*others, "ANY_VERSIONS=1 takes it as it is"]), refused.stderr
+    taken = bash(script, ROOT, PYTHON=str(python), ANY_VERSIONS="1")
+    assert (taken.returncode, taken.stdout) == (0, f"{python} is taken\n")
+    assert taken.stderr.count("\n") == 1 and taken.stderr.startswith("warning: "), "once, not by every script"
+    assert all(text in taken.stderr for text in others)
+
+
+def test_missing_packages_are_missing_at_any_version(tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
+    result = bash("bash tests/run.sh", ROOT, PYTHON=str(bare / "bin/python"), ANY_VERSIONS="1")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "missing torch==" in result.stderr
 
 
 def test_an_unknown_run_is_refused(tmp_path: Path) -> None:

@@ -74,6 +74,26 @@ def test_a_dry_run_plans_eight_gpus_on_a_machine_without_any(variables: dict[str
     assert not Path(variables["OUTPUT"]).exists()
 
 
+def test_a_dry_run_goes_through_everything_before_it_fails(variables: dict[str, str], tmp_path: Path) -> None:
+    changes = {"RUNS": "gapo_p1", "TEST_PROMPTS": str(tmp_path / "none.jsonl"), "STEP3_FLAGS": "--monitor truth",
+               "COST_MODEL": str(tmp_path / "none"), "JUDGE": "--model m --objective wit --base_url here"}  # fmt: skip
+    result = dry_run(variables, **changes)
+    lines = result.stderr.splitlines()
+    named = ("--cost_model harmlessness", "--monitor truth", "none.jsonl: no such file", "--objective wit",
+             "--base_url", "error: dry run: problems in gapo_p1 evaluation (see above)")  # fmt: skip
+    assert result.code == 2 and len(lines) == len(named), result.stderr
+    assert all(text in line for text, line in zip(named, lines, strict=True)), result.stderr
+    assert "passed" not in result.stdout
+
+
+def test_a_dry_run_shows_all_plans_of_what_does_not_fit(variables: dict[str, str]) -> None:
+    result = dry_run(variables, RUNS="gapo_p1 ppo_helpfulness", GPU_MEMORY="16", FRACTION="0.5")
+    assert result.code == 1 and result.stdout.count("largest phase (") == 3, result.stdout + result.stderr
+    assert "note: FRACTION: preset mistral_7b does not read it" in result.stdout.splitlines()
+    last = result.stderr.splitlines()[-1]
+    assert last == "error: dry run: does not fit in memory: gapo_p1 ppo_helpfulness (see above)"
+
+
 # What is wrong -> variables, what the one line names.
 BAD = {
     "unknown objective": ({"STEP3_FLAGS": "--monitor truth"}, ("--monitor truth", "no such objective")),

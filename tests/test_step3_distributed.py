@@ -26,7 +26,7 @@ from tests.helpers import (
     untimed,
 )
 from tests.test_step3_engine import check_against_plain_torch, engine_flags
-from utils.distributed import init_distributed, rank, shutdown_distributed
+from utils.distributed import init_distributed, rank, shutdown_distributed, world_size
 from utils.errors import UserError
 
 EVERYTHING = {
@@ -204,4 +204,30 @@ def check_whitening() -> None:
 
 def test_whitening_is_over_all_ranks() -> None:
     result = run_function(check_whitening, ranks=2)
+    assert result.code == 0, result.stderr
+
+
+def check_whitening_far_from_zero() -> None:
+    """On every rank: against float64, of advantages whose mean is a thousand deviations from zero."""
+    init_distributed()
+    generator = torch.Generator().manual_seed(0)
+    near = torch.randn(8, 50, generator=generator)
+    everything = {"a": 1e3 + near, "b": 1e-3 * near - 1}  # float32
+    mask = (torch.arange(50) < torch.randint(1, 51, (8, 1), generator=generator)).float()
+    rows = slice(rank() * 8 // world_size(), (rank() + 1) * 8 // world_size())
+    experience = SimpleNamespace(mask=mask[rows], advantages={name: a[rows] for name, a in everything.items()})
+    whiten_advantages(experience)
+    for name, advantages in everything.items():
+        actions = advantages.double()[mask > 0]
+        variance = actions.var(correction=0) + 1e-8
+        expected = (advantages.double() - actions.mean()) / variance.sqrt() * mask
+        whitened = experience.advantages[name]
+        assert whitened.dtype == torch.float32 and (whitened[mask[rows] == 0] == 0).all()
+        torch.testing.assert_close(whitened.double(), expected[rows], rtol=1e-6, atol=1e-6)
+    shutdown_distributed()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_whitening_far_from_zero_is_exact(ranks: int) -> None:
+    result = run_function(check_whitening_far_from_zero, ranks=ranks)
     assert result.code == 0, result.stderr

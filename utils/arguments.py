@@ -5,6 +5,7 @@ import unicodedata
 from pathlib import Path
 from typing import NoReturn
 
+from utils.distributed import print_main
 from utils.errors import UserError, expect_ranks, fail
 
 LR_SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
@@ -270,7 +271,8 @@ def add_dry_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--dry_run",
         action="store_true",
         help="check everything that can be checked without weights, print models, batches and the memory plan, and end;"
-        " nothing is written, no GPU is needed",
+        " nothing is written, no GPU is needed; exit code 0: it can start, 1: it does not fit in memory, 2: bad input,"
+        " every mistake in a line",
     )
     group.add_argument(
         "--plan_ranks", type=positive_int, metavar="N", help="dry run: ranks to plan for (those of this command)"
@@ -308,6 +310,19 @@ def check_output_file(path: str | Path, flag: str = "--output_dir") -> None:
     """Raise UserError, which names `flag`, if a file that is to be written cannot take the place of what is there."""
     if Path(path).is_dir():
         raise UserError(f"{flag} {path}: a folder is where a file goes")
+
+
+def note_warmup(args: argparse.Namespace, total_steps: int) -> None:
+    """Say where a warm-up that was asked for is not what will happen."""
+    steps = warmup_steps(args, total_steps)
+    flag = "--warmup_ratio" if args.num_warmup_steps is None else "--num_warmup_steps"
+    if args.num_warmup_steps and args.lr_scheduler_type == "constant":
+        print_main(f"note: --num_warmup_steps {steps}: --lr_scheduler_type constant has no warm-up")
+    elif steps >= total_steps and args.lr_scheduler_type != "constant":
+        print_main(
+            f"note: {flag} {getattr(args, flag[2:]):g}: {steps} steps of warm-up, but {total_steps} optimizer steps in"
+            " all; the learning rate does not reach its peak"
+        )
 
 
 def warmup_steps(args: argparse.Namespace, total_steps: int) -> int:

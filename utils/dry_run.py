@@ -2,7 +2,7 @@
 
 Everything that a run checks before it builds models has been checked when these functions are called. They build the
 architectures without memory for weights, count batches and steps, and plan the memory of every phase. Nothing is
-written, no process group is formed, no weight is read.
+written, no process group is formed, no weight is read. A plan that does not fit is a `Failure`, after the tables.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 from utils.arguments import warmup_steps
 from utils.data.encoding import Encoded
 from utils.distributed import is_main, world_size
-from utils.errors import UserError
+from utils.errors import Failure, UserError
 from utils.memory_advice import HOST_FLAGS, as_flags, cheapest_fit, excess
 from utils.memory_plan import Phase, phases_of
 from utils.memory_sizes import DEVICE, GIB, HOST, PlannedModel, Surroundings, shape_of
@@ -110,6 +110,9 @@ def print_dry_run(
 
     Args:
         batches: lines of the batch arithmetic, by what they count.
+
+    Raises:
+        Failure: the plan does not fit, on the main rank.
     """
     if not is_main():
         return
@@ -120,6 +123,8 @@ def print_dry_run(
     phases = phases_of(planned, args, around)
     lines += ["", *memory_table(phases, around), *verdict(planned, args, around, phases)]
     print("\n".join(lines), flush=True)
+    if beyond := excess(phases, around):
+        raise Failure(f"{Path(args.output_dir).name}: the plan does not fit in memory ({', '.join(beyond)}; see above)")
 
 
 def optimizer_lines(args: argparse.Namespace, steps: int) -> dict[str, object]:

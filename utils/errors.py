@@ -1,7 +1,8 @@
 """How a script ends when it cannot go on: one line on stderr and an exit code.
 
-UserError   bad input, 2: the line names the flag, or the file and line
-Failure     the surroundings fail (disk full, read-only, a rank lost), 1; the same for errors of the file system
+UserError   bad input, 2: the line names the flag, or the file and line; a dry run has a line for every mistake
+Failure     the surroundings fail (disk full, read-only, a rank lost, a planned run that does not fit in memory), 1; the
+            same for errors of the file system
 others      a mistake of the program, 1, with its traceback
 """
 
@@ -14,12 +15,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import torch.distributed as dist
 
 from utils import rank_watch
 from utils.plain_text import printable
+
+Result = TypeVar("Result")
 
 EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_INTERRUPTED = 2, 1, 130
 SECONDS_FOR_RANK_0 = 5  # the launcher kills all ranks once one has ended: rank 0 must have spoken by then
@@ -38,11 +41,56 @@ LOST_CONNECTION = re.compile(
 
 
 class UserError(Exception):
-    """Bad input. The message is one line and names the culprit (a flag, or `file:line`). Every rank meets it alike."""
+    """Bad input. A message is one line and names the culprit (a flag, or `file:line`). Every rank meets it alike."""
 
 
 class Failure(Exception):
     """Something out of the program's reach went wrong, perhaps on one rank only. The message is one line."""
+
+
+class Problems:
+    """What is wrong with the input of a run: the first of it ends a real run, a dry run finds and lists all.
+
+    Args:
+        collecting: whether it is a dry run.
+    """
+
+    def __init__(self, collecting: bool = False):
+        self.collecting = collecting
+        self.found: list[str] = []
+
+    def add(self, message: str) -> None:
+        """Take note of a problem; said twice, it counts once. Raises UserError in a real run."""
+        if not self.collecting:
+            raise UserError(message)
+        if message not in self.found:
+            self.found.append(message)
+
+    def take(self, check: Callable[..., Result], *arguments: object) -> Result | None:
+        """What `check` returns for these arguments; None if it finds a problem.
+
+        None, too, without a call, where a problem has left None of an argument: what would be found depends on it.
+        """
+        if self.found and any(argument is None for argument in arguments):
+            return None
+        try:
+            return check(*arguments)
+        except UserError as error:
+            for message in error.args:
+                self.add(message)
+            return None
+
+    def passes(self, check: Callable[..., object], *arguments: object) -> bool:
+        """Whether `check`, called as by `take`, finds no problem."""
+        return self.take(lambda *given: (check(*given), True), *arguments) is not None
+
+    def report(self) -> None:
+        """Raise UserError with all that was found, if anything was."""
+        if self.found:
+            raise UserError(*self.found)
+
+
+AT_ONCE = Problems()  # for what is checked outside of dry runs: the first problem ends it
 
 
 _one_of_ranks = False
@@ -54,12 +102,11 @@ def expect_ranks() -> None:
     _one_of_ranks = "LOCAL_RANK" in os.environ
 
 
-def fail(message: str) -> NoReturn:
-    """End the script over bad input."""
+def fail(*messages: str) -> NoReturn:
+    """End the script over bad input, with a line for each message."""
     if speaks():
-        print(
-            f"error: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True
-        )  # file names may hold line breaks
+        lines = [f"error: {printable(' '.join(message.split()))}" for message in messages]  # names may hold line breaks
+        print("\n".join(lines), file=sys.stderr, flush=True)
     leave(EXIT_BAD_INPUT)
 
 
@@ -100,7 +147,7 @@ def run_main(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        fail(str(error))
+        fail(*error.args)
     except KeyboardInterrupt:
         if not rank_watch.watching():
             raise

@@ -223,7 +223,7 @@ def check_causal_lm(path: str, flag: str, tokenizer: PreTrainedTokenizerBase | N
         check_adapters(model, path, flag)
     else:
         model = check_model(AutoModelForCausalLM, config, path, flag)
-    check_dialogues(model, tokenizer, path, flag)
+    check_ids(model, tokenizer, check_dialogues(tokenizer, flag), path, flag)
     return model
 
 
@@ -261,7 +261,7 @@ def check_decoder(path: str, flag: str) -> PreTrainedModel:
     if stored and not classifies:
         _check_other_heads(config, stored.unused, path, flag)
     tokenizer = load_tokenizer(path, flag)
-    check_dialogues(model, tokenizer, path, flag)
+    check_ids(model, tokenizer, check_dialogues(tokenizer, flag), path, flag)
     return model
 
 
@@ -370,30 +370,29 @@ def _and_others(names: list[str]) -> str:
     return f" and {len(names) - 1} others" if len(names) > 1 else ""
 
 
-def check_dialogues(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str, flag: str) -> None:
-    """Make sure that a tokenizer can write a dialogue, in ids for which the model has embeddings.
-
-    Ids beyond those, which only some texts would hold, are told.
-
-    Raises:
-        UserError: no chat template, one that refuses a question and an answer, or ids beyond; names `flag`.
-    """
-    rows = model.get_input_embeddings().weight.shape[0]
+def check_dialogues(tokenizer: PreTrainedTokenizerBase, flag: str) -> list[int]:
+    """Ids of a dialogue; raises UserError, which names `flag`, if the tokenizer cannot write one."""
     try:
-        written = encode_dialogue(tokenizer, [{"role": "user", "content": "?"}], "!")
+        return encode_dialogue(tokenizer, [{"role": "user", "content": "?"}], "!")
     except UserError as error:
         raise UserError(f"{flag} {error}") from None
-    check_ids(written, tokenizer, rows, path, flag)
 
 
-def check_ids(written: list[int], tokenizer: PreTrainedTokenizerBase, rows: int, path: str, flag: str) -> None:
-    """Raise UserError, which names `flag`, if a model of so many `rows` cannot read ids that every dialogue holds."""
+def check_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dialogue: list[int], path: str, flag: str
+) -> None:
+    """Make sure that a model has embeddings for what every `dialogue` holds; others that are missing are told.
+
+    Raises:
+        UserError: it has not; names `flag`.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
     token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
     if largest < rows:
         return
-    if max(written) >= rows:
-        token = tokenizer.convert_ids_to_tokens(max(written))
-        raise UserError(f"{flag} {path}: dialogues hold {token!r} (id {max(written)}), the model has only {rows} rows")
+    if max(dialogue) >= rows:
+        token = tokenizer.convert_ids_to_tokens(max(dialogue))
+        raise UserError(f"{flag} {path}: dialogues hold {token!r} (id {max(dialogue)}), the model has only {rows} rows")
     tell_once(
         f"note: {flag} {path}: the tokenizer has ids up to {largest} ({token!r}), the model only {rows} rows;"
         " texts with such ids are refused"

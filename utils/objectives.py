@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from utils.arguments import named_value, non_negative_int, seconds
-from utils.errors import UserError
+from utils.errors import AT_ONCE, Problems, UserError
 from utils.fingerprint import model_facts
 from utils.reward_functions import Retries, RewardFunction, function_fingerprint, load_reward_function
 from utils.score_models import ScoreModel, check_score_model, load_score_model, shares_tokens_of
@@ -138,8 +138,18 @@ def named_objectives(args: argparse.Namespace) -> list[Objective]:
     """The objectives of `add_score_arguments`: rewards, costs, functions, each in the order given.
 
     Raises:
-        UserError: none, a name given twice, a label or template of no model, a folder that holds no score model, or
-            no such function.
+        UserError: see `declared_objectives` and `Objective.check`.
+    """
+    objectives = declared_objectives(args)
+    for objective in objectives:
+        objective.check()
+    return objectives
+
+
+def declared_objectives(args: argparse.Namespace, problems: Problems = AT_ONCE) -> list[Objective]:
+    """The same before anyone has looked at their models and functions.
+
+    Problems: none, a name given twice, a label or template of no model.
     """
     labels, templates = dict(args.score_label), dict(args.score_template)
     retries = Retries(args.reward_retries, args.reward_retry_wait)
@@ -151,15 +161,13 @@ def named_objectives(args: argparse.Namespace) -> list[Objective]:
         for name, path in getattr(args, flag)
     ]
     if not objectives:
-        raise UserError(NONE_GIVEN)
+        problems.add(NONE_GIVEN)
     names = [objective.name for objective in objectives]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"--reward_model/--cost_model/--reward_function: the objective {name} is given twice")
+            problems.add(f"--reward_model/--cost_model/--reward_function: the objective {name} is given twice")
     for choice in CHOICES:
-        check_choices(f"--score_{choice}", getattr(args, f"score_{choice}"), objectives)
-    for objective in objectives:
-        objective.check()
+        problems.take(check_choices, f"--score_{choice}", getattr(args, f"score_{choice}"), objectives)
     return objectives
 
 

@@ -1,8 +1,11 @@
 # Sourced by run_all.sh, whose functions it uses: what comes before its pipeline.
 #
-#   dry_run         says what a run of the preset would do, and has everything checked that can be checked now
+#   dry_run         says what a run of the preset would do, and has everything checked that can be checked now; ends with
+#                   the worst exit code of a check (2: bad input, 1: a plan that does not fit), or 0
 #   pin_revisions   gives hub names without a revision the commit they have now, in OUTPUT/revisions.json for later runs;
 #                   in a dry run, the one that the file has
+
+PROBLEMS=() UNFIT=() WORST=0 # pieces with problems, pieces that do not fit, the worst exit code
 
 dry_run() {
     echo "preset $PRESET -> $OUTPUT (nothing is written)"
@@ -18,7 +21,21 @@ dry_run() {
     check_policies
     check_evaluation
     say_largest
-    echo "dry run passed in $(clock $((SECONDS - STARTED)))"
+    end_dry_run
+}
+
+take_note() { # of exit code $2 of the check of piece $1; the others are checked all the same
+    if [ "$2" -eq 0 ]; then return; fi
+    if [ "$2" -gt 2 ]; then exit "$2"; fi # interrupted or killed
+    if [ "$2" -eq 1 ] && grep -qs '^does not fit: ' "$(said_of "$1")"; then UNFIT+=("$1"); else PROBLEMS+=("$1"); fi
+    if [ "$2" -gt "$WORST" ]; then WORST=$2; fi
+}
+
+end_dry_run() {
+    if [ ${#PROBLEMS[@]} -gt 0 ]; then echo "error: dry run: problems in ${PROBLEMS[*]} (see above)" >&2; fi
+    if [ ${#UNFIT[@]} -gt 0 ]; then echo "error: dry run: does not fit in memory: ${UNFIT[*]} (see above)" >&2; fi
+    if [ "$WORST" -eq 0 ]; then echo "dry run passed in $(clock $((SECONDS - STARTED)))"; fi
+    exit "$WORST"
 }
 
 say_made() { # piece $1 with mark $2
@@ -40,21 +57,30 @@ check_stage() { # model $1 and the script $2 that makes it
 }
 
 check_training() { # of $1, by the script and arguments that follow; its output stays for say_largest
-    local said=$CODES/${1//\//_}.said
+    local name=$1 code=0
     shift
-    bash "$@" | tee "$said"
+    bash "$@" | tee "$(said_of "$name")" || code=$?
+    take_note "$name" "$code"
 }
 
+said_of() { echo "$CODES/${1//\//_}.said"; } # the file of what the check of piece $1 has said
+
 make_stand_ins() { # for models that are not trained yet: what they are trained from has configuration and tokenizer
-    local source=$ACTOR_MODEL tokenizer=""
+    local source=$ACTOR_MODEL tokenizer="" command code=0
     if is_current reward/helpfulness && is_current cost/harmlessness && is_current sft; then return; fi
     if ! is_current sft && makes_data; then
         if ! is_current base; then return; fi
         source=$OUTPUT/base
     elif ! is_current sft; then source=$BASE_MODEL tokenizer=$TOKENIZER
     fi
-    "$PYTHON" utils/stand_in.py --model "$source" ${tokenizer:+--tokenizer "$tokenizer"} --policy "$CODES/sft" \
-        --reward_model helpfulness="$CODES/reward/helpfulness" --cost_model harmlessness="$CODES/cost/harmlessness"
+    command=("$PYTHON" utils/stand_in.py --model "$source" ${tokenizer:+--tokenizer "$tokenizer"} --policy "$CODES/sft"
+        --reward_model helpfulness="$CODES/reward/helpfulness" --cost_model harmlessness="$CODES/cost/harmlessness")
+    if [[ " ${PROBLEMS[*]} " == *" sft "* ]]; then # what is wrong with the source has been said
+        "${command[@]}" 2> /dev/null || true
+        return
+    fi
+    "${command[@]}" || code=$?
+    take_note "what is trained from $source" "$code"
 }
 
 stand_in_for() { # model $1, which variable $2 names
@@ -96,14 +122,15 @@ shape_of() { # run $1: what it needs beyond the others, one critic less or gradi
 }
 
 check_evaluation() { # flags of its commands; test prompts, unless they are still to be made
-    local COMMANDS=() RESPONSE_JOBS=1 no_prompts=""
+    local COMMANDS=() RESPONSE_JOBS=1 no_prompts="" code=0
     choose_judge_prompts() { :; } # writes files
     evaluation_command() { if [ "$1" != eval/report.py ]; then COMMANDS+=("${*@Q}"); fi; }
     respond 0
     evaluate
     if makes_data && ! is_current base; then no_prompts=--no_prompts; fi
     echo "[evaluation] flags and test prompts:"
-    "$PYTHON" utils/check_evaluation.py $no_prompts "${COMMANDS[@]}"
+    "$PYTHON" utils/check_evaluation.py $no_prompts "${COMMANDS[@]}" || code=$?
+    take_note evaluation "$code"
 }
 
 say_largest() { # the largest phase of the trainings that were planned, if they were several

@@ -225,7 +225,7 @@ def check_score_model(path: str, flag: str, kind: str, label: str | None = None,
         written = read_dialogue(tokenizer, reading, [{"role": "user", "content": "?"}], "!")
     except UserError as error:
         raise UserError(f"{flag if template is None else template_flag(flag, template)}: {error}") from None
-    check_ids(written, tokenizer, model.get_input_embeddings().weight.shape[0], path, flag)
+    check_ids(model, tokenizer, written, path, flag)
 
 
 def load_score_tokenizer(path: str, flag: str, template: str | None = None) -> PreTrainedTokenizerBase:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from utils.arguments import note_warmup
 from utils.checkpoint import BEST, Checkpoint, Checkpoints
 from utils.data.batching import length_grouped_batches
 from utils.data.encoding import Encoded, fit_lengths, replies
@@ -24,7 +25,7 @@ from utils.data.records import ReadingSummary, Record
 from utils.distributed import all_reduce_sum, device, is_main, print_main, rank, world_size
 from utils.dry_run import Described, longest_of, optimizer_lines, print_dry_run, surroundings
 from utils.engines import Engine, gathered_weights, restore_weights
-from utils.errors import UserError
+from utils.errors import AT_ONCE, Problems, UserError
 from utils.fingerprint import ids_fingerprint, model_facts
 from utils.guards import SkippedSteps
 from utils.metrics import Progress, format_duration, start_record
@@ -33,7 +34,8 @@ from utils.output import finished_files, mark_finished, write_json
 from utils.rank_watch import beat
 from utils.zero_gradients import step_if_finite
 
-Load = Callable[[str, int], tuple[list[Record], ReadingSummary]]
+Read = tuple[list[Record], ReadingSummary]
+Load = Callable[[str, int], Read]
 SAMPLED = (
     1000  # examples that a dry run draws from more of them; besides, half as many with the longest prompts and texts
 )
@@ -79,33 +81,45 @@ class Examples(list[Encoded]):
 
 
 def read_examples(
-    args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, load: Load
-) -> tuple[Examples, Examples]:
+    args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase | None, load: Load, problems: Problems = AT_ONCE
+) -> tuple[Examples | None, Examples | None]:
     """Training and validation examples that fit `--max_length` and the model; prints what was read.
 
-    Raises:
-        UserError: unusable data, nothing to validate on, or examples longer than the model has positions for.
+    Args:
+        tokenizer: None in a dry run that has found none; the data is read all the same.
+
+    Returns:
+        None for a side with a problem: unusable data, nothing to validate on, or examples longer than the model has
+        positions for.
     """
-    if not args.validation_data and args.validation_fraction == 0:
-        raise UserError("--validation_fraction 0: needs --validation_data")
-    records, summary = load(args.data, args.seed)
-    if args.validation_data:
-        held_out, held_out_summary = load(args.validation_data, args.seed)
-    else:
-        records, held_out = hold_out(records, args.validation_fraction, args.seed)
-        held_out_summary = ReadingSummary()
-    train = encode(args, tokenizer, records, summary)
-    validation = encode(args, tokenizer, held_out, held_out_summary)
-    print_main("\n".join(summary.lines() + [f"validation: {line}" for line in held_out_summary.lines()]))
-    print_main(f"{train.total} examples to train on, {validation.total} to validate on")
-    check_positions(args, max(example.length for example in train + validation))
+    read, held_out = read_sides(args, load, problems)
+    train, validation = (problems.take(encode, args, tokenizer, side) for side in (read, held_out))
+    if train is not None and validation is not None:
+        print_main("\n".join(read[1].lines() + [f"validation: {line}" for line in held_out[1].lines()]))
+        print_main(f"{train.total} examples to train on, {validation.total} to validate on")
+        problems.take(check_positions, args, max(example.length for example in train + validation))
     return train, validation
 
 
-def encode(
-    args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, records: list[Record], summary: ReadingSummary
-) -> Examples:
+def read_sides(args: argparse.Namespace, load: Load, problems: Problems) -> tuple[Read | None, Read | None]:
+    """What is to be trained on, and what is held out; None where there is a problem with it."""
+    if not args.validation_data and args.validation_fraction == 0:
+        problems.add("--validation_fraction 0: needs --validation_data")
+    read = problems.take(load, args.data, args.seed)
+    if args.validation_data:
+        return read, problems.take(load, args.validation_data, args.seed)
+    return problems.take(split_off, args, read) or (None, None)
+
+
+def split_off(args: argparse.Namespace, read: Read) -> tuple[Read, Read]:
+    """Both sides of the data, by `--validation_fraction`."""
+    train, held_out = hold_out(read[0], args.validation_fraction, args.seed)
+    return (train, read[1]), (held_out, ReadingSummary())
+
+
+def encode(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, read: Read) -> Examples:
     """The records that fit `--max_length`; in a dry run of many records, those of a sample."""
+    records, summary = read
     if not args.dry_run or len(records) <= 2 * SAMPLED:
         fitted = fit_lengths(tokenizer, records, summary, args.overlong, max_length=args.max_length)
         return Examples(fitted, len(fitted))
@@ -141,6 +155,8 @@ def hold_out(records: Sequence[Record], fraction: float, seed: int) -> tuple[lis
     if len(prompts) < 2:
         raise UserError("--data: one prompt cannot be split in training and validation (use --validation_data)")
     count = min(max(1, round(fraction * len(prompts))), len(prompts) - 1)
+    if count != round(fraction * len(prompts)):
+        print_main(f"note: --validation_fraction {fraction:g}: holds out {count} of {len(prompts)} prompts, as it must")
     chosen = set(random.Random(seed).sample(prompts, count))
     sides: tuple[list[Record], list[Record]] = ([], [])
     for record in records:
@@ -174,6 +190,14 @@ def print_supervised_dry_run(
         **optimizer_lines(args, steps_per_epoch(train.total, args) * args.num_train_epochs),
     }
     print_dry_run(args, [described], batches, around)
+
+
+def note_steps(args: argparse.Namespace, examples: int) -> None:
+    """Say where optimizer steps are not what was asked for: batches larger than the data, a warm-up without an end."""
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
+    if examples < per_step:
+        print_main(f"note: --data: all {examples} examples are in every optimizer step, which could take {per_step}")
+    note_warmup(args, steps_per_epoch(examples, args) * args.num_train_epochs)
 
 
 # --- batches
