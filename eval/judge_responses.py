@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from eval.generate import Answers, is_current, load_test_prompts, settings_of
+from eval.generate import Answers, embedding_rows, is_current, load_test_prompts, settings_of
 from eval.partial import partial_path
 from eval.score import Row, read_rows
 from utils.arguments import check_output_file
@@ -69,12 +69,12 @@ def open_source(name: str, path: str, flag: str, args: argparse.Namespace) -> So
     """
     if path.endswith(".jsonl"):
         return Answered(by_conversation(read_rows(Path(path), flag, FIELDS)))
-    check_causal_lm(path, flag)
+    rows = embedding_rows(check_causal_lm(path, flag))
     if args.data is None:
         raise UserError(f"--data: needed, because {flag} {path} is a model, which has to answer prompts")
     check_output_file(responses_file(name, args))
     tokenizer = load_tokenizer(path, flag)
-    return Asked(name, path, flag, tokenizer, load_test_prompts(args, tokenizer, path, flag))
+    return Asked(name, path, flag, tokenizer, load_test_prompts(args, tokenizer, path, flag, rows))
 
 
 def get_responses(source: Source, args: argparse.Namespace) -> Responses:

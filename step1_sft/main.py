@@ -57,7 +57,8 @@ def main() -> None:
     named = (args.tokenizer, "--tokenizer") if args.tokenizer else (args.model_name_or_path, "--model_name_or_path")
     tokenizer = load_tokenizer(*named)
     architecture = check_causal_lm(args.model_name_or_path, "--model_name_or_path", tokenizer)
-    training_examples, validation_examples = read_examples(args, tokenizer, load_dialogues)
+    embedding_rows = architecture.get_input_embeddings().weight.shape[0]
+    training_examples, validation_examples = read_examples(args, tokenizer, load_dialogues, embedding_rows)
     if args.dry_run:
         return print_supervised_dry_run(args, architecture, training_examples, validation_examples)
     check_output(args.output_dir, args.fresh)

@@ -77,7 +77,9 @@ def main() -> None:
     settle_ranks(args)
     architecture = check_decoder(args.model_name_or_path, "--model_name_or_path")
     tokenizer = dedicated_pad(load_tokenizer(args.model_name_or_path, "--model_name_or_path"))
-    pairs, held_out = read_examples(args, tokenizer, lambda spec, seed: load_pairs(spec, args.preference_label, seed))
+    embedding_rows = architecture.get_input_embeddings().weight.shape[0]
+    load = lambda spec, seed: load_pairs(spec, args.preference_label, seed)
+    pairs, held_out = read_examples(args, tokenizer, load, embedding_rows)
     if args.kind == "cost" and not any(sign for pair in pairs for sign in harm_signs(pair)):
         print_main("note: no safety labels in --data: the cost is ordered, but its zero divides nothing")
     if args.dry_run:

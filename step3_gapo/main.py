@@ -60,8 +60,8 @@ def main() -> None:
     algorithm = algorithm_of(args, objectives)
     check_deepspeed_arguments(args)
     minibatches = check_batch_sizes(args)
-    tokenizer = check_policy(args)
-    prompts = read_prompts(args, tokenizer)
+    tokenizer, embedding_rows = check_policy(args)
+    prompts = read_prompts(args, tokenizer, embedding_rows)
     try_functions(objectives, prompts[0])
     total_steps = count_rollouts(args, len(prompts))
     if args.dry_run:
@@ -114,8 +114,8 @@ def main() -> None:
     shutdown_distributed()
 
 
-def check_policy(args: argparse.Namespace) -> PreTrainedTokenizerBase:
-    """The policy's tokenizer.
+def check_policy(args: argparse.Namespace) -> tuple[PreTrainedTokenizerBase, int]:
+    """The policy's tokenizer, and the rows of its embedding.
 
     Raises:
         UserError: the policy is no language model with room for prompt and response, and for adapters if it gets some.
@@ -129,13 +129,16 @@ def check_policy(args: argparse.Namespace) -> PreTrainedTokenizerBase:
             raise UserError(f"--lora_export adapter: --actor_model {args.actor_model} consists of adapters itself")
     length = args.max_prompt_length + args.max_new_tokens
     check_positions(args.actor_model, "--actor_model", length, "--max_prompt_length + --max_new_tokens")
-    return load_tokenizer(args.actor_model, "--actor_model")
+    return load_tokenizer(args.actor_model, "--actor_model"), skeleton.get_input_embeddings().weight.shape[0]
 
 
-def read_prompts(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
-    """The prompts that fit `--max_prompt_length`, with what was read and dropped on the screen."""
+def read_prompts(
+    args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, embedding_rows: int | None = None
+) -> list[Encoded]:
+    """The prompts that fit `--max_prompt_length` and the model, with what was read and dropped on the screen."""
     prompts, summary = load_prompts(args.data, args.seed)
-    encoded = fit_lengths(tokenizer, prompts, summary, args.overlong, max_prompt_length=args.max_prompt_length)
+    limits = {"max_prompt_length": args.max_prompt_length, "unfit": args.unfit, "embedding_rows": embedding_rows}
+    encoded = fit_lengths(tokenizer, prompts, summary, args.overlong, **limits)
     print_main("\n".join(summary.lines()))
     return encoded
 

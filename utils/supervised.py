@@ -79,12 +79,13 @@ class Examples(list[Encoded]):
 
 
 def read_examples(
-    args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, load: Load
+    args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, load: Load, embedding_rows: int | None = None
 ) -> tuple[Examples, Examples]:
     """Training and validation examples that fit `--max_length` and the model; prints what was read.
 
     Raises:
-        UserError: unusable data, nothing to validate on, or examples longer than the model has positions for.
+        UserError: unusable data, nothing to validate on, examples longer than the model has positions for, or with
+            ids beyond its `embedding_rows`.
     """
     if not args.validation_data and args.validation_fraction == 0:
         raise UserError("--validation_fraction 0: needs --validation_data")
@@ -94,8 +95,8 @@ def read_examples(
     else:
         records, held_out = hold_out(records, args.validation_fraction, args.seed)
         held_out_summary = ReadingSummary()
-    train = encode(args, tokenizer, records, summary)
-    validation = encode(args, tokenizer, held_out, held_out_summary)
+    train = encode(args, tokenizer, records, summary, embedding_rows)
+    validation = encode(args, tokenizer, held_out, held_out_summary, embedding_rows)
     print_main("\n".join(summary.lines() + [f"validation: {line}" for line in held_out_summary.lines()]))
     print_main(f"{train.total} examples to train on, {validation.total} to validate on")
     check_positions(args, max(example.length for example in train + validation))
@@ -103,11 +104,16 @@ def read_examples(
 
 
 def encode(
-    args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, records: list[Record], summary: ReadingSummary
+    args: argparse.Namespace,
+    tokenizer: PreTrainedTokenizerBase,
+    records: list[Record],
+    summary: ReadingSummary,
+    embedding_rows: int | None = None,
 ) -> Examples:
-    """The records that fit `--max_length`; in a dry run of many records, those of a sample."""
+    """The records that fit `--max_length` and the model; in a dry run of many records, those of a sample."""
+    limits = {"max_length": args.max_length, "unfit": args.unfit, "embedding_rows": embedding_rows}
     if not args.dry_run or len(records) <= 2 * SAMPLED:
-        fitted = fit_lengths(tokenizer, records, summary, args.overlong, max_length=args.max_length)
+        fitted = fit_lengths(tokenizer, records, summary, args.overlong, **limits)
         return Examples(fitted, len(fitted))
     drawn = random.Random(args.seed).sample(records, SAMPLED)
     longest = (heapq.nlargest(SAMPLED // 2, records, key=length) for length in (prompt_characters, characters))
@@ -116,7 +122,7 @@ def encode(
         f"dry run: {len(chosen)} of {len(records)} examples are tokenized, the longest and {SAMPLED} at random; what is"
         " dropped or cut is counted among these, numbers of examples and steps are estimates"
     )
-    fitted = fit_lengths(tokenizer, list(chosen.values()), summary, args.overlong, max_length=args.max_length)
+    fitted = fit_lengths(tokenizer, list(chosen.values()), summary, args.overlong, **limits)
     kept = {id(example.record) for example in fitted}
     share = sum(id(record) in kept for record in drawn) / SAMPLED
     return Examples(fitted, max(1, round(share * len(records))))
