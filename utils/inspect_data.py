@@ -10,12 +10,12 @@ chat template refuses. A source with a mistake does not keep the others from bei
 import argparse
 import sys
 import textwrap
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from transformers import PreTrainedTokenizerBase
 
 from utils.arguments import (
     Parser,
@@ -27,19 +27,21 @@ from utils.arguments import (
 from utils.data.loading import VIEWS, Inspection, and_others, inspect_source
 from utils.data.records import Dialogue, Pair, Record, SourceSummary, describe_formats
 from utils.data.sources import Source, parse_spec
-from utils.data.token_lengths import beyond_limits, describe_lengths, histogram_lines, measure
 from utils.errors import UserError, run_main
-from utils.models import allow, load_tokenizer
 from utils.output import check_writable, write_json
 from utils.plain_text import printable
 
+if TYPE_CHECKING:  # it takes seconds, which who asks for no tokens does not need to wait
+    from transformers import PreTrainedTokenizerBase
+
 PLACES = 3  # of rows with mistakes that are shown
+SECONDS = 10  # between lines that say how far the reading is
 
 
-def inspect(source: Source, args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
+def inspect(source: Source, args: argparse.Namespace, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
     """Format, fields, row count, kept and dropped for each view (None: not offered), repeated ids, an example, mistakes
     in rows, and with a tokenizer the lengths. Raises `UserError` if nothing can be read."""
-    found = inspect_source(source, args.seed)
+    found = inspect_source(source, args.seed, announcer(source))
     summaries = {name: summary for name, (_, summary) in found.views.items()}
     examples = [records[0] for records, _ in found.views.values() if records]
     return {
@@ -55,10 +57,25 @@ def inspect(source: Source, args: argparse.Namespace, tokenizer: PreTrainedToken
     }
 
 
+def announcer(source: Source) -> Callable[[int], None]:
+    """Says every ten seconds how many rows of a source are read."""
+    due = time.monotonic() + SECONDS
+
+    def announce(read: int) -> None:
+        nonlocal due
+        if time.monotonic() > due:
+            due += SECONDS
+            print(printable(f"{source.name}: {read} rows read"), flush=True)
+
+    return announce
+
+
 def _tokens(
-    source: Source, found: Inspection, args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase
+    source: Source, found: Inspection, args: argparse.Namespace, tokenizer: "PreTrainedTokenizerBase"
 ) -> dict[str, Any]:
     """Lengths of what each row says in the view that says most, what is beyond the limits, what is refused."""
+    from utils.data.token_lengths import beyond_limits, describe_lengths, measure
+
     of_rows: dict[str, Record] = {}
     for records, _ in found.views.values():
         of_rows |= {record.source: record for record in records}
@@ -122,6 +139,8 @@ def report(found: dict[str, Any]) -> list[str]:
 
 
 def _token_lines(tokens: dict[str, Any]) -> list[str]:
+    from utils.data.token_lengths import histogram_lines
+
     lines = [f"  unfit          {count} {reason}" for reason, count in tokens["unfit"].items()]
     lines += [f"  too long       {count} {what}" for what, count in tokens["beyond"].items()]
     for name in ("prompt", "prompt and reply"):
@@ -153,16 +172,18 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--max_length", type=positive_int, help="tokens: count prompts and replies that are longer")
     add_loading_arguments(parser)
     args = parser.parse_args()
-    allow(args)
     if args.tokenizer is None and (args.max_prompt_length or args.max_length):
         raise UserError(f"--max_{'prompt_' if args.max_prompt_length else ''}length: needs --tokenizer")
     return args
 
 
-def open_tokenizer(args: argparse.Namespace) -> PreTrainedTokenizerBase | None:
+def open_tokenizer(args: argparse.Namespace) -> "PreTrainedTokenizerBase | None":
     """The tokenizer to measure with, if one was named. Raises `UserError` if it has no chat template."""
     if args.tokenizer is None:
         return None
+    from utils.models import allow, load_tokenizer
+
+    allow(args)
     tokenizer = load_tokenizer(args.tokenizer, "--tokenizer")
     if tokenizer.chat_template is None:
         raise UserError(f"--tokenizer {args.tokenizer}: the tokenizer has no chat template")

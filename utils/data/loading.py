@@ -192,14 +192,15 @@ class Inspection:
     faults: list[str]
 
 
-def inspect_source(source: Source, seed: int = 0) -> Inspection:
-    """Reads a source in all views at once, and goes on after a malformed row.
+def inspect_source(source: Source, seed: int = 0, on_row: Callable[[int], None] = lambda read: None) -> Inspection:
+    """Reads a source in all views at once, and goes on after a malformed row; `on_row` hears how many are read.
 
     Raises `UserError` if the source cannot be read, or no row of it has a known format.
     """
     readings = {view.name: Reading(source, view, set()) for view in VIEWS}
     fields, read, counts, faults, offered = [], 0, Counter(), [], set()
     for read, row in enumerate(source.rows(), start=1):
+        on_row(read)
         fields = list(row.fields) if read == 1 else fields
         try:
             data_format = detect_format(row)

@@ -65,7 +65,7 @@ def _rows_of(turns: dict[str, Any]) -> list[dict[str, Any]]:
 def _turn(row: Row, field: str, turn: Any) -> Message:
     if not isinstance(turn, dict):
         raise row.wrong(field, TURNS, turn)
-    role_key, content_key = (_key(turn, keys) for keys in (ROLE_KEYS, CONTENT_KEYS))
+    role_key, content_key = _key(turn, ROLE_KEYS), _key(turn, CONTENT_KEYS)
     if role_key is None:
         raise row.wrong(field, TURNS, turn)
     role = row.checked_text(f"{field}.{role_key}", turn[role_key])
@@ -80,8 +80,10 @@ def _turn(row: Row, field: str, turn: Any) -> Message:
 
 def _key(turn: dict[str, Any], keys: tuple[str, ...]) -> str | None:
     """The key that a turn uses; tables give every turn all keys of all, with null in those that it lacks."""
-    present = [key for key in keys if key in turn]
-    return next((key for key in present if turn[key] is not None), present[0] if present else None)
+    for key in keys:
+        if turn.get(key) is not None:
+            return key
+    return next((key for key in keys if key in turn), None)
 
 
 def _content(row: Row, name: str, content: Any) -> str:
@@ -147,7 +149,8 @@ def answered(row: Row, prompt: str, answer: str) -> tuple[list[Message], str]:
         return prompt_and_reply(prompt_of(row, prompt) + turns)
     if prompt not in OTHER_DIALOGUES and is_turns(row.fields.get(prompt)):
         _check_beginning(prompt_of(row, prompt), turns)
-    return dialogue_in(row, answer)
+    messages, response = prompt_and_reply(turns)
+    return _with_system(row, answer, messages), response
 
 
 OTHER_DIALOGUES = ("messages", "conversations")  # beside a whole dialogue they may hold anything, mostly that dialogue
