@@ -67,6 +67,9 @@ PREFERENCES = {  # name: (row, format, prompt)
     "messages beside them": (
         WHOLE | {"prompt": "Hi", "messages": WHOLE["chosen"]}, "prompt_chosen_rejected", SHARED),
     "the prompt's turns are there twice": (WHOLE | {"prompt": SHARED}, "prompt_chosen_rejected", SHARED),
+    "an empty list for a prompt": (WHOLE | {"prompt": []}, "prompt_chosen_rejected", SHARED),
+    "the system turn in the prompt alone": (
+        {name: turns[1:] for name, turns in WHOLE.items()} | {"prompt": SHARED}, "prompt_chosen_rejected", SHARED),
     "a prompt without the system turn": (WHOLE | {"prompt": SHARED[1:]}, "prompt_chosen_rejected", SHARED),
     "replies after turns": (REPLIES | {"prompt": SHARED}, "prompt_chosen_rejected", SHARED),
     "replies after a text": (REPLIES | {"prompt": "Hi"}, "prompt_chosen_rejected", [ASKED]),

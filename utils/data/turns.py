@@ -147,9 +147,12 @@ def answered(row: Row, prompt: str, answer: str) -> tuple[list[Message], str]:
     turns = turns_of(row, answer)
     if not is_whole(turns):
         return prompt_and_reply(prompt_of(row, prompt) + turns)
-    if prompt not in OTHER_DIALOGUES and is_turns(row.fields.get(prompt)):
-        _check_beginning(prompt_of(row, prompt), turns)
     messages, response = prompt_and_reply(turns)
+    if prompt not in OTHER_DIALOGUES and row.fields.get(prompt) and is_turns(row.fields[prompt]):
+        beginning = prompt_of(row, prompt)
+        _check_beginning(beginning, turns)
+        if beginning[0]["role"] == "system" != turns[0]["role"]:
+            messages = [beginning[0], *messages]
     return _with_system(row, answer, messages), response
 
 
