@@ -46,6 +46,7 @@ from utils.models import (
     allow,
     check_causal_lm,
     check_positions,
+    embedding_rows,
     load_causal_lm,
     load_config,
     load_tokenizer,
@@ -115,28 +116,33 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--overwrite", action="store_true", help="generate again what is already there")
 
 
-def check_policies(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_policies(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> int:
     """Everything about the policies that can be wrong, before a model is loaded.
+
+    Returns:
+        The rows of the smallest embedding.
 
     Raises:
         UserError: names the policy that is given twice, is no language model or has another tokenizer than the
             reference, or a reference that is no language model.
     """
-    check_causal_lm(args.reference_model, "--reference_model")
+    rows = [embedding_rows(check_causal_lm(args.reference_model, "--reference_model"))]
     names = [name for name, _ in args.policy]
     for name, path in args.policy:
         flag = f"--policy {name}={path}"
         if names.count(name) > 1:
             raise UserError(f"--policy {name}: given twice")
-        check_causal_lm(path, f"--policy {name}")
+        rows.append(embedding_rows(check_causal_lm(path, f"--policy {name}")))
         if not same_tokenizer(load_tokenizer(path, f"--policy {name}"), tokenizer):
             raise UserError(f"{flag}: its tokenizer is not that of --reference_model {args.reference_model}")
+    return min(rows)
 
 
 def load_test_prompts(
-    args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, model: str, flag: str
+    args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, model: str, flag: str, rows: int | None = None
 ) -> list[Encoded]:
-    """The prompts as `model`, which `flag` named, sees them; those that leave room for a response."""
+    """The prompts as `model`, which `flag` named and whose embedding has `rows`, sees them; those that leave room for a
+    response."""
     room = positions_of(load_config(model, flag))
     max_prompt_length = args.max_prompt_length
     if room is not None and max_prompt_length is None:
@@ -145,7 +151,8 @@ def load_test_prompts(
         flags = f"--max_prompt_length {args.max_prompt_length} and " if args.max_prompt_length else ""
         raise UserError(f"{flags}--max_new_tokens {args.max_new_tokens}: the model has room for {room} tokens in all")
     prompts, summary = load_prompts(args.data, args.seed)
-    encoded = fit_lengths(tokenizer, prompts, summary, args.overlong, max_prompt_length)
+    limits = {"max_prompt_length": max_prompt_length, "unfit": args.unfit, "embedding_rows": rows}
+    encoded = fit_lengths(tokenizer, prompts, summary, args.overlong, **limits)
     for line in summary.lines():
         print(line, flush=True)
     return encoded
@@ -332,8 +339,8 @@ def generate_all(
 def main() -> None:
     args = parse_args()
     tokenizer = load_tokenizer(args.reference_model, "--reference_model")
-    check_policies(args, tokenizer)
-    prompts = load_test_prompts(args, tokenizer, args.reference_model, "--reference_model")
+    rows = check_policies(args, tokenizer)
+    prompts = load_test_prompts(args, tokenizer, args.reference_model, "--reference_model", rows)
     longest = max(len(prompt.prompt) for prompt in prompts) + args.max_new_tokens
     for name, path in args.policy:
         check_positions(path, f"--policy {name}", longest, f"--max_new_tokens {args.max_new_tokens} and the prompts")

@@ -17,7 +17,7 @@ from utils.data.loading import conversation_key
 from utils.distributed import device
 from utils.errors import UserError
 from utils.metrics import Progress
-from utils.models import DTYPES, check_causal_lm, load_causal_lm, load_tokenizer
+from utils.models import DTYPES, check_causal_lm, embedding_rows, load_causal_lm, load_tokenizer
 
 FIELDS = {"prompt", "messages", "source", "response"}
 Responses = dict[tuple, Row]  # by conversation, in the order of the prompts
@@ -69,12 +69,12 @@ def open_source(name: str, path: str, flag: str, args: argparse.Namespace) -> So
     """
     if path.endswith(".jsonl"):
         return Answered(by_conversation(read_rows(Path(path), flag, FIELDS)))
-    check_causal_lm(path, flag)
+    rows = embedding_rows(check_causal_lm(path, flag))
     if args.data is None:
         raise UserError(f"--data: needed, because {flag} {path} is a model, which has to answer prompts")
     check_output_file(responses_file(name, args))
     tokenizer = load_tokenizer(path, flag)
-    return Asked(name, path, flag, tokenizer, load_test_prompts(args, tokenizer, path, flag))
+    return Asked(name, path, flag, tokenizer, load_test_prompts(args, tokenizer, path, flag, rows))
 
 
 def get_responses(source: Source, args: argparse.Namespace) -> Responses:

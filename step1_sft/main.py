@@ -69,7 +69,7 @@ def main() -> None:
     problems.take(settle_ranks, args)
     problems.take(check_deepspeed_arguments, args)
     tokenizer, architecture = check_start(args, problems)
-    training_examples, validation_examples = read_examples(args, tokenizer, load_dialogues, problems)
+    training_examples, validation_examples = read_examples(args, tokenizer, load_dialogues, architecture, problems)
     problems.report()
     note_steps(args, training_examples.total)
     if args.dry_run:

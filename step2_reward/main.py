@@ -82,9 +82,8 @@ def main() -> None:
     problems.take(check_deepspeed_arguments, args)
     architecture = problems.take(check_decoder, args.model_name_or_path, "--model_name_or_path")
     tokenizer = find_tokenizer(args, problems)
-    pairs, held_out = read_examples(
-        args, tokenizer, lambda spec, seed: load_pairs(spec, args.preference_label, seed), problems
-    )
+    load = lambda spec, seed: load_pairs(spec, args.preference_label, seed)
+    pairs, held_out = read_examples(args, tokenizer, load, architecture, problems)
     problems.report()
     note_steps(args, pairs.total)
     if args.kind == "cost" and not any(sign for pair in pairs for sign in harm_signs(pair)):

@@ -8,6 +8,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -50,6 +51,7 @@ from utils.models import (
     check_dialogues,
     check_positions,
     describe_model,
+    embedding_rows,
     load_tokenizer,
     sampling_config,
 )
@@ -71,8 +73,8 @@ def main() -> None:
     algorithm = algorithm_of(args, objectives, problems)
     problems.take(check_deepspeed_arguments, args)
     minibatches = problems.take(check_batch_sizes, args)
-    tokenizer = check_policy(args, problems)
-    prompts = read_prompts(args, tokenizer, problems)
+    tokenizer, architecture = check_policy(args, problems)
+    prompts = read_prompts(args, tokenizer, architecture, problems)
     try_functions(objectives, prompts, problems)
     total_steps = problems.take(count_rollouts, args, prompts and len(prompts))
     problems.report()
@@ -128,8 +130,10 @@ def main() -> None:
     shutdown_distributed()
 
 
-def check_policy(args: argparse.Namespace, problems: Problems) -> PreTrainedTokenizerBase | None:
-    """The policy's tokenizer.
+def check_policy(
+    args: argparse.Namespace, problems: Problems
+) -> tuple[PreTrainedTokenizerBase | None, PreTrainedModel | None]:
+    """The policy's tokenizer, and the policy without memory for its parameters; None for one with a problem.
 
     Problems: the policy is no language model with room for prompt and response; see `check_trained_parts`.
     """
@@ -139,7 +143,8 @@ def check_policy(args: argparse.Namespace, problems: Problems) -> PreTrainedToke
     what = "--max_prompt_length + --max_new_tokens"
     problems.take(check_positions, args.actor_model, "--actor_model", length, what)
     tokenizer = problems.take(load_tokenizer, args.actor_model, "--actor_model")
-    return tokenizer if problems.passes(check_dialogues, tokenizer, "--actor_model") else None
+    usable = problems.passes(check_dialogues, tokenizer, "--actor_model")
+    return tokenizer if usable else None, skeleton
 
 
 def check_trained_parts(args: argparse.Namespace, skeleton: PreTrainedModel) -> None:
@@ -153,22 +158,30 @@ def check_trained_parts(args: argparse.Namespace, skeleton: PreTrainedModel) -> 
 
 
 def read_prompts(
-    args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase | None, problems: Problems = AT_ONCE
+    args: argparse.Namespace,
+    tokenizer: PreTrainedTokenizerBase | None,
+    architecture: PreTrainedModel | None = None,
+    problems: Problems = AT_ONCE,
 ) -> list[Encoded] | None:
-    """The prompts that fit `--max_prompt_length`, with what was read and dropped on the screen.
+    """The prompts that fit `--max_prompt_length` and the model, with what was read and dropped on the screen.
 
     Args:
-        tokenizer: None in a dry run that has found none; the data is read all the same.
+        tokenizer, architecture: None in a dry run that has found none; the data is read all the same.
     """
-    return problems.take(fit_prompts, args, tokenizer, problems.take(load_prompts, args.data, args.seed))
+    fit = partial(fit_prompts, rows=embedding_rows(architecture))
+    return problems.take(fit, args, tokenizer, problems.take(load_prompts, args.data, args.seed))
 
 
 def fit_prompts(
-    args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, read: tuple[list[Prompt], ReadingSummary]
+    args: argparse.Namespace,
+    tokenizer: PreTrainedTokenizerBase,
+    read: tuple[list[Prompt], ReadingSummary],
+    rows: int | None,
 ) -> list[Encoded]:
     """Raises: UserError: see `fit_lengths`."""
     prompts, summary = read
-    encoded = fit_lengths(tokenizer, prompts, summary, args.overlong, max_prompt_length=args.max_prompt_length)
+    limits = {"max_prompt_length": args.max_prompt_length, "unfit": args.unfit, "embedding_rows": rows}
+    encoded = fit_lengths(tokenizer, prompts, summary, args.overlong, **limits)
     print_main("\n".join(summary.lines()))
     return encoded
 

@@ -129,6 +129,13 @@ def renamed(name: str, other: str) -> Callable[[Path], None]:
     return spoil
 
 
+def without_systems(folder: Path) -> None:
+    """A chat template that takes no system turn, as those of some models."""
+    file = folder / "chat_template.jinja"
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+    file.write_text(refusal + file.read_text())
+
+
 def with_code(folder: Path) -> None:
     """A model type of its own, whose code leaves a file behind when it is run."""
     (folder / "evil.py").write_text(f"open({str(folder / 'it_ran')!r}, 'w')\n")
@@ -269,6 +276,8 @@ DIALOGUE = PROMPT | {"response": "Turn the bolts."}
 PKU = PROMPT | {"response_0": "Turn the bolts.", "response_1": "No.", "is_response_0_safe": True,
                 "is_response_1_safe": True, "better_response_id": 0, "safer_response_id": 0}  # fmt: skip
 LONG = {"prompt": "How do I fix my bike? " * 40}
+CHATS = [{"messages": [{"role": role, "content": "Hi"} for role in roles] + [{"role": "user", "content": text}, REPLY]}
+         for roles, text in (((), "A?"), ((), "B?"), (("system",), "C?"))]  # fmt: skip
 
 
 def cases() -> dict[str, Case]:
@@ -344,7 +353,8 @@ def data_rows() -> dict[str, tuple]:
             step1, lambda b: {"data": b.rows({"messages": [{"role": "\x1b[31mevil", "content": "Hi"}]})},
             ("turn by '\ufffd[31mevil'",)),
         "row: a field is missing": (
-            step1, lambda b: {"data": b.rows(DIALOGUE, PROMPT)}, ("rows.jsonl:2: the field 'response' is missing",)),
+            step1, lambda b: {"data": b.rows(DIALOGUE, PROMPT)},
+            ("rows.jsonl:2: rows of the format 'prompts' hold no replies", "found: prompt")),
         "row: a number for text": (
             step3, lambda b: {"data": b.rows(PROMPT, {"prompt": 3})}, ("rows.jsonl:2: the field 'prompt'",)),
         "row: better_response_id 2": (
@@ -362,6 +372,20 @@ def data_rows() -> dict[str, tuple]:
         "row: a chat without content": (
             step1, lambda b: {"data": b.rows({"messages": [{"role": "user"}]})},
             ("rows.jsonl:1: the field 'messages'",)),
+        "row: texts in place of turns": (
+            step2, lambda b: {"data": b.rows({"chosen": CHATS[0]["messages"], "rejected": ["No."]})},
+            ("rows.jsonl:1: the field 'rejected' must be a list of turns",)),
+        "row: text in place of turns": (
+            step2, lambda b: {"data": b.rows({"chosen": CHATS[0]["messages"], "rejected": "No."})},
+            ("rows.jsonl:1: the field 'rejected' must be a list of turns",)),
+        "row: a prompt of numbers": (
+            step3, lambda b: {"data": b.rows({"prompt": [1]})}, ("rows.jsonl:1: the field 'prompt' must be a list",)),
+        "row: turns that the template refuses": (
+            step1, lambda b: {"data": b.rows(*CHATS), "model_name_or_path": b.model(b.workshop.base, without_systems)},
+            ("rows.jsonl:3: ", "(no system turn)", "--unfit drop")),
+        "row: prompts that the template refuses": (
+            step3, lambda b: {"data": b.rows(*CHATS), "actor_model": b.model(b.workshop.base, without_systems)},
+            ("rows.jsonl:3: ", "(no system turn)", "--unfit drop")),
         "row: replies asked of prompts": (
             step1, lambda b: {"data": b.workshop.prompts}, ("prompts.jsonl:1: rows of the format 'prompts' hold no",)),
         "row: pairs asked of dialogues": (
@@ -384,6 +408,10 @@ def data_as_a_whole() -> dict[str, tuple]:
         "split: all prompts are too long": (
             step3, lambda b: {"data": b.rows(LONG), "overlong": "drop"},
             ("nothing is left of 1", "--max_prompt_length")),
+        "split: the template refuses everything": (
+            step3, lambda b: {"data": b.rows(CHATS[2]), "unfit": "drop",
+                              "actor_model": b.model(b.workshop.base, without_systems)},
+            ("nothing is left of 1", "the chat template refuses the turns", "no system turn")),
         "split: all validation rows are filtered": (
             step1, lambda b: {"validation_data": b.rows(DIALOGUE | {"response": ""})}, ("rows.jsonl: none of the 1",)),
         "split: one prompt for two splits": (step1, lambda b: {"data": b.rows(DIALOGUE, DIALOGUE)}, ("--data: one",)),

@@ -141,13 +141,20 @@ def add_data_arguments(parser: argparse.ArgumentParser, what: str, required: boo
         metavar="PATH_OR_NAME[:fraction][,...]",
         help=f"{what}: files (jsonl, jsonl.gz, json, parquet, csv), folders or hub names, each with an optional"
         " fraction to subsample; formats are recognized by their fields (PKU-SafeRLHF, HH-RLHF, messages, Alpaca,"
-        " prompt/response)",
+        " prompt/response, chosen/rejected, ...)",
     )
     group.add_argument(
         "--overlong",
         choices=("error", "drop"),
         default="error",
         help="a prompt longer than allowed: stop and name it, or drop and count it",
+    )
+    group.add_argument(
+        "--unfit",
+        choices=("error", "drop"),
+        default="error",
+        help="turns that the chat template refuses (a system turn, roles that do not alternate) or in which it does not"
+        " tell prompt and reply apart: stop and name them, or drop and count them",
     )
 
 

@@ -102,6 +102,11 @@ def load_config(path: str, flag: str) -> Any:
     return config
 
 
+def embedding_rows(model: PreTrainedModel | None) -> int | None:
+    """How many ids a model, if there is one, has embeddings for."""
+    return None if model is None else model.get_input_embeddings().weight.shape[0]
+
+
 def positions_of(config: Any) -> int | None:
     """Tokens that a model's decoder has positions for; None without a limit."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -386,7 +391,7 @@ def check_ids(
     Raises:
         UserError: it has not; names `flag`.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = embedding_rows(model)
     token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
     if largest < rows:
         return

@@ -36,6 +36,7 @@ from utils.errors import UserError
 from utils.models import (
     check_ids,
     check_model,
+    embedding_rows,
     is_score_model,
     load_config,
     load_model,
@@ -202,7 +203,7 @@ def load_score_model(
         reading_of(model, tokenizer),
         padding=None if is_safe_rlhf(config) else config.get_text_config().pad_token_id,
         positions=room_of(config, tokenizer, module),
-        rows=model.get_input_embeddings().weight.shape[0],
+        rows=embedding_rows(model),
     )
 
 

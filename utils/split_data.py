@@ -16,7 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.arguments import Parser, check_output_file, fraction, named_value, seed
-from utils.data.loading import View, load_view, view_summaries
+from utils.data.loading import View, inspect_source, load_view
 from utils.data.records import Message, ReadingSummary, Row
 from utils.data.registry import Format
 from utils.data.sources import Source
@@ -54,7 +54,7 @@ def _convert(data_format: Format, row: Row) -> Opening:
 def split_input(name: str, spec: str, args: Any) -> tuple[dict[str, list[Row]], ReadingSummary]:
     """Rows of one input by split; raises `UserError` if a split that is asked for would be empty."""
     records, summary = load_view(spec, View("rows", _convert), args.seed)
-    formats = {source.format for source in summary.sources}
+    formats = {name for source in summary.sources for name in source.formats}
     if len(formats) > 1:
         raise UserError(f"--input {name}={spec}: one input must be of one format, found {', '.join(sorted(formats))}")
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
@@ -72,19 +72,24 @@ def split_input(name: str, spec: str, args: Any) -> tuple[dict[str, list[Row]], 
 
 
 def write_splits(name: str, rows: dict[str, list[Row]], output_dir: Path, seed: int) -> dict[str, Any]:
-    """Writes one input's splits; returns the rows of each and what the loaders make of them, by view."""
+    """Writes one input's splits; returns the rows of each and what the loaders make of them, by view.
+
+    Raises `UserError` for a row that some view refuses.
+    """
     written = {}
     for split, members in rows.items():
         if members:
             path = output_dir / split / f"{name}.jsonl"
             # ASCII, so that whatever JSON could carry (half a surrogate pair, say) is carried on.
             write_text(path, "".join(json.dumps(row.fields, default=str) + "\n" for row in members))
-            views = view_summaries(Source(str(path), 1.0, on_hub=False), seed)
+            inspection = inspect_source(Source(str(path), 1.0, on_hub=False), seed)
+            if inspection.faults:
+                raise UserError(inspection.faults[0])
             written[split] = {
                 "rows": len(members),
                 "views": {
                     view: {"kept": summary.kept, "dropped": dict(summary.dropped.most_common())}
-                    for view, (summary, _) in views.items()
+                    for view, (_, summary) in inspection.views.items()
                 },
             }
     return written

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import heapq
 import itertools
 import math
@@ -29,7 +30,7 @@ from utils.errors import AT_ONCE, Problems, UserError
 from utils.fingerprint import ids_fingerprint, model_facts
 from utils.guards import SkippedSteps
 from utils.metrics import Progress, format_duration, start_record
-from utils.models import describe_model, export_model, load_config, positions_of
+from utils.models import describe_model, embedding_rows, export_model, load_config, positions_of
 from utils.output import finished_files, mark_finished, write_json
 from utils.rank_watch import beat
 from utils.zero_gradients import step_if_finite
@@ -81,19 +82,24 @@ class Examples(list[Encoded]):
 
 
 def read_examples(
-    args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase | None, load: Load, problems: Problems = AT_ONCE
+    args: argparse.Namespace,
+    tokenizer: PreTrainedTokenizerBase | None,
+    load: Load,
+    architecture: PreTrainedModel | None = None,
+    problems: Problems = AT_ONCE,
 ) -> tuple[Examples | None, Examples | None]:
     """Training and validation examples that fit `--max_length` and the model; prints what was read.
 
     Args:
-        tokenizer: None in a dry run that has found none; the data is read all the same.
+        tokenizer, architecture: None in a dry run that has found none; the data is read all the same.
 
     Returns:
         None for a side with a problem: unusable data, nothing to validate on, or examples longer than the model has
-        positions for.
+        positions for, or with ids beyond its embedding.
     """
     read, held_out = read_sides(args, load, problems)
-    train, validation = (problems.take(encode, args, tokenizer, side) for side in (read, held_out))
+    fit = functools.partial(encode, rows=embedding_rows(architecture))
+    train, validation = (problems.take(fit, args, tokenizer, side) for side in (read, held_out))
     if train is not None and validation is not None:
         print_main("\n".join(read[1].lines() + [f"validation: {line}" for line in held_out[1].lines()]))
         print_main(f"{train.total} examples to train on, {validation.total} to validate on")
@@ -117,11 +123,14 @@ def split_off(args: argparse.Namespace, read: Read) -> tuple[Read, Read]:
     return (train, read[1]), (held_out, ReadingSummary())
 
 
-def encode(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, read: Read) -> Examples:
-    """The records that fit `--max_length`; in a dry run of many records, those of a sample."""
+def encode(
+    args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, read: Read, rows: int | None = None
+) -> Examples:
+    """The records that fit `--max_length` and the model; in a dry run of many records, those of a sample."""
     records, summary = read
+    limits = {"max_length": args.max_length, "unfit": args.unfit, "embedding_rows": rows}
     if not args.dry_run or len(records) <= 2 * SAMPLED:
-        fitted = fit_lengths(tokenizer, records, summary, args.overlong, max_length=args.max_length)
+        fitted = fit_lengths(tokenizer, records, summary, args.overlong, **limits)
         return Examples(fitted, len(fitted))
     drawn = random.Random(args.seed).sample(records, SAMPLED)
     longest = (heapq.nlargest(SAMPLED // 2, records, key=length) for length in (prompt_characters, characters))
@@ -130,7 +139,7 @@ def encode(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, read: R
         f"dry run: {len(chosen)} of {len(records)} examples are tokenized, the longest and {SAMPLED} at random; what is"
         " dropped or cut is counted among these, numbers of examples and steps are estimates"
     )
-    fitted = fit_lengths(tokenizer, list(chosen.values()), summary, args.overlong, max_length=args.max_length)
+    fitted = fit_lengths(tokenizer, list(chosen.values()), summary, args.overlong, **limits)
     kept = {id(example.record) for example in fitted}
     share = sum(id(record) in kept for record in drawn) / SAMPLED
     return Examples(fitted, max(1, round(share * len(records))))

@@ -5,6 +5,7 @@ their border would otherwise make the prompt that a policy is trained on differ 
 generates from.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,14 @@ from transformers import PreTrainedTokenizerBase
 
 from utils.data.records import Dialogue, Message, Pair, Prompt, ReadingSummary, Record
 from utils.errors import UserError
+
+
+class Unfit(UserError):
+    """Turns that a chat template cannot write; `kind` says why for any of them, `reason` what the template says."""
+
+    def __init__(self, message: str, kind: str, reason: str = ""):
+        super().__init__(message)
+        self.kind, self.reason = kind, reason
 
 
 @dataclass(frozen=True)
@@ -75,10 +84,8 @@ def encode_response(
     prompt_text = _prompt_text(tokenizer, messages)
     full_text = render_dialogue(tokenizer, messages, response, finished)
     if not full_text.startswith(prompt_text):
-        raise UserError(
-            f"{_name(tokenizer)}: the chat template renders a prompt differently once a reply follows, "
-            "so the two cannot be told apart"
-        )
+        kind = "the chat template renders a prompt differently once a reply follows, so the two cannot be told apart"
+        raise Unfit(f"{_name(tokenizer)}: {kind}", kind)
     encode = _tokenize_to_eos if finished else _tokenize
     return encode(tokenizer, full_text.removeprefix(prompt_text))
 
@@ -137,22 +144,27 @@ def fit_lengths(
     overlong: str = "error",
     max_prompt_length: int | None = None,
     max_length: int | None = None,
+    unfit: str = "error",
+    embedding_rows: int | None = None,
 ) -> list[Encoded]:
     """Encodes records and enforces the lengths given; counts what it drops or cuts in `summary.encoding`.
 
     A prompt of more than `max_prompt_length` tokens (without it: one that leaves no room for a reply in
-    `max_length`) raises `UserError` with its place, or is dropped, as `overlong` says. Replies are cut so
-    that prompt and reply have at most `max_length` tokens; pairs that the cut makes equal are dropped. Also
-    raises `UserError` if nothing is left.
+    `max_length`) raises `UserError` with its place, or is dropped, as `overlong` says. So does, as `unfit` says, an
+    example that the chat template cannot write. Replies are cut so that prompt and reply have at most `max_length`
+    tokens; pairs that the cut makes equal are dropped. Also raises `UserError` if an example holds an id that is not
+    among the model's `embedding_rows`, and if nothing is left.
     """
     if max_prompt_length is not None and max_length is not None and max_prompt_length >= max_length:
         raise UserError(
             f"--max_prompt_length {max_prompt_length} leaves no room for a reply in --max_length {max_length}"
         )
-    encoded = _fitting_prompts(tokenizer, records, summary, overlong, max_prompt_length, max_length)
+    writer = Writer(tokenizer, unfit)
+    encoded = _fitting_prompts(writer, records, summary, overlong, max_prompt_length, max_length)
     fitted, cut, equal = [], 0, 0
     for record, prompt in encoded:
-        whole = [_with_source(record, encode_response, tokenizer, record.messages, text) for text in replies(record)]
+        if (whole := writer.replies(record)) is None:
+            continue
         room = None if max_length is None else max_length - len(prompt)
         responses = tuple(ids[:room] for ids in whole)
         if len(responses) == 2 and responses[0] == responses[1]:
@@ -160,25 +172,29 @@ def fit_lengths(
             continue
         cut += sum(len(short) < len(ids) for short, ids in zip(responses, whole, strict=True))
         fitted.append(Encoded(record, prompt, responses))
+    summary.encoding += writer.dropped()
     if equal:
         summary.encoding["pairs dropped: equal once encoded and cut"] += equal
     if cut:
         summary.encoding[f"replies cut so that prompt and reply have {max_length} tokens"] += cut
     if not fitted:
         raise UserError(f"nothing is left of {len(records)} examples: {'; '.join(summary.lines())}")
+    if embedding_rows is not None:
+        _check_ids(tokenizer, fitted, embedding_rows)
     return fitted
 
 
 def _fitting_prompts(
-    tokenizer: PreTrainedTokenizerBase,
+    writer: "Writer",
     records: Sequence[Record],
     summary: ReadingSummary,
     overlong: str,
     max_prompt_length: int | None,
     max_length: int | None,
 ) -> list[tuple[Record, list[int]]]:
-    """The records whose prompts fit, with the ids of the prompts."""
-    encoded = [(record, _with_source(record, encode_prompt, tokenizer, record.messages)) for record in records]
+    """The records whose prompts can be written and fit, with the ids of the prompts."""
+    written = ((record, writer.prompt(record)) for record in records)
+    encoded = [(record, ids) for record, ids in written if ids is not None]
     if max_prompt_length is not None:
         limit, flag = max_prompt_length, f"longer than --max_prompt_length {max_prompt_length}"
     elif max_length is not None:
@@ -197,6 +213,53 @@ def _fitting_prompts(
     return [(record, ids) for record, ids in encoded if len(ids) <= limit]
 
 
+class Writer:
+    """Encodes records one by one. What the chat template cannot write raises `UserError` with its place, or, with
+    `unfit` "drop", becomes None and is counted."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, unfit: str):
+        self.tokenizer, self.unfit = tokenizer, unfit
+        self.counts: Counter[str] = Counter()
+        self.first: dict[str, str] = {}  # {kind: place and reason of its first example}
+
+    def prompt(self, record: Record) -> list[int] | None:
+        """Ids of the prompt."""
+        return self._attempt(record, lambda: encode_prompt(self.tokenizer, record.messages))
+
+    def replies(self, record: Record) -> list[list[int]] | None:
+        """Ids of each reply."""
+        return self._attempt(
+            record, lambda: [encode_response(self.tokenizer, record.messages, text) for text in replies(record)]
+        )
+
+    def dropped(self) -> Counter[str]:
+        """How many were dropped, by reason; the first of each is named."""
+        return Counter({f"examples dropped: {kind} (first: {self.first[kind]})": n for kind, n in self.counts.items()})
+
+    def _attempt(self, record: Record, encode: Callable[[], Any]) -> Any:
+        try:
+            return encode()
+        except Unfit as error:
+            if self.unfit == "error":
+                raise UserError(f"{record.source}: {error} (--unfit drop leaves such examples out)") from error
+            self.counts[error.kind] += 1
+            self.first.setdefault(error.kind, f"{record.source}{error.reason and ': ' + error.reason}")
+        except UserError as error:
+            raise UserError(f"{record.source}: {error}") from error
+        return None
+
+
+def _check_ids(tokenizer: PreTrainedTokenizerBase, encoded: Sequence[Encoded], rows: int) -> None:
+    """Raises `UserError` for an example with an id that has no row in the embedding."""
+    for example in encoded:
+        largest = max(max(ids, default=0) for ids in (example.prompt, *example.responses))
+        if largest >= rows:
+            raise UserError(
+                f"{example.record.source}: holds the token {tokenizer.convert_ids_to_tokens(largest)!r} (id {largest}),"
+                f" for which the model has no embedding ({rows} rows)"
+            )
+
+
 def replies(record: Record) -> tuple[str, ...]:
     """What a record says in answer to its prompt."""
     match record:
@@ -206,14 +269,6 @@ def replies(record: Record) -> tuple[str, ...]:
             return (record.response,)
         case Pair():
             return record.chosen, record.rejected
-
-
-def _with_source(record: Record, encode: Callable[..., list[int]], *arguments: Any) -> list[int]:
-    """Calls `encode(*arguments)`, adding the record's place to an error."""
-    try:
-        return encode(*arguments)
-    except UserError as error:
-        raise UserError(f"{record.source}: {error}") from error
 
 
 def _prompt_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
@@ -226,8 +281,8 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], **how: 
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, **how)
     except Exception as error:  # a template is a program: a mistake in it may raise anything
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{_name(tokenizer)}: the chat template refuses the turns ({reason})") from error
+        kind, reason = "the chat template refuses the turns", " ".join(str(error).split())[:200]
+        raise Unfit(f"{_name(tokenizer)}: {kind} ({reason})", kind, reason) from error
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -7,6 +7,7 @@ one source, which the inspection and splitting tools share.
 import hashlib
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -113,34 +114,53 @@ def load_view(spec: str, view: View, seed: int = 0) -> tuple[list[Any], ReadingS
 def read_source(source: Source, view: View, seed: str, seen: set[Hashable]) -> tuple[list[Any], SourceSummary]:
     """The records of one source and what became of its rows.
 
-    `seen` holds the keys kept so far and is extended. The format is that of the first row. A fraction keeps
-    that part of the usable records, at least one, in their order, drawn with `seed`.
+    `seen` holds the keys kept so far and is extended. Every row is read by the format that its own fields tell. A
+    fraction keeps that part of the usable records, at least one, in their order, drawn with `seed`.
     """
-    records, keys, ids, summary, data_format = [], set(), RowIds(), SourceSummary(source.name, ""), None
+    reading = Reading(source, view, seen)
     for row in source.rows():
-        data_format = data_format or detect_format(row)
-        summary.read += 1
+        reading.take(row, detect_format(row))
+    return reading.finish(seed)
+
+
+class Reading:
+    """The records that one view finds in a source, row by row; `seen` holds the keys of the sources before."""
+
+    def __init__(self, source: Source, view: View, seen: set[Hashable]) -> None:
+        self.source, self.view, self.seen = source, view, seen
+        self.records: list[Any] = []
+        self.keys: set[Hashable] = set()
+        self.ids, self.summary = RowIds(), SourceSummary(source.name)
+
+    def take(self, row: Row, data_format: Format) -> None:
+        """Keep or drop a row. Raises `UserError` for a malformed one, and for one without what the view wants."""
+        record = None
         try:
-            record = view.convert(data_format, row)
+            record = self.view.convert(data_format, row)
         except Drop as reason:
-            summary.dropped[printable(str(reason))] += 1  # it may quote the row
-            continue
-        if view.key is not None:
-            key = view.key(record)
-            if key in keys or key in seen:
-                summary.dropped[view.duplicate] += 1
-                continue
-            keys.add(key)
-        if ids.is_repeated(row, summary):
-            summary.dropped["repeated row (same id, same content)"] += 1
-            continue
-        records.append(record)
-    summary.format = data_format.name
-    records = _subsample(records, source.fraction, seed, summary)
-    summary.kept = len(records)
-    if view.key is not None:
-        seen.update(map(view.key, records))
-    return records, summary
+            self.summary.dropped[printable(str(reason))] += 1  # it may quote the row
+        self.summary.read += 1
+        self.summary.formats[data_format.name] += 1
+        if record is None:
+            return
+        if self.view.key is not None:
+            key = self.view.key(record)
+            if key in self.keys or key in self.seen:
+                self.summary.dropped[self.view.duplicate] += 1
+                return
+            self.keys.add(key)
+        if self.ids.is_repeated(row, self.summary):
+            self.summary.dropped["repeated row (same id, same content)"] += 1
+            return
+        self.records.append(record)
+
+    def finish(self, seed: str) -> tuple[list[Any], SourceSummary]:
+        """The records, subsampled if the source says so, and what became of its rows; extends `seen`."""
+        records = _subsample(self.records, self.source.fraction, seed, self.summary)
+        self.summary.kept = len(records)
+        if self.view.key is not None:
+            self.seen.update(map(self.view.key, records))
+        return records, self.summary
 
 
 def _subsample(records: list[Any], fraction: float, seed: str, summary: SourceSummary) -> list[Any]:
@@ -153,13 +173,58 @@ def _subsample(records: list[Any], fraction: float, seed: str, summary: SourceSu
     return [records[index] for index in chosen]
 
 
-def view_summaries(source: Source, seed: int = 0) -> dict[str, tuple[SourceSummary, Any]]:
-    """For each view the source offers: what became of its rows, and the first record (None if all went)."""
-    summaries = {}
-    for view in VIEWS:
+@dataclass(frozen=True)
+class Inspection:
+    """What all views make of one source.
+
+    Attributes:
+        fields: names of the first row's.
+        read: rows in all.
+        formats: rows of each format.
+        views: {name of a view that a format offers: (its records, what became of the rows)}.
+        faults: what is wrong with rows that the stages would refuse, with their places.
+    """
+
+    fields: list[str]
+    read: int
+    formats: Counter[str]
+    views: dict[str, tuple[list[Any], SourceSummary]]
+    faults: list[str]
+
+
+def inspect_source(source: Source, seed: int = 0, on_row: Callable[[int], None] = lambda read: None) -> Inspection:
+    """Reads a source in all views at once, and goes on after a malformed row; `on_row` hears how many are read.
+
+    Raises `UserError` if the source cannot be read, or no row of it has a known format.
+    """
+    readings = {view.name: Reading(source, view, set()) for view in VIEWS}
+    fields, read, counts, faults, offered = [], 0, Counter(), [], set()
+    for read, row in enumerate(source.rows(), start=1):
+        on_row(read)
+        fields = list(row.fields) if read == 1 else fields
         try:
-            records, summary = read_source(source, view, f"{seed}:0", set())
-        except NotOffered:
+            data_format = detect_format(row)
+        except UserError as error:
+            faults.append(str(error))
             continue
-        summaries[view.name] = summary, next(iter(records), None)
-    return summaries
+        counts[data_format.name] += 1
+        found = {}
+        for name, reading in readings.items():
+            try:
+                reading.take(row, data_format)
+            except NotOffered:
+                reading.summary.dropped[f"of the format '{data_format.name}', which has none"] += 1
+                continue
+            except UserError as error:
+                found[str(error)] = None  # mostly the same in all views
+            offered.add(name)
+        faults += found
+    if not counts:
+        raise UserError(faults[0] + and_others(faults))
+    views = {name: reading.finish(f"{seed}:0") for name, reading in readings.items() if name in offered}
+    return Inspection(fields, read, counts, views, faults)
+
+
+def and_others(faults: list[str]) -> str:
+    """What to say after the first of several faults."""
+    return f" (and {len(faults) - 1} other row{'s' * (len(faults) > 2)})" if len(faults) > 1 else ""

@@ -64,6 +64,11 @@ class Row:
             raise UserError(f"{self.source}: the field '{name}' is missing (found: {self.names()})")
         return self.fields[name]
 
+    def present(self, names: str) -> str:
+        """Of the names "a|b" for a field the first that the row uses; the first of all if none."""
+        alternatives = names.split("|")
+        return next((name for name in alternatives if name in self.fields), alternatives[0])
+
     def names(self) -> str:
         """The names of all fields, fit for one line."""
         names = ", ".join(name if name.isprintable() else repr(name) for name in map(str, self.fields))
@@ -142,19 +147,32 @@ def distinct_replies(chosen: str, rejected: str) -> tuple[str, str]:
     return chosen, rejected
 
 
+def describe_formats(formats: Counter[str]) -> str:
+    """The name of a format, or "messages (3 rows), prompts (1 row)" of several."""
+    if len(formats) == 1:
+        return next(iter(formats))
+    return ", ".join(f"{name} ({count} row{'s' * (count > 1)})" for name, count in formats.most_common())
+
+
 @dataclass
 class SourceSummary:
     """What became of one file or hub data set: rows read = records kept + rows dropped, by reason.
 
-    `conflicts` are places ("file:17 and file:3") of rows that share an id and nothing else; they are kept.
+    `formats` counts the rows of each; `conflicts` are places ("file:17 and file:3") of rows that share an id and
+    nothing else; they are kept.
     """
 
     name: str
-    format: str
+    formats: Counter[str] = field(default_factory=Counter)
     read: int = 0
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     conflicts: list[str] = field(default_factory=list)
+
+    @property
+    def format(self) -> str:
+        """The format, or of several each with its number of rows."""
+        return describe_formats(self.formats)
 
     def line(self) -> str:
         """One line for people."""

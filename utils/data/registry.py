@@ -4,6 +4,7 @@ A format is one small file in `formats/` that registers how its rows become prom
 new one is a file like those and an import in `formats/__init__.py`; nothing else changes.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,11 +20,11 @@ class NotOffered(UserError):
 
 @dataclass(frozen=True)
 class Format:
-    """How rows with the fields `fields` are read.
+    """How rows with the fields `fields` are read; "a|b" is a field that may be called a or b.
 
     Each function takes a `Row` and returns the record, or raises `Drop`. `dialogue` is None where the
     format holds no replies; `pair(row, label)` is None where it holds no preferences, and `labels` are the
-    ones it holds.
+    ones it holds. `fits` says whether the fields of a row that has them hold what this format means by them.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Format:
     dialogue: Callable[[Row], Dialogue] | None = None
     pair: Callable[[Row, str], Pair] | None = None
     labels: tuple[str, ...] = ()
+    fits: Callable[[Row], bool] = lambda row: True
 
     def to_prompt(self, row: Row) -> Prompt:
         """The row's prompt."""
@@ -40,13 +42,17 @@ class Format:
     def to_dialogue(self, row: Row) -> Dialogue:
         """The row's prompt and the reply to imitate; raises `NotOffered` where there are no replies."""
         if self.dialogue is None:
-            raise NotOffered(f"{row.source}: rows of the format '{self.name}' hold no replies to learn from")
+            raise NotOffered(
+                f"{row.source}: rows of the format '{self.name}' hold no replies to learn from (found: {row.names()})"
+            )
         return self.dialogue(row)
 
     def to_pair(self, row: Row, label: str) -> Pair:
         """The row's two replies ordered by `label`; raises `NotOffered` where the format lacks that label."""
         if self.pair is None:
-            raise NotOffered(f"{row.source}: rows of the format '{self.name}' hold no pairs of replies")
+            raise NotOffered(
+                f"{row.source}: rows of the format '{self.name}' hold no pairs of replies (found: {row.names()})"
+            )
         if label not in self.labels:
             raise NotOffered(
                 f"{row.source}: rows of the format '{self.name}' do not say which reply is {label}, "
@@ -63,14 +69,30 @@ def register(data_format: Format) -> None:
     if data_format.name in _formats:
         raise ValueError(f"the data format '{data_format.name}' is registered twice")
     _formats[data_format.name] = data_format
+    _candidates.cache_clear()
 
 
 def detect_format(row: Row) -> Format:
     """The format with the most fields among those whose fields the row has. Raises `UserError` if none."""
-    fitting = [candidate for candidate in _formats.values() if set(candidate.fields) <= set(row.fields)]
-    if not fitting:
-        known = "; ".join(f"{each.name}: {', '.join(each.fields)}" for each in _formats.values())
+    found = next((candidate for candidate in _candidates(tuple(row.fields)) if candidate.fits(row)), None)
+    if found is None:
+        known = "; ".join(f"{each.name}: {', '.join(map(_first_name, each.fields))}" for each in _formats.values())
         raise UserError(
             f"{row.source}: no known format has these fields: {row.names() or 'none'} (known formats: {known})"
         )
-    return max(fitting, key=lambda candidate: len(candidate.fields))
+    return found
+
+
+@functools.lru_cache(maxsize=256)  # a file has few sets of names
+def _candidates(names: tuple[str, ...]) -> list[Format]:
+    """Formats whose fields are among `names`, the best first: the most under their first name, then the most."""
+
+    def rank(candidate: Format) -> tuple[int, int]:
+        return sum(_first_name(field) in names for field in candidate.fields), len(candidate.fields)
+
+    fitting = [each for each in _formats.values() if all(set(field.split("|")) & set(names) for field in each.fields)]
+    return sorted(fitting, key=rank, reverse=True)
+
+
+def _first_name(field: str) -> str:
+    return field.split("|")[0]

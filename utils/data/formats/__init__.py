@@ -2,11 +2,22 @@
 
 from utils.data.formats import (
     alpaca,
+    chosen_rejected,
     hh_rlhf,
+    labelled,
     messages,
     pairs,
     pku_saferlhf,
     safety_pairs,
 )
 
-__all__ = ["alpaca", "hh_rlhf", "messages", "pairs", "pku_saferlhf", "safety_pairs"]
+__all__ = [
+    "alpaca",
+    "chosen_rejected",
+    "hh_rlhf",
+    "labelled",
+    "messages",
+    "pairs",
+    "pku_saferlhf",
+    "safety_pairs",
+]

@@ -1,20 +1,16 @@
-"""Alpaca's instruction rows: `instruction`, `input` (often empty), `output`."""
+"""Alpaca's instruction rows: `instruction`, `input` (often empty), `output`; Dolly's say `context` and `response`."""
 
-from utils.data.records import Dialogue, Message, Prompt, Row, reply, user_turn
+from utils.data.records import Dialogue, Prompt
 from utils.data.registry import Format, register
+from utils.data.turns import answered, prompt_of
 
+OUTPUT = "output|response"
 
-def _messages(row: Row) -> list[Message]:
-    instruction, context = row.text("instruction"), row.optional_text("input")
-    return user_turn(f"{instruction}\n\n{context}" if context.strip() else instruction)
-
-
-def _prompt(row: Row) -> Prompt:
-    return Prompt(_messages(row), row.source)
-
-
-def _dialogue(row: Row) -> Dialogue:
-    return Dialogue(_messages(row), reply(row.text("output")), row.source)
-
-
-register(Format("alpaca", ("instruction", "output"), _prompt, _dialogue))
+register(
+    Format(
+        "alpaca",
+        ("instruction", OUTPUT),
+        lambda row: Prompt(prompt_of(row, "instruction"), row.source),
+        lambda row: Dialogue(*answered(row, "instruction", row.present(OUTPUT)), row.source),
+    )
+)

@@ -2,10 +2,11 @@
 al. 2022).
 
 The two share all turns but the last, in nearly all rows: the others are dropped, each kind with its own
-reason.
+reason. Line ends of Windows become "\\n", as the turns are told by them; texts of other formats stay as they are.
 """
 
 import re
+from typing import Any
 
 from utils.data.records import (
     Dialogue,
@@ -24,9 +25,14 @@ SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
+def is_dialogue(value: Any) -> bool:
+    """Whether a field holds such a dialogue."""
+    return isinstance(value, str) and value.lstrip().startswith("Human:")
+
+
 def _turns(row: Row, name: str) -> list[Message]:
     """All turns of one dialogue, texts stripped; the last is the reply."""
-    before, *parts = SPEAKER.split("\n\n" + row.text(name).strip())
+    before, *parts = SPEAKER.split("\n\n" + row.text(name).replace("\r\n", "\n").strip())
     turns = [
         {"role": ROLES[speaker], "content": content.strip()}
         for speaker, content in zip(parts[::2], parts[1::2], strict=True)

@@ -1,50 +1,64 @@
-"""Plain texts: `prompt` alone, with `response`, or with `chosen` and `rejected`; `input` with `output`."""
+"""A prompt with a reply, with a preferred and a rejected one, or alone: `prompt` and `response`, `chosen`, `rejected`.
 
-from utils.data.records import (
-    Dialogue,
-    Message,
-    Pair,
-    Prompt,
-    Row,
-    distinct_replies,
-    reply,
-    user_turn,
-)
+Prompts and replies are texts or turns (TRL's conversational formats, verl's prompts); a reply may also be the whole
+dialogue (UltraFeedback), and a prompt the `conversations` before it (LLaMA-Factory). Names that others give the same
+fields are read as well.
+"""
+
+from utils.data.formats.hh_rlhf import is_dialogue
+from utils.data.records import Dialogue, Drop, Message, Pair, Prompt, Row, distinct_replies
 from utils.data.registry import LABELS, Format, register
+from utils.data.turns import answered, is_turns, prompt_of
 
-
-def _messages(row: Row, field: str) -> list[Message]:
-    # Some tables leave it null in all rows but the first of a group: those have no prompt of their own.
-    return user_turn("" if row.value(field) is None else row.text(field))
+PROMPT = "prompt|question|query|instruction|input|conversations|messages"  # before `chosen` and `rejected`
+CHOSEN, REJECTED = "chosen|chosen_response", "rejected|rejected_response"
 
 
 def _register(name: str, prompt: str, response: str | None) -> None:
     """A format of single replies, or of none."""
+
+    def dialogue(row: Row) -> Dialogue:
+        return Dialogue(*answered(row, row.present(prompt), row.present(response)), row.source)
+
     register(
         Format(
             name,
             (prompt, response) if response else (prompt,),
-            lambda row: Prompt(_messages(row, prompt), row.source),
-            (lambda row: Dialogue(_messages(row, prompt), reply(row.text(response)), row.source)) if response else None,
+            lambda row: Prompt(prompt_of(row, row.present(prompt)), row.source),
+            dialogue if response else None,
         )
     )
 
 
+def _prompt(row: Row) -> list[Message]:
+    if is_turns(row.value(row.present(CHOSEN))):
+        return _chosen(row)[0]
+    return prompt_of(row, row.present(PROMPT))
+
+
+def _chosen(row: Row) -> tuple[list[Message], str]:
+    return answered(row, row.present(PROMPT), row.present(CHOSEN))
+
+
 def _pair(row: Row, label: str) -> Pair:
-    chosen, rejected = distinct_replies(row.text("chosen"), row.text("rejected"))
-    return Pair(_messages(row, "prompt"), chosen, rejected, None, None, row.source)
+    (messages, chosen), (others, rejected) = _chosen(row), answered(row, row.present(PROMPT), row.present(REJECTED))
+    if messages != others:
+        raise Drop("dialogues that diverge before the last turn")
+    return Pair(messages, *distinct_replies(chosen, rejected), None, None, row.source)
 
 
 register(
     Format(
         "prompt_chosen_rejected",
-        ("prompt", "chosen", "rejected"),
-        lambda row: Prompt(_messages(row, "prompt"), row.source),
-        lambda row: Dialogue(_messages(row, "prompt"), reply(row.text("chosen")), row.source),
+        (PROMPT, CHOSEN, REJECTED),
+        lambda row: Prompt(_prompt(row), row.source),
+        lambda row: Dialogue(*_chosen(row), row.source),
         _pair,
         LABELS,
+        # Beside dialogues of HH-RLHF, fields of other names may mean anything.
+        fits=lambda row: "prompt" in row.fields or not is_dialogue(row.fields.get("chosen")),
     )
 )
-_register("prompt_response", "prompt", "response")
+_register("prompt_response", "prompt|question|query", "response|completion|answer|output")
 _register("input_output", "input", "output")
 _register("prompts", "prompt", None)
