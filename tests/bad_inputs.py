@@ -153,6 +153,14 @@ def with_a_token_more(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
+def with_a_template_more(folder: Path) -> None:
+    """The same, and a chat template that writes it."""
+    with_a_token_more(folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ '<extra700>' + m['content'] + eos_token }}{% endfor %}"
+    )
+
+
 def sharded_index(folder: Path) -> None:
     """An index that names a shard which is not there."""
     index = {
@@ -500,8 +508,11 @@ def files_of_policies() -> dict[str, tuple]:
         "policy: a chat template that commands the terminal": (
             chat, policy(replaced("chat_template.jinja", b"{{ raise_exception('\x1b]0;pwned\x07') }}")),
             ("--policy base", "\ufffd]0;pwned\ufffd")),
-        "policy: more ids than embeddings": (
-            step3, actor(with_a_token_more), ("--actor_model", "the tokenizer has ids up to 4999", "600 rows")),
+        "policy: data with an id beyond the embeddings": (
+            step3, lambda b: actor(with_a_token_more)(b) | {"data": b.rows({"prompt": "How?"}, {"prompt": "An <extra700>?"})},
+            ("rows.jsonl:2", "<extra700>", "600 rows")),
+        "policy: a template with an id beyond the embeddings": (
+            step3, actor(with_a_template_more), ("--actor_model", "<extra700>", "600 rows")),
         "policy: another tokenizer than the reference": (
             generate, lambda b: {"policy": f"o={b.workshop.folder / 'other'}"}, ("--policy o", "--reference_model")),
         "policy: a reference without weights": (
@@ -565,8 +576,8 @@ def score_models() -> dict[str, tuple]:
         "score model: a chat template that fails": (
             chat, foreign(replaced("chat_template.jinja", b"{{ messages | first.x }}")),
             ("--reward_model helpfulness",)),
-        "score model: more ids than embeddings": (
-            step3, foreign(with_a_token_more), ("--reward_model helpfulness", "the tokenizer has ids up to 4999")),
+        "score model: a template with an id beyond the embeddings": (
+            step3, foreign(with_a_template_more), ("--reward_model helpfulness", "<extra700>", "520 rows")),
         "score model: an architecture without a name": (
             score, reward(architectures=[1]), ("--reward_model helpfulness", "architectures")),
         "score model: no layers at all": (
@@ -967,9 +978,11 @@ def hub_names() -> dict[str, tuple]:
             step3, lambda b: {"data": f"nobody/rows@train@{commit}"}, (f"nobody/rows@train@{commit}: no file", "HF_HUB")
         ),
         "tokenizer: none there": (step1, lambda b: {"tokenizer": b.folder}, ("--tokenizer", "no such model")),
-        "tokenizer: too large for the model": (
-            step1, lambda b: {"tokenizer": b.model(b.workshop.base, with_a_token_more)}, ("ids up to 4999",)
-        ),
+        "tokenizer: data with an id beyond the model's": (
+            step1, lambda b: {"tokenizer": b.model(b.workshop.base, with_a_token_more), "data": b.rows(
+                *({"prompt": f"{number}?", "response": "Yes."} for number in range(8)),
+                {"prompt": "And?", "response": "An <extra700>."})},
+            ("rows.jsonl:9", "<extra700>", "600 rows")),
     }  # fmt: skip
 
 

@@ -46,7 +46,7 @@ FREE_FLAGS = {
     "allow_changed_flags", "max_skipped_steps", "rank_timeout", "local_rank", "trust_remote_code", "allow_pickle",
     "zero_stage", "offload", "gradient_checkpointing", "enable_hybrid_engine", "per_device_eval_batch_size",
     "logits_chunk_size", "micro_batch_tokens", "park_frozen_models", "lora_export", "reward_retries",
-    "reward_retry_wait",
+    "reward_retry_wait", "unfit",
     "dry_run", "plan_ranks", "plan_devices", "plan_memory", "plan_host_memory", "plan_machines",
 }  # fmt: skip
 # Engines of other kinds, other objectives: nothing goes on with these.

@@ -147,7 +147,7 @@ def restore_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
         partitioned = hasattr(tensor, "ds_id")
         whole = deepspeed.zero.GatheredParameters([tensor], modifier_rank=0, enabled=partitioned)
         with torch.no_grad(), whole:
-            if is_main():
+            if is_main() and name in weights:  # checkpoints made before buffers were gathered lack them
                 tensor.copy_(weights[name])
             if world_size() > 1 and not partitioned:
                 torch.distributed.broadcast(tensor.data, src=0)
