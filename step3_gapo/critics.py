@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from step3_gapo.scorers import Scorer
 from utils.engines import Engine, make_training_engine
 from utils.lora import with_adapters
-from utils.models import DTYPES, load_causal_lm
+from utils.models import DTYPES, load_causal_lm, trunk_of
 from utils.objectives import Objective
 from utils.token_head import TokenHead
 
@@ -52,7 +52,7 @@ def adapted_critics(policy: PreTrainedModel, args: argparse.Namespace, objective
     """With LoRA: trees around the parameters of `policy`, which has no engine yet, with adapters of their own."""
     width, dtype = feature_width(policy), DTYPES[args.dtype]
     return [
-        TokenHead(with_adapters(policy.base_model, args), zero_head(width, len(names), dtype))
+        TokenHead(with_adapters(trunk_of(policy), args), zero_head(width, len(names), dtype))
         for names in critic_groups(args, objectives)
     ]
 
@@ -60,7 +60,7 @@ def adapted_critics(policy: PreTrainedModel, args: argparse.Namespace, objective
 def critic_from_policy(args: argparse.Namespace, heads: int) -> TokenHead:
     """Critic on the trunk of the policy, whose values are 0 everywhere at first."""
     policy = load_causal_lm(args.actor_model, "--actor_model", DTYPES[args.dtype])
-    return TokenHead(policy.base_model, zero_head(feature_width(policy), heads, DTYPES[args.dtype]))
+    return TokenHead(trunk_of(policy), zero_head(feature_width(policy), heads, DTYPES[args.dtype]))
 
 
 def separate_critic(objective: Objective, args: argparse.Namespace, from_scores: bool) -> TokenHead:

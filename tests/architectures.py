@@ -86,7 +86,7 @@ ARCHITECTURES = [
         {"text_config": {"sliding_window": 16}, "vision_config": VISION, "mm_tokens_per_image": 1,
          "image_token_index": 270, "boi_token_index": 268, "eoi_token_index": 269},
     ),
-    Architecture("cohere", "cohere"),
+    Architecture("cohere", "cohere", {"logit_scale": 1.0}),
     Architecture("granite", "granite", {"logits_scaling": 4.0, "embedding_multiplier": 2.0}),
     Architecture("olmo2", "olmo2"),
     Architecture("mixtral", "mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
@@ -127,7 +127,7 @@ def random_model(auto_class: Any, config: Any, seed: int = 0, spread: float = 4.
 
 def make_language_model(architecture: Architecture, folder: Path) -> Path:
     """The folder of a random language model with its tokenizer."""
-    random_model(AutoModelForCausalLM, architecture.config(), spread=2.0).save_pretrained(folder)
+    random_model(AutoModelForCausalLM, architecture.config(), spread=6.0).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 

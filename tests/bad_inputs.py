@@ -509,7 +509,8 @@ def files_of_policies() -> dict[str, tuple]:
             chat, policy(replaced("chat_template.jinja", b"{{ raise_exception('\x1b]0;pwned\x07') }}")),
             ("--policy base", "\ufffd]0;pwned\ufffd")),
         "policy: data with an id beyond the embeddings": (
-            step3, lambda b: actor(with_a_token_more)(b) | {"data": b.rows({"prompt": "How?"}, {"prompt": "An <extra700>?"})},
+            step3, lambda b: actor(with_a_token_more)(b) | {
+                "data": b.rows({"prompt": "How?"}, {"prompt": "An <extra700>?"})},
             ("rows.jsonl:2", "<extra700>", "600 rows")),
         "policy: a template with an id beyond the embeddings": (
             step3, actor(with_a_template_more), ("--actor_model", "<extra700>", "600 rows")),

@@ -255,9 +255,9 @@ def test_a_chosen_label_is_the_score(workshop: Workshop, tmp_path: Path) -> None
     pooled = BertForSequenceClassification.from_pretrained(whole).eval()
     for messages, response, finished in zip(MESSAGES, RESPONSES, FINISHED, strict=True):
         dialogue = [*messages, {"role": "assistant", "content": response}]
-        text = own.apply_chat_template(dialogue, tokenize=False).rstrip()
+        text = own.apply_chat_template(dialogue, tokenize=False)
+        text = text if finished else text[: text.rindex(response) + len(response)]
         ids = own(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        ids = ids if finished else ids[:, :-1]
         with torch.no_grad():
             logits = model(ids, attention_mask=torch.ones_like(ids)).logits[0]
         expected["kindness"].append(logits[1].item())

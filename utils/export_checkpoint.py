@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
 
 from utils.arguments import Parser, add_loading_arguments
 from utils.checkpoint import BEST, ENGINES, read_manifest, step_folders, verify
@@ -33,6 +33,7 @@ from utils.models import (
     export_model,
     first_line,
     is_score_model,
+    language_model_class,
     load_causal_lm,
     load_config,
     load_tokenizer,
@@ -189,7 +190,7 @@ def read_adapted_policy(
 def skeleton(description: Path, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
     """The model that `utils.models.describe_model` described, its parameters on the meta device."""
     config = load_config(str(description), "CHECKPOINT")
-    auto_class = AutoModelForSequenceClassification if is_score_model(config) else AutoModelForCausalLM
+    auto_class = AutoModelForSequenceClassification if is_score_model(config) else language_model_class(config)
     with torch.device("meta"):
         model = auto_class.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     if model.can_generate():

@@ -19,9 +19,14 @@ from transformers.pytorch_utils import Conv1D
 from utils.adapter_folder import ADAPTER_WEIGHTS
 from utils.errors import UserError
 from utils.hub import source_of
-from utils.models import describe_model, export_model
+from utils.models import describe_model, export_model, tell_once
 
 ADAPTER = "default"  # peft's name of the only adapter of a layer
+
+
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """The text's decoder, of a language model or of one without its head; not a vision tower beside it."""
+    return model.get_decoder()
 
 
 def linear_layers(decoder: nn.Module) -> dict[str, nn.Module]:
@@ -36,13 +41,17 @@ def target_names(decoder: PreTrainedModel) -> list[str]:
 
 def check_targets(model: PreTrainedModel, targets: list[str] | None) -> None:
     """Raise UserError unless every one of `--lora_target_modules` names linear layers of the decoder."""
-    layers = linear_layers(model.base_model)
+    decoder = decoder_of(model)
+    layers = linear_layers(decoder)
     if not layers:
         raise UserError(f"--lora_dim: {type(model).__name__} has no linear layers that could have adapters")
     for target in targets or ():
         if not any(f".{name}".endswith(f".{target}") for name in layers):
-            there = ", ".join(target_names(model.base_model))
+            there = ", ".join(target_names(decoder))
             raise UserError(f"--lora_target_modules {target}: no linear layer of the decoder (there are {there})")
+    experts = [name for name, _ in decoder.named_parameters() if ".experts." in name]
+    if experts := [name for name in experts if name.rpartition(".")[0] not in layers]:
+        tell_once(f"note: --lora_dim: the experts get no adapters and stay as they are ({experts[0]} and others)")
 
 
 def with_adapters(base: PreTrainedModel, args: argparse.Namespace) -> PreTrainedModel:
@@ -58,13 +67,20 @@ def with_adapters(base: PreTrainedModel, args: argparse.Namespace) -> PreTrained
 
 def add_adapters(model: PreTrainedModel, dim: int, alpha: float, targets: list[str] | None) -> PreTrainedModel:
     """Give a model adapters of its parameters' type, in place; without `targets` on all linear layers but the head."""
-    layers = linear_layers(model.base_model)
+    decoder = decoder_of(model)
+    targets, within = targets or target_names(decoder), {id(layer) for layer in linear_layers(decoder).values()}
+    named_alike = [
+        name
+        for name, layer in linear_layers(model).items()
+        if id(layer) not in within and any(f".{name}".endswith(f".{target}") for target in targets)
+    ]  # in a vision tower
     config = LoraConfig(
         r=dim,
         lora_alpha=alpha,
         lora_dropout=0.0,
-        target_modules=targets or target_names(model.base_model),
-        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
+        target_modules=targets,
+        exclude_modules=named_alike or None,
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear_layers(decoder).values()),
         task_type="CAUSAL_LM",
     )
     return inject_adapter_in_model(config, model, ADAPTER)

@@ -20,8 +20,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
@@ -204,7 +207,32 @@ def load_causal_lm(path: str, flag: str, dtype: torch.dtype = torch.float32) -> 
             return merge_adapters(model, path)
         except Exception as error:  # as in `load_config`
             raise UserError(f"{flag} {path}: the adapters do not fit ({' '.join(str(error).split())[:200]})") from None
-    return load_model(AutoModelForCausalLM, path, flag, dtype)
+    model = load_model(language_model_class(load_config(path, flag)), path, flag, dtype)
+    if getattr(model, "_is_stateful", False) and reads_padding(model):
+        raise UserError(f"{flag} {path}: {type(model).__name__} reads padding; batches of prompts come out wrong")
+    return model
+
+
+@torch.no_grad()
+def reads_padding(model: PreTrainedModel) -> bool:
+    """Whether padding on the left changes what a model says: a recurrent one may take it into its state (RWKV)."""
+    ids, mask = torch.tensor([[0, 0, 1, 2]]), torch.tensor([[0, 0, 1, 1]])
+    padded = model(input_ids=ids, attention_mask=mask, position_ids=position_ids_from_mask(mask)).logits[0, -1]
+    plain = model(input_ids=ids[:, 2:], attention_mask=mask[:, 2:]).logits[0, -1]
+    return bool((padded - plain).abs().max() > 0.1 * plain.std())
+
+
+def language_model_class(config: Any) -> Any:
+    """transformers' Auto class of a language model; some with a vision tower are found under another one."""
+    reads_images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not config.is_encoder_decoder
+    if reads_images and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
+
+
+def trunk_of(model: PreTrainedModel) -> nn.Module:
+    """A model without its head; a few classes (Llama 4) do not have it under the name that they say."""
+    return model.base_model if model.base_model is not model else model.model
 
 
 def check_causal_lm(path: str, flag: str, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedModel:
@@ -227,7 +255,7 @@ def check_causal_lm(path: str, flag: str, tokenizer: PreTrainedTokenizerBase | N
         model = check_causal_lm(base_of(path, flag), f"{flag} {path}: its base", tokenizer)
         check_adapters(model, path, flag)
     else:
-        model = check_model(AutoModelForCausalLM, config, path, flag)
+        model = check_model(language_model_class(config), config, path, flag)
     check_ids(model, tokenizer, check_dialogues(tokenizer, flag), path, flag)
     return model
 
@@ -276,7 +304,7 @@ def _check_other_heads(config: Any, unused: list[str], path: str, flag: str) -> 
     Raises:
         UserError: the folder is no language model's, and holds a head of a name that is not known.
     """
-    model = skeleton(AutoModelForCausalLM, config, path, flag)
+    model = skeleton(language_model_class(config), config, path, flag)
     others = sorted(set(unused) & set(stored_weights(model, path, flag).unused))
     if not others:
         return
@@ -485,8 +513,7 @@ def score_tokens(
     transformers' own forward pools at the last token that is not the pad token, which goes wrong as soon as a
     sampled response contains that token; here the caller picks the position.
     """
-    trunk = getattr(model, model.base_model_prefix)
-    hidden = trunk(
+    hidden = trunk_of(model)(
         input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
     ).last_hidden_state  # [batch, time, hidden]
     return model.score(hidden).squeeze(-1).float()

@@ -44,6 +44,7 @@ from utils.models import (
     positions_of,
     same_tokenizer,
     skeleton,
+    trunk_of,
 )
 from utils.token_head import PooledHead, TokenHead
 
@@ -192,7 +193,7 @@ def load_score_model(
     model = load_model(loader_of(config), path, flag, dtype, new=optional_parameters(config))
     slope, offset = calibration(model, kind, path, flag)
     if has_token_head(model):
-        module = TokenHead(model.base_model, row_of(head_of(model), index))
+        module = TokenHead(trunk_of(model), row_of(head_of(model), index))
     else:
         module = PooledHead(model, index)
     return ScoreModel(
