@@ -44,8 +44,8 @@ LLAMA_3 = (
     + "{%- if add_generation_prompt -%}{{- '<|start|>assistant<|end|>\n\n' -}}{%- endif -%}"
 )  # fmt: skip
 GEMMA = (
-    "{{- bos_token -}}" + TURNS + "{{- '<turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim"
-    " + '<end>\n' -}}" + END + "{%- if add_generation_prompt -%}{{- '<turn>model\n' -}}{%- endif -%}"
+    "{{- bos_token -}}" + TURNS + "{{- '<turn>' + ('model' if m.role == 'assistant' else m.role) + '\n'"
+    " + m.content | trim + '<end>\n' -}}" + END + "{%- if add_generation_prompt -%}{{- '<turn>model\n' -}}{%- endif -%}"
 )  # fmt: skip
 ZEPHYR = (
     TURNS + "{{- '<|' + m.role + '|>\n' + m.content + eos_token + '\n' -}}" + END
@@ -107,7 +107,7 @@ def score_in_rollouts(cases: list[tuple[str, str, bool]], result: str) -> None:
 
 
 def test_scores_are_those_of_their_own_forward_pass(workshop: Workshop, tmp_path: Path) -> None:
-    """Finished and cut off, one turn and several, in eval/score.py and in a rollout, with the policy's tokenizer too."""
+    """Finished and cut off, one turn and several, in eval/score.py and in rollouts, with the policy's tokenizer too."""
     trunks = ("llama", "qwen2", "gpt_neox", "opt_projected")
     folders = [
         make_classifier(ending, trunks[number % len(trunks)], tmp_path / f"model{number}")
@@ -127,7 +127,7 @@ def test_scores_are_those_of_their_own_forward_pass(workshop: Workshop, tmp_path
 
 
 def test_ids_that_a_score_model_does_not_know(tmp_path: Path) -> None:
-    """A tokenizer with more ids than the model has rows is told of; a dialogue that holds one is refused by its place."""
+    """More ids than the model has rows are told of; a dialogue that holds one is refused by its place."""
     folder = make_classifier(ENDINGS["chatml"], "llama", tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens([f"<extra{number}>" for number in range(len(tokenizer), 300)])

@@ -35,7 +35,9 @@ def generate_gathered(actor: Actor, ids: torch.Tensor, attention_mask: torch.Ten
 def generate_through_hooks(actor: Actor, ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """All ranks go on until the last one is done: each forward pass is a collective."""
     seed_everything(rank())
-    return actor.engine.module.generate(input_ids=ids, attention_mask=attention_mask, synced_gpus=True)
+    return actor.engine.module.generate(
+        input_ids=ids, attention_mask=attention_mask, generation_config=actor.generation, synced_gpus=True
+    )
 
 
 def rollout_rows(load: Load, ranks: int, partitioned: bool, rounds: int) -> list[Row]:
