@@ -45,7 +45,7 @@ from utils.dry_run import settle_ranks
 from utils.errors import AT_ONCE, Problems, UserError, run_main
 from utils.fingerprint import ids_fingerprint, model_facts
 from utils.guards import SkippedSteps
-from utils.lora import check_targets
+from utils.lora import check_adapter_export, check_targets
 from utils.models import (
     check_causal_lm,
     check_dialogues,
@@ -155,6 +155,8 @@ def check_trained_parts(args: argparse.Namespace, skeleton: PreTrainedModel) -> 
         check_targets(skeleton, args.lora_target_modules)
         if args.lora_export == "adapter" and is_adapter_folder(args.actor_model):
             raise UserError(f"--lora_export adapter: --actor_model {args.actor_model} consists of adapters itself")
+        if args.lora_export == "adapter":
+            check_adapter_export(skeleton, args.lora_target_modules)
 
 
 def read_prompts(

@@ -449,6 +449,10 @@ def base(spoil: Callable[[Path], None] | None = None, **config: Any) -> Callable
     return lambda b: {"model_name_or_path": b.model(b.workshop.base, spoil, **config)}
 
 
+def start_of_stage_2(spoil: Callable[[Path], None] | None = None, **config: Any) -> Callable[[Bench], dict[str, Any]]:
+    return lambda b: {"model_name_or_path": b.model(b.workshop.reward, spoil, **config)}
+
+
 def policy(spoil: Callable[[Path], None]) -> Callable[[Bench], dict[str, Any]]:
     return lambda b: {"policy": f"base={b.model(b.workshop.base, spoil)}"}
 
@@ -579,6 +583,22 @@ def score_models() -> dict[str, tuple]:
             ("--reward_model helpfulness",)),
         "score model: a template with an id beyond the embeddings": (
             step3, foreign(with_a_template_more), ("--reward_model helpfulness", "<extra700>", "520 rows")),
+        "score model: a head of another name": (
+            step3, reward(renamed("score.weight", "value_head.weight")),
+            ("--reward_model helpfulness", "the weights lack score.weight", "value_head.weight")),
+        "score model: a head of another name, to start stage 2": (
+            step2, start_of_stage_2(renamed("score.weight", "value_head.weight")),
+            ("--model_name_or_path", "the weights lack score.weight", "value_head.weight")),
+        "score model: an unknown head on a trunk, to start stage 2": (
+            step2, start_of_stage_2(renamed("score.weight", "value_head.weight"), architectures=["MistralModel"]),
+            ("--model_name_or_path", "holds value_head.weight", "new head")),
+        "score model: two labels, to start stage 2": (
+            step2, start_of_stage_2(id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1}),
+            ("--model_name_or_path", "2 labels", "stage 2 trains one")),
+        "score model: one of Safe RLHF, to start stage 2": (
+            step2, start_of_stage_2(
+                renamed("score.weight", "score_head.weight"), architectures=["MistralForScore"], score_dim=1),
+            ("--model_name_or_path", "the weights lack score.weight", "score_head.weight")),
         "score model: an architecture without a name": (
             score, reward(architectures=[1]), ("--reward_model helpfulness", "architectures")),
         "score model: no layers at all": (

@@ -4,6 +4,7 @@ scorer and eval/score.py read them, against plain torch."""
 import json
 import math
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoModel,
     AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
@@ -25,6 +27,8 @@ from step3_gapo.arguments import parse_args
 from step3_gapo.critics import separate_critic
 from step3_gapo.sampled import Sampled
 from step3_gapo.scorers import make_scorer, score_responses
+from tests.architectures import ARCHITECTURES, random_model
+from tests.architectures import tokenizer as byte_tokenizer
 from tests.helpers import Workshop, flags, run_function, run_script
 from utils.data.encoding import Encoded, encode_prompt, encode_response
 from utils.data.records import Prompt
@@ -340,3 +344,34 @@ def test_a_critic_starts_with_the_values_of_a_safe_rlhf_model(workshop: Workshop
         values = critic.eval()(ids, torch.ones_like(ids))
     assert values.std() > 0.1
     torch.testing.assert_close(values, 3.0 * model.values(scores), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("form", [lambda value: value, lambda value: [value]], ids=["numbers", "lists"])
+def test_safe_rlhf_on_projected_features(workshop: Workshop, tmp_path: Path, form: Callable[[float], Any]) -> None:
+    """OPT-350m's trunk gives fewer features than `hidden_size`; statistics that the weights lack are in config.json."""
+    row = next(a for a in ARCHITECTURES if a.name == "opt_projected")
+    trunk = random_model(AutoModel, row.config())
+    weights = {f"model.{name}": value.clone() for name, value in trunk.state_dict().items()}
+    weights["score_head.weight"] = torch.randn(1, 16, generator=torch.Generator().manual_seed(3))
+    folder, numbers = tmp_path / "score", {"mean": 0.7, "var": 4.0}
+    byte_tokenizer().save_pretrained(folder)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    described = trunk.config.to_dict() | {"architectures": ["OPTForScore"], "score_dim": 1, "score_bias": False,
+                                          "score_type": "reward", "do_normalize": True}  # fmt: skip
+    described |= {name: form(value) for name, value in numbers.items()}
+    (folder / "config.json").write_text(json.dumps(described))
+    objective = Objective("useful", "reward", str(folder))
+    objective.check()
+    model, own = objective.load_model(), AutoTokenizer.from_pretrained(folder)
+    text = own.apply_chat_template([*MESSAGES[0], {"role": "assistant", "content": RESPONSES[0]}], tokenize=False)
+    ids = own(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        hidden = trunk.eval()(ids).last_hidden_state[0, -1]
+    expected = ((hidden @ weights["score_head.weight"][0]).item() - numbers["mean"]) / 2.0
+    in_eval, _ = score_file(tmp_path, reward_model=f"useful={folder}")
+    assert in_eval["useful"][0] == pytest.approx(expected, abs=1e-5) and abs(expected) > 0.01
+    critic = separate_critic(objective, Namespace(dtype="fp32"), from_scores=True)
+    with torch.no_grad():
+        values = critic.eval()(ids, torch.ones_like(ids))[0, :, 0]
+    torch.testing.assert_close(values[-1].item(), expected, atol=1e-5, rtol=0)
+    assert model.encode(MESSAGES[0], RESPONSES[0], finished=True)[0] == ids[0].tolist()

@@ -21,6 +21,7 @@ from utils.errors import UserError
 from utils.hub import source_of
 from utils.models import describe_model, export_model, tell_once
 
+LIKE_EXPERTS = {"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}  # what the layers of experts are called
 ADAPTER = "default"  # peft's name of the only adapter of a layer
 
 
@@ -49,9 +50,25 @@ def check_targets(model: PreTrainedModel, targets: list[str] | None) -> None:
         if not any(f".{name}".endswith(f".{target}") for name in layers):
             there = ", ".join(target_names(decoder))
             raise UserError(f"--lora_target_modules {target}: no linear layer of the decoder (there are {there})")
-    experts = [name for name, _ in decoder.named_parameters() if ".experts." in name]
-    if experts := [name for name in experts if name.rpartition(".")[0] not in layers]:
+    if experts := stacked_experts(decoder):
         tell_once(f"note: --lora_dim: the experts get no adapters and stay as they are ({experts[0]} and others)")
+
+
+def stacked_experts(decoder: nn.Module) -> list[str]:
+    """Names of the weights of experts that are no linear layers of their own, but parts of one tensor."""
+    layers, named = linear_layers(decoder), (name for name, _ in decoder.named_parameters() if ".experts." in name)
+    return [name for name in named if name.rpartition(".")[0] not in layers]
+
+
+def check_adapter_export(model: PreTrainedModel, targets: list[str] | None) -> None:
+    """Raise UserError if peft would read exported adapters of linear layers as those of experts."""
+    decoder = decoder_of(model)
+    alike = sorted(LIKE_EXPERTS & set(targets or target_names(decoder)))
+    if stacked_experts(decoder) and alike:
+        raise UserError(
+            f"--lora_export adapter: peft takes adapters of {', '.join(alike)} for those of the experts of"
+            f" {type(model).__name__}; use --lora_export merged, or --lora_target_modules without them"
+        )
 
 
 def with_adapters(base: PreTrainedModel, args: argparse.Namespace) -> PreTrainedModel:
@@ -83,7 +100,12 @@ def add_adapters(model: PreTrainedModel, dim: int, alpha: float, targets: list[s
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear_layers(decoder).values()),
         task_type="CAUSAL_LM",
     )
-    return inject_adapter_in_model(config, model, ADAPTER)
+    # Of what it knows for a mixture of transformers, peft takes names of linear layers for experts; not of this.
+    holder = nn.Module()
+    holder.model = model
+    inject_adapter_in_model(config, holder, ADAPTER)
+    model.peft_config = {ADAPTER: config}
+    return model
 
 
 def is_adapter(name: str) -> bool:

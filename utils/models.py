@@ -350,6 +350,10 @@ def skeleton(auto_class: Any, config: Any, path: str, flag: str) -> PreTrainedMo
             )
     except Exception as error:  # the sizes of a configuration may contradict each other in many ways
         kind = "sequence classifier" if auto_class is AutoModelForSequenceClassification else "language model"
+        if _permissions.attention is not None and "attn_implementation" in str(error):
+            raise UserError(
+                f"--attn_implementation {_permissions.attention}: none that {flag} {path} has ({first_line(error)})"
+            ) from None
         if "Unrecognized configuration class" in str(error):
             raise UserError(f"{flag} {path}: transformers has no {kind} for {config.model_type}") from None
         raise UserError(
