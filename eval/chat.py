@@ -175,13 +175,10 @@ def load_scorers(objectives: list[Objective], args: argparse.Namespace) -> dict[
     return {objective.name: load_row_scorer(objective, DTYPES[args.dtype], 1) for objective in objectives}
 
 
-def positions(model: PreTrainedModel) -> int | None:
-    return positions_of(model.config)
-
-
 def room_for_prompt(model: PreTrainedModel, max_new_tokens: int) -> int | None:
     """Tokens that a prompt may have; None without a limit."""
-    return None if positions(model) is None else positions(model) - max_new_tokens
+    positions = positions_of(model.config)
+    return None if positions is None else positions - max_new_tokens
 
 
 def generation_settings(tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> GenerationConfig:

@@ -189,8 +189,8 @@ def sample_responses(
 ) -> Sampled:
     """Plain sampling at the temperature: no filter, so that the KL is of the distribution sampled from."""
     ids, attention_mask = (t.to(device()) for t in left_pad([p.prompt for p in prompts], tokenizer.pad_token_id))
-    model.generation_config = sampling_config(tokenizer, args.temperature, args.max_new_tokens)
-    sequences = model.generate(input_ids=ids, attention_mask=attention_mask)
+    settings = model.generation_config = sampling_config(tokenizer, args.temperature, args.max_new_tokens)
+    sequences = model.generate(input_ids=ids, attention_mask=attention_mask, generation_config=settings)
     mask = response_mask(sequences[:, ids.shape[1] :], end_ids(tokenizer))
     return Sampled(sequences, torch.cat([attention_mask, mask.long()], dim=1), mask)
 

@@ -141,8 +141,8 @@ def check_start(
     """The tokenizer, and the model without memory for its parameters; None for one with a problem."""
     model = args.model_name_or_path, "--model_name_or_path"
     named = (args.tokenizer, "--tokenizer") if args.tokenizer else model
-    tokenizer = problems.take(load_tokenizer, *named, True, args.model_name_or_path)
     problems.take(load_config, *model)
+    tokenizer = problems.take(load_tokenizer, *named, True, model)
     architecture = problems.take(check_causal_lm, *model, tokenizer)
     usable = problems.passes(check_dialogues, tokenizer, model[1])
     return tokenizer if usable else None, architecture

@@ -67,8 +67,15 @@ class Actor:
 
     def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """[batch, prompt] left-padded -> [batch, prompt + response]; call inside `gathered()`."""
-        generator = self.engine if self.hybrid else self.twin
-        return generator.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=self.generation)
+        generator, module = (self.engine, self.engine.module) if self.hybrid else (self.twin, self.twin)
+        # What `self.generation` leaves open, transformers would take from the settings of the model's folder.
+        own, module.generation_config = module.generation_config, self.generation
+        try:
+            return generator.generate(
+                input_ids=input_ids, attention_mask=attention_mask, generation_config=self.generation
+            )
+        finally:
+            module.generation_config = own
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from utils.arguments import (
 from utils.errors import AT_ONCE, Problems, UserError
 from utils.models import allow, check_positions, load_config, load_tokenizer
 from utils.objectives import Objective, add_score_arguments, declared_objectives
+from utils.score_models import is_ours
 
 # Options of one algorithm, and their defaults; those of ppo_lagrangian are Safe RLHF's.
 ALGORITHM_OPTIONS = {
@@ -360,9 +361,13 @@ def objectives_of(args: argparse.Namespace, problems: Problems = AT_ONCE) -> lis
 def check_tokens(
     objective: Objective, policy_tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace, problems: Problems
 ) -> None:
-    """Problems: a score model that reads the tokens of the policy as they are (others truncate), without room for the
-    longest sequence, or for all ids."""
-    if not objective.is_function and objective.shares_tokens_of(policy_tokenizer):
+    """Problems: a score model that reads the tokens of the policy as they are, or starts a critic, which does (others
+    truncate), without room for the longest sequence, or for all ids."""
+    if objective.is_function:
+        return
+    critic = args.critic == "separate" and not args.lora_dim and objective.name not in args.monitor
+    reads = critic or is_ours(load_config(objective.path, objective.flag))
+    if reads and objective.shares_tokens_of(policy_tokenizer):
         length = args.max_prompt_length + args.max_new_tokens
         what = "--max_prompt_length + --max_new_tokens"
         problems.take(check_positions, objective.path, objective.flag, length, what)

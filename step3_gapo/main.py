@@ -46,11 +46,11 @@ from utils.errors import AT_ONCE, Problems, UserError, run_main
 from utils.fingerprint import ids_fingerprint, model_facts
 from utils.guards import SkippedSteps
 from utils.lora import check_adapter_export, check_targets
+from utils.model_export import describe_model
 from utils.models import (
     check_causal_lm,
     check_dialogues,
     check_positions,
-    describe_model,
     embedding_rows,
     load_tokenizer,
     sampling_config,
@@ -69,17 +69,17 @@ def main() -> None:
     problems = Problems(collecting=args.dry_run)
     check_lora_options(args, problems)
     problems.take(settle_ranks, args)
+    problems.take(check_deepspeed_arguments, args)
     objectives = objectives_of(args, problems)
     algorithm = algorithm_of(args, objectives, problems)
-    problems.take(check_deepspeed_arguments, args)
     minibatches = problems.take(check_batch_sizes, args)
     tokenizer, architecture = check_policy(args, problems)
     prompts = read_prompts(args, tokenizer, architecture, problems)
     try_functions(objectives, prompts, problems)
     total_steps = problems.take(count_rollouts, args, prompts and len(prompts))
     problems.report()
-    note_rollouts(args, len(prompts))
-    note_warmup(args, total_steps * args.ppo_epochs * minibatches)
+    updates = total_steps * args.ppo_epochs * minibatches
+    note_rollouts(args, len(prompts), updates)
     if args.dry_run:
         return print_gapo_dry_run(args, objectives, tokenizer, prompts, total_steps, minibatches, rollout_size(args))
     check_output(args.output_dir, args.fresh)
@@ -90,9 +90,9 @@ def main() -> None:
     seed_everything(args.seed)
     checkpoints = Checkpoints(args, "gapo", facts_of(args, objectives, prompts) if is_main() else {})
     generation = sampling_config(tokenizer, args.temperature, args.max_new_tokens)
-    engine = RLHFEngine(args, objectives, tokenizer, generation, total_steps * args.ppo_epochs * minibatches)
+    engine = RLHFEngine(args, objectives, tokenizer, generation, updates)
     optimized = [objective for objective in objectives if objective.optimized]
-    actor_update = ActorUpdate(engine.actor, algorithm, [objective.name for objective in optimized], args)
+    actor_update = ActorUpdate(engine.actor, algorithm, [o.name for o in optimized], args)
     skipped = SkippedSteps(args.max_skipped_steps, SKIPPING_ADVICE)
     done = restore(checkpoints, engine, actor_update, skipped)
     tracker = Tracker(args, objectives, total_steps, checkpoints) if is_main() else None
@@ -106,13 +106,12 @@ def main() -> None:
         start = time.monotonic()
         if algorithm.adaptive and not rollout.not_finite:
             algorithm.adaptive.observe(episode_scores(rollout.experience, optimized, args))
-        updates: list[Scalars] = []
+        measured: list[Scalars] = []
         for update, not_finite in optimizer_steps(rollout, actor_update, engine.critics, args):
             skipped.observe(step, not_finite, checkpoints)
-            updates.append(update)
-        scalars = rollout_scalars(rollout) | mean_scalars(updates)
-        if algorithm.adaptive:
-            scalars |= algorithm.adaptive.scalars()
+            measured.append(update)
+        adaptive = algorithm.adaptive.scalars() if algorithm.adaptive else {}
+        scalars = rollout_scalars(rollout) | mean_scalars(measured) | adaptive
         scalars |= {"time/update": time.monotonic() - start, "skipped_steps": skipped.total}
         if tracker:
             tracker.log(step, scalars, rollout)
@@ -273,8 +272,13 @@ def count_rollouts(args: argparse.Namespace, prompts: int) -> int:
     return min(total, args.max_steps or total)
 
 
-def note_rollouts(args: argparse.Namespace, prompts: int) -> None:
-    """Say where the run has fewer rollouts than asked for, or uses noticeably fewer prompts than there are."""
+def note_rollouts(args: argparse.Namespace, prompts: int, updates: int) -> None:
+    """Say where a run has fewer rollouts than asked for, leaves out noticeably many prompts, or warms up only.
+
+    Args:
+        updates: optimizer steps of the whole run.
+    """
+    note_warmup(args, updates)
     per_epoch, left_out = divmod(prompts, rollout_size(args))
     total = per_epoch * args.num_train_epochs
     if args.max_steps and args.max_steps > total:

@@ -12,7 +12,8 @@ from step3_gapo.scorers import make_scorer
 from utils.distributed import is_main
 from utils.engines import Engine, gathered_weights, make_frozen_engine
 from utils.lora import export_adapted_model, with_adapters
-from utils.models import DTYPES, export_model, load_causal_lm
+from utils.model_export import export_model
+from utils.models import DTYPES, load_causal_lm
 from utils.objectives import Objective
 from utils.output import finished_files, mark_finished
 from utils.parking import park

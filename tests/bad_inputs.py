@@ -291,7 +291,7 @@ CHATS = [{"messages": [{"role": role, "content": "Hi"} for role in roles] + [{"r
 def cases() -> dict[str, Case]:
     """{what is wrong: the case}."""
     groups = (data_files, data_rows, data_as_a_whole, policies, files_of_policies, score_models,
-              score_models_of_others, reward_functions, adapters, foreign_code, names, variables, numbers, plans,
+              score_models_of_others, heads, reward_functions, adapters, foreign_code, names, variables, numbers, plans,
               many_mistakes, hub_names, responses, evaluations, judgements, outputs)  # fmt: skip
     return {name: Case(*case) for group in groups for name, case in group().items()}
 
@@ -583,8 +583,26 @@ def score_models() -> dict[str, tuple]:
             ("--reward_model helpfulness",)),
         "score model: a template with an id beyond the embeddings": (
             step3, foreign(with_a_template_more), ("--reward_model helpfulness", "<extra700>", "520 rows")),
+        "score model: an architecture without a name": (
+            score, reward(architectures=[1]), ("--reward_model helpfulness", "architectures")),
+        "score model: no layers at all": (
+            score, reward(num_hidden_layers=-1), ("--reward_model helpfulness", "the weights hold model.layers.0.")),
+        "score model: a mean that is no number": (
+            step3, reward(score_mean="abc"), ("--reward_model helpfulness", "score_mean", "'abc'")),
+        "score model: a mean that is infinite": (
+            score, reward(score_mean=float("inf")), ("--reward_model helpfulness", "score_mean")),
+        "score model: too few positions": (
+            step3, cost(max_position_embeddings=32), ("--cost_model harmlessness", "has positions for 32")),
+        "score model: one objective twice": (
+            score, lambda b: {"cost_model": f"helpfulness={b.workshop.cost}"}, ("the objective helpfulness", "twice")),
+    }  # fmt: skip
+
+
+def heads() -> dict[str, tuple]:
+    return {
         "score model: a head of another name": (
-            step3, reward(renamed("score.weight", "value_head.weight")),
+            step3, lambda b: {"reward_model": "helpfulness=" + str(
+                b.model(b.workshop.reward, renamed("score.weight", "value_head.weight")))},
             ("--reward_model helpfulness", "the weights lack score.weight", "value_head.weight")),
         "score model: a head of another name, to start stage 2": (
             step2, start_of_stage_2(renamed("score.weight", "value_head.weight")),
@@ -599,18 +617,6 @@ def score_models() -> dict[str, tuple]:
             step2, start_of_stage_2(
                 renamed("score.weight", "score_head.weight"), architectures=["MistralForScore"], score_dim=1),
             ("--model_name_or_path", "the weights lack score.weight", "score_head.weight")),
-        "score model: an architecture without a name": (
-            score, reward(architectures=[1]), ("--reward_model helpfulness", "architectures")),
-        "score model: no layers at all": (
-            score, reward(num_hidden_layers=-1), ("--reward_model helpfulness", "the weights hold model.layers.0.")),
-        "score model: a mean that is no number": (
-            step3, reward(score_mean="abc"), ("--reward_model helpfulness", "score_mean", "'abc'")),
-        "score model: a mean that is infinite": (
-            score, reward(score_mean=float("inf")), ("--reward_model helpfulness", "score_mean")),
-        "score model: too few positions": (
-            step3, cost(max_position_embeddings=32), ("--cost_model harmlessness", "has positions for 32")),
-        "score model: one objective twice": (
-            score, lambda b: {"cost_model": f"helpfulness={b.workshop.cost}"}, ("the objective helpfulness", "twice")),
     }  # fmt: skip
 
 

@@ -1,18 +1,21 @@
 """Every id that may end a response ends it: those of the tokenizer, of config.json and of generation_config.json."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tests import architectures
 from tests.helpers import STEP3, flags, read_metrics, run_command, run_script
 from tests.test_turn_endings import ENDINGS
-from utils.data.encoding import encode_prompt, encode_response, end_ids
-from utils.models import load_tokenizer
+from utils.data.encoding import encode_prompt, encode_response, end_ids, response_text
+from utils.model_export import describe_model, export_model
+from utils.models import load_causal_lm, load_tokenizer
 
 EOS, END = 1, 4  # of Gemma's kind: the tokenizer's, and the one that ends its turns
 PROMPTS = [
@@ -86,7 +89,7 @@ def test_training_masks_and_exports_every_end(policy: Path, tmp_path: Path) -> N
     assert exported.code == 0, exported.stderr
     for folder in (tmp_path / "policy", tmp_path / "now"):
         generation = json.loads((folder / "generation_config.json").read_text())
-        assert generation["eos_token_id"] == [EOS, END] == AutoConfig.from_pretrained(folder).eos_token_id
+        assert generation["eos_token_id"] == [EOS, END]
         assert (generation["temperature"], generation["top_p"], generation["do_sample"]) == (0.7, 0.9, True)
         assert "max_new_tokens" not in generation and "top_k" not in generation
         assert end_ids(load_tokenizer(str(folder), "")) == [EOS, END]
@@ -130,3 +133,35 @@ def test_chat_ends_an_answer_there(policy: Path) -> None:
 def printable_part(text: str) -> str:
     """The longest stretch of letters that a terminal shows as they are."""
     return max("".join(c if c.isascii() and c.isprintable() else "\n" for c in text).split("\n"), key=len)
+
+
+def test_only_special_tokens_of_the_tokenizer_end_a_response(tmp_path: Path) -> None:
+    """A configuration without EOS has the default of its class, which here is an ordinary token: "!" ends nothing."""
+    row = next(a for a in architectures.ARCHITECTURES if a.name == "llama")
+    model = architectures.random_model(AutoModelForCausalLM, row.config())
+    model.save_pretrained(tmp_path)
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    tokenizer = architectures.tokenizer(template, ("<eos>",), eos_token="<eos>")
+    tokenizer.save_pretrained(tmp_path)
+    mark = tokenizer.convert_tokens_to_ids("!")
+    config = json.loads((tmp_path / "config.json").read_text()) | {"eos_token_id": mark, "pad_token_id": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "generation_config.json").unlink()
+    read = load_tokenizer(str(tmp_path), "")
+    assert end_ids(read) == [0] and response_text(read, [*read("Yes!")["input_ids"]]) == "Yes!"
+
+
+@pytest.mark.parametrize("settings", [
+    {"temperature": 0.6}, {"early_stopping": True}, {"length_penalty": 2.0},
+    {"temperature": 0.7, "length_penalty": 1.2},
+], ids=str)  # fmt: skip
+def test_settings_that_transformers_would_not_write(policy: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """It loads them all the same; an export keeps what a folder may hold, and the ends."""
+    folder = Path(shutil.copytree(policy, tmp_path / "policy"))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [EOS, END], **settings}))
+    model, tokenizer = load_causal_lm(str(folder), ""), load_tokenizer(str(folder), "")
+    export_model(model, tokenizer, tmp_path / "out")
+    describe_model(model, tokenizer, tmp_path / "described")
+    for written in (tmp_path / "out", tmp_path / "described"):
+        found = json.loads((written / "generation_config.json").read_text())
+        assert found["eos_token_id"] == [EOS, END] and found.get("temperature") == settings.get("temperature")

@@ -30,7 +30,8 @@ from utils import make_base
 from utils.data.encoding import Encoded, encode_prompt
 from utils.data.records import Prompt
 from utils.errors import UserError, run_main
-from utils.models import export_model, load_causal_lm, load_tokenizer, new_score_model
+from utils.model_export import export_model
+from utils.models import load_causal_lm, load_tokenizer, new_score_model
 from utils.token_head import TokenHead
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -402,3 +402,11 @@ def test_lengths_are_described():
         "min": 1, "median": 50, "95%": 95, "max": 100}  # fmt: skip
     assert described["histogram"] == [[1 + 13 * n, 13 + 13 * n, 13 if n < 7 else 9] for n in range(8)]
     assert describe_lengths([7])["histogram"] == [[7, 7, 1]]
+
+
+def test_a_topic_is_no_label(tmp_path):
+    """A column `label` of numbers beside turns, and texts under other names, leave the turns what they are."""
+    rows = [{"messages": [ASKED, YES], "label": number} for number in (0, 3)]
+    rows += [{"messages": [ASKED, YES], "prompt": "Else?", "output": "No.", "id": 7}]
+    dialogues, summary = load_dialogues(write(tmp_path / "rows.jsonl", rows))
+    assert [(d.messages, d.response) for d in dialogues] == [([ASKED], YES["content"])] * 3 and not summary.dropped

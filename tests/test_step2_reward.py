@@ -26,7 +26,8 @@ from utils.data.batching import left_pad, right_pad
 from utils.data.encoding import Encoded, fit_lengths
 from utils.distributed import seed_everything
 from utils.errors import run_main
-from utils.models import export_model, load_tokenizer, new_score_model
+from utils.model_export import export_model
+from utils.models import load_tokenizer, new_score_model
 from utils.supervised import epoch_steps
 
 WORDS = "how can i bake the bread fix my bike first then wait for a friend".split()

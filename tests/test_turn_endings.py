@@ -15,6 +15,7 @@ from step3_gapo.scorers import make_scorer, score_responses
 from tests import architectures
 from tests.helpers import Workshop, run_function
 from tests.test_score_models import ARGS, FINISHED, MESSAGES, RESPONSES, sample, score_file
+from utils.data.encoding import render_dialogue
 from utils.distributed import init_distributed
 from utils.errors import UserError
 from utils.models import load_tokenizer
@@ -138,3 +139,16 @@ def test_ids_that_a_score_model_does_not_know(tmp_path: Path) -> None:
     assert model.encode(MESSAGES[0], "Fine.", finished=True)
     with pytest.raises(UserError, match=r"^here:7: holds the token '<extra290>' \(id 290\), .* \(272 rows\)"):
         model.encode(MESSAGES[0], "An <extra290>.", finished=True, source="here:7")
+
+
+def test_a_cut_reply_that_the_template_rewrites(tmp_path: Path) -> None:
+    """Qwen3's template takes thoughts out of replies: one cut off is read as a policy continues the prompt."""
+    template = (
+        TURNS + "{{- '<|im_start|>' + m.role + '\n' + m.content.split('</think>')[-1] + '<|im_end|>\n' -}}" + END
+        + "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+    )  # fmt: skip
+    tokenizer = architectures.tokenizer(template)
+    prompt = tokenizer.apply_chat_template(MESSAGES[0], tokenize=False, add_generation_prompt=True)
+    reply = "<think>\n\n</think>\n\nThe answer"
+    assert render_dialogue(tokenizer, MESSAGES[0], reply, finished=False) == prompt + reply
+    assert render_dialogue(tokenizer, MESSAGES[0], reply).endswith("The answer<|im_end|>\n")

@@ -143,11 +143,12 @@ def persistent_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def restore_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     """Put the main rank's `gathered_weights` back on every rank; the optimizer's own copies stay."""
-    for name, tensor in [*model.named_parameters(), *persistent_buffers(model).items()]:
+    buffers = persistent_buffers(model)
+    for name, tensor in [*model.named_parameters(), *buffers.items()]:
         partitioned = hasattr(tensor, "ds_id")
         whole = deepspeed.zero.GatheredParameters([tensor], modifier_rank=0, enabled=partitioned)
         with torch.no_grad(), whole:
-            if is_main() and name in weights:  # checkpoints made before buffers were gathered lack them
+            if is_main() and not (name in buffers and name not in weights):  # older checkpoints lack buffers
                 tensor.copy_(weights[name])
             if world_size() > 1 and not partitioned:
                 torch.distributed.broadcast(tensor.data, src=0)

@@ -26,11 +26,11 @@ from utils.engines import persistent_buffers
 from utils.errors import Failure, UserError, run_main
 from utils.fingerprint import model_fingerprint
 from utils.lora import export_adapted_model, with_adapters
+from utils.model_export import export_model
 from utils.models import (
     DTYPES,
     allow,
     check_causal_lm,
-    export_model,
     first_line,
     is_score_model,
     language_model_class,
@@ -155,6 +155,7 @@ def read_model(
     dtype, prefix = DTYPES[flags["dtype"]], PREFIX.get(stage, "")
     model = skeleton(folder / "model", dtype, trust_remote_code)
     if stage == "reward":
+        model.config.objective, model.config.kind = flags["objective"], flags["kind"]
         print("note: mean and spread of the scores are measured when a run is finished; config.json has none here")
     if (folder / BEST).is_file():
         print("these are the weights of the best epoch so far, not those of the last step")

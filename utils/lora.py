@@ -19,7 +19,8 @@ from transformers.pytorch_utils import Conv1D
 from utils.adapter_folder import ADAPTER_WEIGHTS
 from utils.errors import UserError
 from utils.hub import source_of
-from utils.models import describe_model, export_model, tell_once
+from utils.model_export import describe_model, export_model
+from utils.models import tell_once
 
 LIKE_EXPERTS = {"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}  # what the layers of experts are called
 ADAPTER = "default"  # peft's name of the only adapter of a layer

@@ -7,12 +7,8 @@ before the first one is loaded.
 """
 
 import argparse
-import copy
 import functools
 import json
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,22 +122,25 @@ def _unreadable(path: str, flag: str, what: str, error: Exception) -> UserError:
     return UserError(f"{flag} {path}: cannot read {what} ({first_line(error)})")
 
 
-def load_tokenizer(path: str, flag: str, needs_eos: bool = True, model: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    path: str, flag: str, needs_eos: bool = True, model: tuple[str, str] | None = None
+) -> PreTrainedTokenizerBase:
     """Tokenizer of a model folder or hub name; a missing pad token falls back to EOS (masks come from lengths).
 
     Adapters without a tokenizer beside them have that of their base. What may end a response (`end_ids`) is what the
     tokenizer, config.json and generation_config.json name.
 
     Args:
-        model: whose configuration it is, where that is not `path`.
+        model: path and flag of the model that it is used with, where that is not `path`.
 
     Raises:
         UserError: no tokenizer there, or one without EOS; names `flag`.
     """
     if is_adapter_folder(path) and not has_tokenizer(path):
-        return load_tokenizer(base_of(path, flag), f"{flag} {path}: its base", needs_eos, model or path)
-    config = load_config(path, flag)
-    config = load_config(model, flag) if model else config
+        return load_tokenizer(base_of(path, flag), f"{flag} {path}: its base", needs_eos, model or (path, flag))
+    model_path, model_flag = model or (path, flag)
+    load_config(path, flag)
+    config, generation = load_config(model_path, model_flag), load_generation_config(model_path, model_flag)
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source_of(path), trust_remote_code=_permissions.trust_remote_code)
     except Exception as error:  # as above
@@ -152,7 +151,7 @@ def load_tokenizer(path: str, flag: str, needs_eos: bool = True, model: str | No
     beyond = rows is not None and tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= rows
     if tokenizer.pad_token_id is None or (beyond and tokenizer.eos_token_id is not None):
         tokenizer.pad_token = tokenizer.eos_token
-    set_end_ids(tokenizer, [config, config.get_text_config(), load_generation_config(model or path, flag)])
+    set_end_ids(tokenizer, [generation, config, config.get_text_config()])
     # Long texts are measured against the stages' own limits; the library's warning about its limit only confuses.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
@@ -165,7 +164,7 @@ def load_generation_config(path: str, flag: str) -> GenerationConfig | None:
         UserError: a folder's generation_config.json cannot be read; names `flag`.
     """
     if is_local(path) and not (Path(path) / "generation_config.json").is_file():
-        return None
+        return load_generation_config(base_of(path, flag), flag) if is_adapter_folder(path) else None
     try:
         return GenerationConfig.from_pretrained(**_named_source(path))
     except Exception as error:  # as in `load_config`
@@ -521,75 +520,3 @@ def score_tokens(
         input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
     ).last_hidden_state  # [batch, time, hidden]
     return model.score(hidden).squeeze(-1).float()
-
-
-def describe_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write what `export_model` writes beside the weights: configuration and tokenizer."""
-    with as_published(model, tokenizer):
-        model.config.architectures, model.config.dtype = [type(model).__name__], model.dtype
-        model.config.save_pretrained(directory)
-        if model.can_generate():
-            model.generation_config.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-
-
-def export_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    directory: Path,
-    state_dict: dict[str, torch.Tensor] | None = None,
-) -> None:
-    """Write a Hugging Face directory: configuration, safetensors, tokenizer with its chat template.
-
-    Args:
-        state_dict: gathered weights and persistent buffers when `model`'s own parameters are partitioned; of tied
-            parameters, one name each is enough.
-    """
-    if state_dict is not None:
-        state_dict = with_tied_names(model, state_dict)
-    with as_published(model, tokenizer), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.save_pretrained(directory, state_dict=state_dict)
-    tokenizer.save_pretrained(directory)
-
-
-def with_tied_names(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights under all names of each parameter; transformers knows which of them it stores."""
-    named = list(model.named_parameters(remove_duplicate=False))
-    stored = {id(parameter): weights[name] for name, parameter in named if name in weights}
-    return weights | {name: stored[id(parameter)] for name, parameter in named if id(parameter) in stored}
-
-
-@contextmanager
-def as_published(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """While it lasts, a model's configurations are those that its folder is to have.
-
-    They say what pads, and all that ends a response; how to sample is what the folder it came from said.
-    """
-    ends = end_ids(tokenizer)
-    ends = ends[0] if len(ends) == 1 else ends
-    own, model.config = model.config, copy.deepcopy(model.config)
-    for config in (model.config, model.config.get_text_config()):
-        config.use_cache, config.pad_token_id, config.eos_token_id = True, tokenizer.pad_token_id, ends
-    own_generation = model.generation_config if model.can_generate() else None
-    if own_generation is not None:
-        model.generation_config = published_generation_config(own_generation, tokenizer.pad_token_id, ends)
-    try:
-        yield
-    finally:
-        model.config = own
-        if own_generation is not None:
-            model.generation_config = own_generation
-
-
-def published_generation_config(
-    generation: GenerationConfig, pad_token_id: int | None, ends: int | list[int]
-) -> GenerationConfig:
-    """A copy that stops at all `ends`; sampling parameters of a folder that forgot to ask for sampling ask for it."""
-    published = copy.deepcopy(generation)
-    published.pad_token_id, published.eos_token_id = pad_token_id, ends
-    try:
-        published.validate(strict=True)
-    except ValueError:
-        published.do_sample = True
-    return published

@@ -52,10 +52,12 @@ def stored_weights(model: PreTrainedModel, path: str, flag: str) -> StoredWeight
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except RuntimeError:  # what stacks tensors found some of a set missing, or of other shapes
-        raise UserError(
-            f"{flag} {path}: the weights of the experts do not fit together (some are missing or of other shapes)"
-        ) from None
+    except Exception as error:  # what stacks tensors found some of a set missing, a format needs a package, ...
+        if isinstance(error, RuntimeError) and any("expert" in name for name in shapes):
+            reason = "those of the experts do not fit together: some are missing or of other shapes"
+        else:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{flag} {path}: the weights cannot be loaded ({reason})") from None
     misshapen = [(name, list(there), list(here)) for name, there, here in info["mismatched_keys"]]
     return StoredWeights(sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), sorted(misshapen))
 

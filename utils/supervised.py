@@ -30,7 +30,8 @@ from utils.errors import AT_ONCE, Problems, UserError
 from utils.fingerprint import ids_fingerprint, model_facts
 from utils.guards import SkippedSteps
 from utils.metrics import Progress, format_duration, start_record
-from utils.models import describe_model, embedding_rows, export_model, load_config, positions_of
+from utils.model_export import describe_model, export_model
+from utils.models import embedding_rows, load_config, positions_of
 from utils.output import finished_files, mark_finished, write_json
 from utils.rank_watch import beat
 from utils.zero_gradients import step_if_finite

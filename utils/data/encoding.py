@@ -45,13 +45,15 @@ class Encoded:
 def set_end_ids(tokenizer: PreTrainedTokenizerBase, configs: Sequence[Any]) -> None:
     """Note on a tokenizer every id that ends a response: its EOS and `eos_token_id` of each of the `configs`.
 
-    Gemma's turns end in another token than its EOS, and generation_config.json alone says so.
+    Gemma's turns end in another token than its EOS, and generation_config.json alone says so. Ids of ordinary tokens do
+    not count: classes of configurations have defaults, which mean another tokenizer's.
     """
     named = [tokenizer.eos_token_id]
     for config in configs:
         ids = getattr(config, "eos_token_id", None)
         named += ids if isinstance(ids, list | tuple) else [ids]
-    tokenizer.end_ids = list(dict.fromkeys(i for i in named if isinstance(i, int) and i >= 0))
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    tokenizer.end_ids = list(dict.fromkeys(i for i in named if i in special))
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -134,7 +136,10 @@ def render_dialogue(
         return _render(tokenizer, _with_reply(messages, response))
     if not response.strip():
         return _prompt_text(tokenizer, messages)
-    return _render(tokenizer, _with_reply(messages, response), continue_final_message=True)
+    try:
+        return _render(tokenizer, _with_reply(messages, response), continue_final_message=True)
+    except Unfit:  # some templates rewrite replies, such as Qwen3's with thoughts: then as a policy continues a prompt
+        return _prompt_text(tokenizer, messages) + response
 
 
 def fit_lengths(

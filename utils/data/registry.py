@@ -85,10 +85,16 @@ def detect_format(row: Row) -> Format:
 
 @functools.lru_cache(maxsize=256)  # a file has few sets of names
 def _candidates(names: tuple[str, ...]) -> list[Format]:
-    """Formats whose fields are among `names`, the best first: the most under their first name, then the most."""
+    """Formats whose fields are among `names`, the best first: the most under their first name, then the most.
 
-    def rank(candidate: Format) -> tuple[int, int]:
-        return sum(_first_name(field) in names for field in candidate.fields), len(candidate.fields)
+    Beside turns, texts under other names may be anything: the turns are better.
+    """
+    turns = {"messages", "conversations"} & set(names)
+
+    def rank(candidate: Format) -> tuple[bool, int, int]:
+        others = [field for field in candidate.fields if _first_name(field) not in names]
+        reads_turns = any(turns & set(field.split("|")) for field in candidate.fields)
+        return reads_turns or not (turns and others), len(candidate.fields) - len(others), len(candidate.fields)
 
     fitting = [each for each in _formats.values() if all(set(field.split("|")) & set(names) for field in each.fields)]
     return sorted(fitting, key=rank, reverse=True)

@@ -9,14 +9,15 @@ from utils.data.registry import Format, register
 from utils.data.turns import answered, dialogue_in, prompt_in, prompt_of
 
 LABEL = "label|kto_tag"
-LABELS = (True, False, 1, 0, "true", "false", "1", "0", None)
+LABELS = ("true", "false")
+NUMBERS = ("1", "0", "1.0", "0.0", "none")  # labels, too, where the other fields are those of such data
 COMPLETION = "completion|response"
 
 
 def _is_label(row: Row) -> bool:
     """Whether the field can be such a label; elsewhere it is a topic, say."""
-    value = row.fields[row.present(LABEL)]
-    return (value.lower() if isinstance(value, str) else value) in LABELS
+    value, known = str(row.fields[row.present(LABEL)]).lower(), {"completion", "kto_tag"} & set(row.fields)
+    return value in LABELS or (bool(known) and value in NUMBERS)
 
 
 def _check_good(row: Row) -> None:
