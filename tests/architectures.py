@@ -127,7 +127,7 @@ def random_model(auto_class: Any, config: Any, seed: int = 0, spread: float = 4.
 
 def make_language_model(architecture: Architecture, folder: Path) -> Path:
     """The folder of a random language model with its tokenizer."""
-    random_model(AutoModelForCausalLM, architecture.config(), spread=6.0).save_pretrained(folder)
+    random_model(AutoModelForCausalLM, architecture.config(), spread=4.0).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 

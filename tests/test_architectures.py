@@ -75,7 +75,7 @@ def check_language_model(base: Path) -> None:
     ids, mask = left_pad(prompts, tokenizer.pad_token_id)
     settings = sampling_config(tokenizer, 1.0, RESPONSE)
     settings.do_sample, settings.temperature, settings.top_k, settings.top_p = False, None, None, None
-    settings.eos_token_id = None  # all responses of one length
+    settings.min_new_tokens = RESPONSE  # all responses of one length
     together = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
     whole = torch.cat([mask, torch.ones(len(prompts), RESPONSE, dtype=torch.int64)], dim=1)
     found = response_log_probs(model, Sampled(together, whole, whole[:, -RESPONSE:].float()), 1.0)
@@ -88,7 +88,7 @@ def check_language_model(base: Path) -> None:
         logits = plain(input_ids=alone).logits[0, -RESPONSE - 1 : -1].log_softmax(dim=-1)
         expected = logits.gather(-1, alone[0, -RESPONSE:, None]).squeeze(-1)
         torch.testing.assert_close(found[row], expected, atol=1e-4, rtol=0)
-    assert found.std() > 0.01  # of something
+    assert found.std() > 1e-3  # of something
 
 
 def check_export(base: Path, folder: Path) -> None:

@@ -153,7 +153,8 @@ def test_only_special_tokens_of_the_tokenizer_end_a_response(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("settings", [
     {"temperature": 0.6}, {"early_stopping": True}, {"length_penalty": 2.0},
-    {"temperature": 0.7, "length_penalty": 1.2},
+    {"temperature": 0.0}, {"do_sample": False, "top_p": 0.9},
+    {"do_sample": True, "temperature": 0.7, "length_penalty": 1.2},
 ], ids=str)  # fmt: skip
 def test_settings_that_transformers_would_not_write(policy: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     """It loads them all the same; an export keeps what a folder may hold, and the ends."""
@@ -164,4 +165,6 @@ def test_settings_that_transformers_would_not_write(policy: Path, tmp_path: Path
     describe_model(model, tokenizer, tmp_path / "described")
     for written in (tmp_path / "out", tmp_path / "described"):
         found = json.loads((written / "generation_config.json").read_text())
-        assert found["eos_token_id"] == [EOS, END] and found.get("temperature") == settings.get("temperature")
+        assert found["eos_token_id"] == [EOS, END] and found.get("do_sample") == settings.get("do_sample")
+        assert ("temperature" in found) == bool(settings.get("do_sample"))
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config.eos_token_id == [EOS, END]

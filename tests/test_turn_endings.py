@@ -152,3 +152,4 @@ def test_a_cut_reply_that_the_template_rewrites(tmp_path: Path) -> None:
     reply = "<think>\n\n</think>\n\nThe answer"
     assert render_dialogue(tokenizer, MESSAGES[0], reply, finished=False) == prompt + reply
     assert render_dialogue(tokenizer, MESSAGES[0], reply).endswith("The answer<|im_end|>\n")
+    assert render_dialogue(tokenizer, MESSAGES[0], " \n", finished=False) == prompt + " \n"

@@ -11,7 +11,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from utils.data.encoding import end_ids
 
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # parameters of a generation_config.json
+# Parameters of sampling in generation_config.json.
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
 
 
 def describe_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
@@ -78,17 +79,18 @@ def as_published(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 def published_generation_config(
     generation: GenerationConfig, pad_token_id: int | None, ends: int | list[int]
 ) -> GenerationConfig:
-    """A copy that stops at all `ends`. transformers loads folders whose settings it would not write: those are mended.
+    """A copy that stops at all `ends`. transformers loads settings that it would not write: those are mended.
 
-    Sampling parameters without sampling ask for it; if that is not all, the sampling parameters alone are kept.
+    Without sampling, parameters of sampling go: they had no effect. If that is not all, the rest but sampling goes.
     """
     stops = {"pad_token_id": pad_token_id, "eos_token_id": ends, "bos_token_id": generation.bos_token_id}
-    kept = {name: value for name in SAMPLING if (value := getattr(generation, name, None)) is not None}
     whole = copy.deepcopy(generation)
     whole.update(**stops)
-    sampling = copy.deepcopy(whole)
-    sampling.do_sample = True
-    for published in (whole, sampling, GenerationConfig(do_sample=True, **kept, **stops)):
+    found = {name: value for name in SAMPLING if (value := getattr(generation, name, None)) is not None}
+    kept = {"do_sample": True, **found} if generation.do_sample else {}
+    greedy = copy.deepcopy(whole)
+    greedy.update(**{} if kept else dict.fromkeys(SAMPLING))
+    for published in (whole, greedy, GenerationConfig(**kept, **stops)):
         try:
             published.validate(strict=True)
         except ValueError:

@@ -254,7 +254,10 @@ def check_causal_lm(path: str, flag: str, tokenizer: PreTrainedTokenizerBase | N
         model = check_causal_lm(base_of(path, flag), f"{flag} {path}: its base", tokenizer)
         check_adapters(model, path, flag)
     else:
-        model = check_model(language_model_class(config), config, path, flag)
+        model = skeleton(language_model_class(config), config, path, flag)
+        stored = _check_weights(model, path, flag)
+        if stored and not config.architectures and NEW_HEAD[0] in stored.unused:
+            raise UserError(f"{flag} {path}: holds {NEW_HEAD[0]}: this is a score model, not a language model")
     check_ids(model, tokenizer, check_dialogues(tokenizer, flag), path, flag)
     return model
 
@@ -349,7 +352,7 @@ def skeleton(auto_class: Any, config: Any, path: str, flag: str) -> PreTrainedMo
             )
     except Exception as error:  # the sizes of a configuration may contradict each other in many ways
         kind = "sequence classifier" if auto_class is AutoModelForSequenceClassification else "language model"
-        if _permissions.attention is not None and "attn_implementation" in str(error):
+        if _permissions.attention is not None and "attention" in str(error).lower().replace("attn", "attention"):
             raise UserError(
                 f"--attn_implementation {_permissions.attention}: none that {flag} {path} has ({first_line(error)})"
             ) from None
@@ -403,7 +406,7 @@ def lacks_weights(path: str) -> bool:
 
 
 def _and_others(names: list[str]) -> str:
-    return f" and {len(names) - 1} others" if len(names) > 1 else ""
+    return f" and {len(names) - 1} other{'s' * (len(names) > 2)}" if len(names) > 1 else ""
 
 
 def check_dialogues(tokenizer: PreTrainedTokenizerBase, flag: str) -> list[int]:

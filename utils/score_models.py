@@ -274,7 +274,9 @@ def check_config(config: Any, path: str, flag: str, kind: str, label: str | None
         UserError: see `check_score_model`.
     """
     if not is_score_model(config) or config.is_encoder_decoder:
-        found = (config.architectures or ["a model without a head"])[0]
+        if not config.architectures:
+            raise UserError(f"{flag} {path}: config.json names no architectures (LlamaForSequenceClassification or so)")
+        found = config.architectures[0]
         raise UserError(f"{flag} {path}: {found} is not a reward or cost model (train one with step2_reward/main.py)")
     mean = getattr(config, "score_mean", 0.0)
     if not isinstance(mean, int | float) or not math.isfinite(mean):

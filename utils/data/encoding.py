@@ -134,12 +134,12 @@ def render_dialogue(
     """
     if finished:
         return _render(tokenizer, _with_reply(messages, response))
-    if not response.strip():
-        return _prompt_text(tokenizer, messages)
-    try:
-        return _render(tokenizer, _with_reply(messages, response), continue_final_message=True)
-    except Unfit:  # some templates rewrite replies, such as Qwen3's with thoughts: then as a policy continues a prompt
-        return _prompt_text(tokenizer, messages) + response
+    if response.strip():
+        try:
+            return _render(tokenizer, _with_reply(messages, response), continue_final_message=True)
+        except Unfit:  # some templates rewrite replies, such as Qwen3's with thoughts
+            pass
+    return _prompt_text(tokenizer, messages) + response  # as a policy continues a prompt
 
 
 def fit_lengths(

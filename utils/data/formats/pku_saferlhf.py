@@ -14,11 +14,14 @@ from utils.data.records import (
     reply,
     user_turn,
 )
-from utils.data.registry import LABELS, Format, register
+from utils.data.registry import LABELS, Format, NotOffered, register
 
 
 def _preferred(row: Row, label: str) -> int:
-    preferred = row.choice(f"{label}_response_id")
+    name = f"{label}_response_id"
+    if name not in row.fields:
+        raise NotOffered(f"{row.source}: the field '{name}' is missing (found: {row.names()})")
+    preferred = row.choice(name)
     if preferred is None:
         raise Drop("tie")
     return preferred
