@@ -145,9 +145,9 @@ def check_documented(architecture: Architecture, base: Path, step2: Result) -> N
 
 
 def with_row(lines: list[str], name: str, row: str) -> list[str]:
-    """The lines with one row of the table changed, or added behind the last one."""
-    table = [index for index, line in enumerate(lines) if line.startswith("| ")]
-    known = [index for index in table if lines[index].startswith(f"| {name} |")]
-    if known:
-        return [row if index == known[0] else line for index, line in enumerate(lines)]
-    return [*lines[: table[-1] + 1], row, *lines[table[-1] + 1 :]]
+    """The lines with one row of the first table changed, or added behind its last one."""
+    end = start = lines.index("| architecture | model | step 1 | step 2 | step 3 |")
+    while end < len(lines) and lines[end].startswith("|"):
+        end += 1
+    others = [line for line in lines[start:end] if not line.startswith(f"| {name} |")]
+    return [*lines[:start], *others, row, *lines[end:]]
