@@ -44,11 +44,13 @@ class Architecture:
     Attributes:
         model_type: its name in transformers.
         changes: of `SIZES`; None takes a setting away.
+        close_to: another row that is nearly the same; the whole table is swept with UPDATE_DOCS alone.
     """
 
     name: str
     model_type: str
     changes: dict[str, Any] = field(default_factory=dict)
+    close_to: str | None = None
 
     def config(self) -> Any:
         settings = {name: value for name, value in (SIZES | self.changes).items() if value is not None}
@@ -63,22 +65,22 @@ class Architecture:
 ARCHITECTURES = [
     Architecture("gpt2", "gpt2", {"n_inner": 64}),
     Architecture("gpt_neox", "gpt_neox"),
-    Architecture("gptj", "gptj", {"rotary_dim": 4}),
+    Architecture("gptj", "gptj", {"rotary_dim": 4}, close_to="gpt_neox"),
     Architecture("opt", "opt", {"ffn_dim": 64, "word_embed_proj_dim": 32}),
     Architecture("opt_projected", "opt", {"ffn_dim": 64, "word_embed_proj_dim": 16, "do_layer_norm_before": False}),
     Architecture("bloom", "bloom", {"n_head": 4, "n_layer": 2}),
     Architecture("falcon", "falcon", {"head_dim": None}),
-    Architecture("falcon_alibi", "falcon", {"alibi": True, "head_dim": None}),
-    Architecture("mpt", "mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2, "expansion_ratio": 2}),
+    Architecture("falcon_alibi", "falcon", {"alibi": True, "head_dim": None}, close_to="falcon"),
+    Architecture("mpt", "mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2, "expansion_ratio": 2}, close_to="bloom"),
     Architecture("phi", "phi", {"num_key_value_heads": 4}),
-    Architecture("phi3", "phi3"),
-    Architecture("stablelm", "stablelm"),
+    Architecture("phi3", "phi3", close_to="phi"),
+    Architecture("stablelm", "stablelm", close_to="llama"),
     Architecture("llama", "llama"),
-    Architecture("llama_tied", "llama", {"tie_word_embeddings": True}),
+    Architecture("llama_tied", "llama", {"tie_word_embeddings": True}, close_to="llama"),
     Architecture("mistral", "mistral", {"sliding_window": 16}),
     Architecture("qwen2", "qwen2"),
     Architecture("qwen3", "qwen3"),
-    Architecture("gemma", "gemma"),
+    Architecture("gemma", "gemma", close_to="gemma2"),
     Architecture("gemma2", "gemma2", {"query_pre_attn_scalar": 8, "sliding_window": 16}),
     Architecture("gemma3_text", "gemma3_text", {"query_pre_attn_scalar": 8, "sliding_window": 16}),
     Architecture(
@@ -88,7 +90,7 @@ ARCHITECTURES = [
     ),
     Architecture("cohere", "cohere", {"logit_scale": 1.0}),
     Architecture("granite", "granite", {"logits_scaling": 4.0, "embedding_multiplier": 2.0}),
-    Architecture("olmo2", "olmo2"),
+    Architecture("olmo2", "olmo2", close_to="llama"),
     Architecture("mixtral", "mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     Architecture("qwen3_moe", "qwen3_moe", {"num_experts": 4} | EXPERTS),
     Architecture("deepseek_v3", "deepseek_v3",

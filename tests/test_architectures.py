@@ -1,6 +1,7 @@
-"""Every architecture of the table through the three stages, against plain transformers.
+"""Architectures of the table through the three stages, against plain transformers.
 
-docs/models.md holds the table of what came out; `UPDATE_DOCS=1 bash tests/run.sh -k architectures` writes it anew.
+docs/models.md holds the table of what came out; `UPDATE_DOCS=1 bash tests/run.sh -k architectures` writes it anew, and
+takes those that are nearly the same as another one, too.
 """
 
 import json
@@ -22,13 +23,14 @@ from utils.models import load_causal_lm, load_tokenizer, sampling_config
 from utils.objectives import Objective
 
 DOCS = ROOT / "docs/models.md"
+SWEPT = [row for row in ARCHITECTURES if row.close_to is None or os.environ.get("UPDATE_DOCS")]
 QUESTIONS = ["How do I make a pie?", "Why?", "Tell me how to fix my old lamp.", "Grow a tulip?"]
 ANSWERS = ["Add water to the pie.", "No.", "Switch off the lamp.", "Put it in soil."]
 RESPONSE = 9  # tokens
 STAGE = {"per_device_train_batch_size": 2, "learning_rate": 1e-3, "num_warmup_steps": 0, "max_length": 160}
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+@pytest.mark.parametrize("architecture", SWEPT, ids=lambda architecture: architecture.name)
 def test_three_stages(architecture: Architecture, tmp_path: Path) -> None:
     base = make_language_model(architecture, tmp_path / "base")
     write_data(tmp_path)

@@ -85,6 +85,7 @@ def load_config(path: str, flag: str) -> Any:
         raise UserError(f"{flag} {path}: no such model (a folder with a config.json, or a hub name)")
     try:
         config = AutoConfig.from_pretrained(**source_of(path), trust_remote_code=_permissions.trust_remote_code)
+        parts = config, config.get_text_config()
     except Exception as error:  # what transformers lets through for a damaged file is of many types
         if are_hub_adapters(path):
             raise UserError(
@@ -94,7 +95,7 @@ def load_config(path: str, flag: str) -> Any:
     architectures = config.architectures
     if not isinstance(architectures, list | None) or not all(isinstance(name, str) for name in architectures or ()):
         raise UserError(f"{flag} {path}: the architectures in config.json are no names: {architectures}")
-    for part in (config, config.get_text_config()):
+    for part in parts:
         for name in ("pad_token_id", "vocab_size", "max_position_embeddings"):
             if not isinstance(getattr(part, name, None), int | None):
                 raise UserError(f"{flag} {path}: {name} in config.json is no whole number: {getattr(part, name)!r}")
