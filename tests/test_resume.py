@@ -18,8 +18,10 @@ STEP1, STEP2 = "step1_sft/main.py", "step2_reward/main.py"
 
 
 def metrics_lines(folder: Path) -> int:
-    file = folder / "metrics.jsonl"
-    return file.read_bytes().count(b"\n") if file.is_file() else 0
+    try:
+        return (folder / "metrics.jsonl").read_bytes().count(b"\n")
+    except FileNotFoundError:  # not there yet, or being replaced
+        return 0
 
 
 def whole_checkpoints(folder: Path) -> list[str]:

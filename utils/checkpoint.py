@@ -412,6 +412,7 @@ class Checkpoints:
 
     def finish(self) -> None:
         """The run's result is in place: its checkpoints have served, unless `--keep_checkpoints`."""
+        barrier()  # where no step was left to do, other ranks may still be reading theirs
         self.remove_old()
         if is_main() and not self.args.keep_checkpoints:
             remove_folder(self.directory)
