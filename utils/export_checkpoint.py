@@ -189,7 +189,7 @@ def read_adapted_policy(
 
 
 def skeleton(description: Path, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
-    """The model that `utils.models.describe_model` described, its parameters on the meta device."""
+    """The model that `utils.model_export.describe_model` described, its parameters on the meta device."""
     config = load_config(str(description), "CHECKPOINT")
     auto_class = AutoModelForSequenceClassification if is_score_model(config) else language_model_class(config)
     with torch.device("meta"):
