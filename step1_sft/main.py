@@ -26,12 +26,13 @@ from utils.arguments import (
     add_supervised_arguments,
     check_deepspeed_arguments,
 )
+from utils.arrival import arriving
 from utils.data import load_dialogues
 from utils.data.batching import right_pad
 from utils.data.encoding import Encoded
 from utils.distributed import device, init_distributed, seed_everything, shutdown_distributed
 from utils.dry_run import settle_ranks
-from utils.engines import Engine, make_training_engine
+from utils.engines import Engine, engine_config, make_training_engine
 from utils.errors import Problems, run_main
 from utils.models import (
     DTYPES,
@@ -81,7 +82,8 @@ def main() -> None:
     watch_ranks(args.output_dir, args.rank_timeout)
     seed_everything(args.seed)
     run = Run(args, "sft", (training_examples, validation_examples), tokenizer)
-    model = load_causal_lm(args.model_name_or_path, "--model_name_or_path", DTYPES[args.dtype])
+    with arriving(engine_config(args)):
+        model = load_causal_lm(args.model_name_or_path, "--model_name_or_path", DTYPES[args.dtype])
     total_steps = steps_per_epoch(len(training_examples), args) * args.num_train_epochs
     engine = make_training_engine(model, args, args.learning_rate, total_steps)
 

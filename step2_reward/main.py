@@ -33,6 +33,7 @@ from utils.arguments import (
     positive_int,
     safe_name,
 )
+from utils.arrival import arriving
 from utils.data import load_pairs
 from utils.data.batching import right_pad
 from utils.data.encoding import Encoded
@@ -44,7 +45,7 @@ from utils.distributed import (
     shutdown_distributed,
 )
 from utils.dry_run import settle_ranks
-from utils.engines import Engine, make_training_engine
+from utils.engines import Engine, engine_config, make_training_engine
 from utils.errors import Problems, run_main
 from utils.models import (
     DTYPES,
@@ -97,7 +98,8 @@ def main() -> None:
     watch_ranks(args.output_dir, args.rank_timeout)
     seed_everything(args.seed)
     run = Run(args, "reward", (pairs, held_out), tokenizer)
-    model = new_score_model(args.model_name_or_path, "--model_name_or_path", DTYPES[args.dtype])
+    with arriving(engine_config(args)):
+        model = new_score_model(args.model_name_or_path, "--model_name_or_path", DTYPES[args.dtype])
     model.config.objective, model.config.kind = args.objective, args.kind
     total_steps = steps_per_epoch(len(pairs), args) * args.num_train_epochs
     engine = make_training_engine(LastTokenScore(model), args, args.learning_rate, total_steps)

@@ -8,10 +8,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from step3_gapo.scorers import Scorer
-from utils.engines import Engine, make_training_engine
+from utils.arrival import copy_of, shape_of, whole
+from utils.engines import Engine, engine_config, make_training_engine
 from utils.lora import with_adapters
-from utils.models import DTYPES, load_causal_lm, trunk_of
+from utils.models import DTYPES, trunk_of
 from utils.objectives import Objective
+from utils.score_models import ScoreModel
 from utils.token_head import TokenHead
 
 
@@ -24,28 +26,37 @@ class Critic:
 
 
 def build_critics(
-    args: argparse.Namespace,
-    objectives: list[Objective],
-    scorers: list[Scorer],
-    adapted: list[TokenHead],
-    total_steps: int,
+    args: argparse.Namespace, objectives: list[Objective], modules: list[TokenHead], total_steps: int
 ) -> list[Critic]:
+    """The value models in their engines."""
+    return [
+        Critic(names, make_training_engine(module, args, args.critic_learning_rate, total_steps))
+        for names, module in zip(critic_groups(args, objectives), modules, strict=True)
+    ]
+
+
+def critic_modules(
+    policy: PreTrainedModel, args: argparse.Namespace, objectives: list[Objective], scorers: list[Scorer]
+) -> list[TokenHead]:
     """One critic an objective, started from its reward or cost model; or one trunk with a head an objective.
 
     Args:
-        adapted: with LoRA, `adapted_critics`; else none.
+        policy: has no engine yet.
     """
-    if adapted:
-        groups = zip(critic_groups(args, objectives), adapted, strict=True)
-    elif args.critic == "shared":
-        groups = [([o.name for o in objectives], critic_from_policy(args, len(objectives)))]
-    else:
-        from_scores = {scorer.objective.name: scorer.starts_critic for scorer in scorers}
-        groups = (([o.name], separate_critic(o, args, from_scores[o.name])) for o in objectives)
-    return [  # each is read when the one before has its engine
-        Critic(names, make_training_engine(module, args, args.critic_learning_rate, total_steps))
-        for names, module in groups
-    ]
+    if args.lora_dim:
+        return adapted_critics(policy, args, objectives)
+    if args.critic == "shared":
+        return [critic_from_policy(policy, args, len(objectives))]
+    scorer_of = {scorer.objective.name: scorer for scorer in scorers}
+    return [separate_critic(scorer_of[objective.name], policy, args) for objective in objectives]
+
+
+def separate_critic(scorer: Scorer, policy: PreTrainedModel, args: argparse.Namespace) -> TokenHead:
+    """Critic whose first values are its model's, where that has a value for every token; else from the policy."""
+    if not scorer.starts_critic:
+        return critic_from_policy(policy, args, 1)
+    start, scorer.critic_start = scorer.critic_start, None
+    return critic_from_scores(start, scorer.model, scorer.objective.scale, DTYPES[args.dtype])
 
 
 def adapted_critics(policy: PreTrainedModel, args: argparse.Namespace, objectives: list[Objective]) -> list[TokenHead]:
@@ -57,23 +68,25 @@ def adapted_critics(policy: PreTrainedModel, args: argparse.Namespace, objective
     ]
 
 
-def critic_from_policy(args: argparse.Namespace, heads: int) -> TokenHead:
-    """Critic on the trunk of the policy, whose values are 0 everywhere at first."""
-    policy = load_causal_lm(args.actor_model, "--actor_model", DTYPES[args.dtype])
-    return TokenHead(trunk_of(policy), zero_head(feature_width(policy), heads, DTYPES[args.dtype]))
+def critic_from_policy(policy: PreTrainedModel, args: argparse.Namespace, heads: int) -> TokenHead:
+    """Critic on a copy of the policy's trunk, whose values are 0 everywhere at first."""
+    trunk = copy_of(trunk_of(policy), engine_config(args))
+    return TokenHead(trunk, zero_head(feature_width(policy), heads, DTYPES[args.dtype]))
 
 
-def separate_critic(objective: Objective, args: argparse.Namespace, from_scores: bool) -> TokenHead:
-    """Critic whose first values are its model's, where that has a value for every token; else from the policy."""
-    if not from_scores:
-        return critic_from_policy(args, 1)
-    model = objective.load_model(DTYPES[args.dtype])
-    trunk, scores = model.module.trunk, model.module.head
-    head = zero_head(scores.in_features, 1, DTYPES[args.dtype])
-    head.weight.data.copy_(objective.scale * model.slope * scores.weight.data)
-    bias = 0.0 if scores.bias is None else scores.bias.item()
-    head.bias.data.fill_(objective.scale * (model.slope * bias + model.offset))
-    return TokenHead(trunk, head)
+def critic_from_scores(start: TokenHead, model: ScoreModel, scale: float, dtype: torch.dtype) -> TokenHead:
+    """Critic whose first values are `scale` times those of a score model.
+
+    Args:
+        start: the score model's module, or a copy; becomes the critic.
+    """
+    scores = start.head
+    head = zero_head(scores.in_features, 1, dtype)
+    with whole(*scores.parameters()):
+        head.weight.data.copy_(scale * model.slope * scores.weight.data)
+        bias = 0.0 if scores.bias is None else scores.bias.item()
+        head.bias.data.fill_(scale * (model.slope * bias + model.offset))
+    return TokenHead(start.trunk, head)
 
 
 def critic_groups(args: argparse.Namespace, objectives: list[Objective]) -> list[list[str]]:
@@ -92,4 +105,4 @@ def zero_head(features: int, heads: int, dtype: torch.dtype) -> nn.Linear:
 
 def feature_width(policy: PreTrainedModel) -> int:
     """Features of the trunk's output, whatever the configuration calls them: those that the output head reads."""
-    return policy.get_output_embeddings().weight.shape[1]
+    return shape_of(policy.get_output_embeddings().weight)[1]

@@ -6,11 +6,12 @@ from pathlib import Path
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from step3_gapo.actor import Actor
-from step3_gapo.critics import adapted_critics, build_critics
+from step3_gapo.critics import build_critics, critic_modules
 from step3_gapo.policy_forward import PolicyForward
 from step3_gapo.scorers import make_scorer
+from utils.arrival import arriving, copy_of
 from utils.distributed import is_main
-from utils.engines import Engine, gathered_weights, make_frozen_engine
+from utils.engines import Engine, engine_config, gathered_weights, make_frozen_engine
 from utils.lora import export_adapted_model, with_adapters
 from utils.model_export import export_model
 from utils.models import DTYPES, load_causal_lm
@@ -23,8 +24,8 @@ from utils.rank_watch import beat
 class RLHFEngine:
     """Builds and holds all models; knows nothing of algorithms.
 
-    With LoRA the policy, its reference and the critics are trees around the parameters of one model. The trees are made
-    before the first engine, which puts hooks into the modules of its own.
+    Every model is read once: what starts from the same weights is copied, before an engine puts hooks into its modules.
+    With LoRA the policy, its reference and the critics are trees around the parameters of one model.
     """
 
     def __init__(
@@ -40,15 +41,15 @@ class RLHFEngine:
         beat("loading models")
         self.scorers = [make_scorer(objective, args, tokenizer) for objective in objectives]
         optimized = [objective for objective in objectives if objective.optimized]
-        reference, adapted, critics = load_causal_lm(args.actor_model, "--actor_model", dtype), None, []
-        if args.lora_dim:
-            adapted, critics = with_adapters(reference, args), adapted_critics(reference, args, optimized)
+        with arriving(engine_config(args, frozen=True)):
+            reference = load_causal_lm(args.actor_model, "--actor_model", dtype)
+        policy = with_adapters(reference, args) if args.lora_dim else copy_of(reference, engine_config(args))
+        critics = critic_modules(reference, args, optimized, self.scorers)
         frozen = make_frozen_engine(reference, args)
         if args.park_frozen_models and not args.lora_dim and args.zero_stage < 3:
             park(frozen.module)
         self.reference = PolicyForward(frozen, args.temperature, args.logits_chunk_size)
-        self.critics = build_critics(args, optimized, self.scorers, critics, total_steps)
-        policy = adapted or load_causal_lm(args.actor_model, "--actor_model", dtype)
+        self.critics = build_critics(args, optimized, critics, total_steps)
         self.actor = Actor(policy, generation, args, total_steps)
 
     def trained(self) -> dict[str, Engine]:

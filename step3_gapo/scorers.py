@@ -8,15 +8,17 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from step3_gapo.sampled import Sampled, by_micro_batch
+from utils.arrival import arriving, copy_of
 from utils.data.batching import right_pad
 from utils.distributed import device
-from utils.engines import Engine, make_frozen_engine
+from utils.engines import Engine, engine_config, make_frozen_engine
 from utils.models import DTYPES, same_tokenizer
 from utils.objectives import Objective
 from utils.parking import park, resident
 from utils.rank_watch import beat
 from utils.reward_functions import RewardFunction
 from utils.score_models import Reading, ScoreModel
+from utils.token_head import TokenHead
 
 
 @dataclass
@@ -54,12 +56,18 @@ class FunctionScorer:
 
 @dataclass
 class ModelScorer:
-    """A frozen reward or cost model; `starts_critic` where it has a value for every token of the policy."""
+    """A frozen reward or cost model.
+
+    Attributes:
+        starts_critic: whether it has a value for every token of the policy.
+        critic_start: a copy of it that is to become a critic, until it has.
+    """
 
     objective: Objective
     model: ScoreModel
     engine: Engine
     starts_critic: bool
+    critic_start: TokenHead | None = None
 
     @property
     def reads_policy_tokens(self) -> bool:
@@ -93,12 +101,15 @@ def make_scorer(objective: Objective, args: argparse.Namespace, policy_tokenizer
     if objective.is_function:
         return FunctionScorer(objective, objective.load_function())
     beat(f"loading the {objective.kind} model of {objective.name}")
-    model = objective.load_model(DTYPES[args.dtype])
+    with arriving(engine_config(args, frozen=True)):
+        model = objective.load_model(DTYPES[args.dtype])
+    same = model.scores_tokens and same_tokenizer(model.tokenizer, policy_tokenizer)
+    has_critic = objective.optimized and args.critic == "separate" and not args.lora_dim
+    start = copy_of(model.module, engine_config(args)) if same and has_critic else None
     engine = make_frozen_engine(model.module, args)
     if args.park_frozen_models and args.zero_stage < 3:
         park(engine.module)
-    same = model.scores_tokens and same_tokenizer(model.tokenizer, policy_tokenizer)
-    return ModelScorer(objective, model, engine, same)
+    return ModelScorer(objective, model, engine, same, start)
 
 
 @torch.no_grad()

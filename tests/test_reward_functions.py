@@ -10,10 +10,12 @@ import torch
 from transformers import AutoTokenizer
 
 from examples.reward_functions import conciseness, format
+from step3_gapo.arguments import parse_args
 from step3_gapo.critics import separate_critic
 from step3_gapo.scorers import FunctionScorer
 from tests.helpers import STEP3, Workshop, flags, read_metrics, run_script
 from tests.test_score_models import MESSAGES, RESPONSES, sample
+from utils.models import load_causal_lm
 from utils.objectives import Objective
 
 NAMES = ["helpfulness", "harmlessness", "conciseness"]
@@ -45,7 +47,8 @@ def test_a_function_is_asked_for_texts_and_dialogues(workshop: Workshop, tmp_pat
     beat.assert_called_once_with("calling the function of rule")
     expected = [len(m[-1]["content"]) + 100 * len(r) + 10000 * len(m) for m, r in zip(MESSAGES, RESPONSES, strict=True)]
     assert scored.values.tolist() == expected and scored.truncated is None
-    critic = separate_critic(objective, Namespace(dtype="fp32", actor_model=str(workshop.base)), scorer.starts_critic)
+    policy = load_causal_lm(str(workshop.base), "--actor_model")
+    critic = separate_critic(scorer, policy, parse_args(workshop.step3_flags("unused")))
     ids = torch.arange(5, 25).reshape(2, 10)
     assert not critic(ids, torch.ones_like(ids)).any()
 

@@ -3,7 +3,6 @@ scorer and eval/score.py read them, against plain torch."""
 
 import json
 import math
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from transformers import (
 )
 
 from step3_gapo.arguments import parse_args
-from step3_gapo.critics import separate_critic
+from step3_gapo.critics import critic_from_scores
 from step3_gapo.sampled import Sampled
 from step3_gapo.scorers import make_scorer, score_responses
 from tests.architectures import ARCHITECTURES, random_model
@@ -337,7 +336,8 @@ def test_a_critic_starts_with_the_values_of_a_safe_rlhf_model(workshop: Workshop
     """Normalization, bias, sign and scale are all in the critic's head."""
     folder = safe_rlhf_model(workshop.base, tmp_path / "model", "reward", FULL)
     objective = Objective("full", "reward", str(folder), scale=3.0)
-    critic, model = separate_critic(objective, Namespace(dtype="fp32"), from_scores=True), objective.load_model()
+    model, start = objective.load_model(), objective.load_model().module
+    critic = critic_from_scores(start, model, objective.scale, torch.float32)
     ids = torch.arange(5, 25).reshape(2, 10)
     with torch.no_grad():
         scores = model.module.eval()(ids, torch.ones_like(ids))
@@ -370,7 +370,7 @@ def test_safe_rlhf_on_projected_features(workshop: Workshop, tmp_path: Path, for
     expected = ((hidden @ weights["score_head.weight"][0]).item() - numbers["mean"]) / 2.0
     in_eval, _ = score_file(tmp_path, reward_model=f"useful={folder}")
     assert in_eval["useful"][0] == pytest.approx(expected, abs=1e-5) and abs(expected) > 0.01
-    critic = separate_critic(objective, Namespace(dtype="fp32"), from_scores=True)
+    critic = critic_from_scores(model.module, model, objective.scale, torch.float32)
     with torch.no_grad():
         values = critic.eval()(ids, torch.ones_like(ids))[0, :, 0]
     torch.testing.assert_close(values[-1].item(), expected, atol=1e-5, rtol=0)

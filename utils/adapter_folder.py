@@ -12,6 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from utils.arrival import whole
 from utils.errors import UserError
 from utils.hub import is_local, source_of
 
@@ -102,10 +103,22 @@ def adapter_shape(layer: nn.Module | None, part: str, shape: list[int]) -> list[
     return [shape[0], inputs] if part == "A.weight" else [outputs, shape[1]]
 
 
+def replaces_modules(path: str) -> bool:
+    """Whether a folder holds whole modules or rows of embeddings beside adapters, which peft cannot partition."""
+    config = json.loads((Path(path) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    return bool(config.get("modules_to_save") or config.get("trainable_token_indices"))
+
+
 def merge_adapters(model: nn.Module, path: str) -> nn.Module:
-    """The base with a folder's adapters merged into its weights."""
+    """The base, which may be partitioned, with a folder's adapters merged into its weights."""
     from peft import PeftModel  # costs a while, and most models have no adapters
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about names that peft takes from transformers
-        return PeftModel.from_pretrained(model, path).merge_and_unload().requires_grad_(True)
+        warnings.simplefilter("ignore")  # about names that peft takes from transformers, and that all is merged
+        adapted = PeftModel.from_pretrained(model, path)
+        for layer in adapted.modules():
+            if isinstance(layer, BaseTunerLayer):
+                with whole(*layer.get_base_layer().parameters(), changed=True):
+                    layer.merge()
+        return adapted.merge_and_unload().requires_grad_(True)

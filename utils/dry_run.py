@@ -30,7 +30,7 @@ CUDA_OVERHEAD, HOST_OVERHEAD = 2 * GIB, 2 * GIB  # of CUDA's context and NCCL; o
 USABLE = 0.97  # of a GPU's memory: cards sold with 80 GB report 79.1 to 79.3 GiB, and freed memory is in pieces
 PLANS = ("plan_ranks", "plan_devices", "plan_memory", "plan_host_memory", "plan_machines")
 ITEMS = (
-    "libraries", "models being read", "trained weights", "frozen weights", "gathered weights", "flattening",
+    "libraries", "parameter being read", "trained weights", "frozen weights", "gathered weights", "flattening",
     "optimizer", "gradients", "objectives' gradients", "reduction buckets", "reduction", "optimizer step",
     "activations", "kept head inputs", "logits", "keys and values", "exported weights",
 )  # fmt: skip

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, get_scheduler
 
 from utils.arguments import warmup_steps
+from utils.arrival import persistent_buffers
 from utils.deepspeed_config import frozen_config, training_config
 from utils.distributed import device, is_main, world_size
 
@@ -36,7 +37,7 @@ def make_training_engine(
     if args.gradient_checkpointing:
         decoder = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
         decoder.activation_checkpointing_enable()
-    config = training_config(args, args.per_device_train_batch_size, world_size(), args.gradient_accumulation_steps)
+    config = engine_config(args)
     place(model, config)
     optimizer = torch.optim.AdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
@@ -57,15 +58,22 @@ def make_training_engine(
 
 def make_frozen_engine(model: nn.Module, args: argparse.Namespace) -> Engine:
     """Engine that only runs forward: partitioned under ZeRO-3, whole otherwise."""
-    config = frozen_config(args)
+    config = engine_config(args, frozen=True)
     place(model.requires_grad_(False), config)
     engine = initialize_quietly(model=model.eval(), config=config)
     engine.eval()
     return engine
 
 
+def engine_config(args: argparse.Namespace, frozen: bool = False) -> dict[str, Any]:
+    """DeepSpeed's configuration of an engine; `utils.arrival.arriving` takes it, too."""
+    if frozen:
+        return frozen_config(args)
+    return training_config(args, args.per_device_train_batch_size, world_size(), args.gradient_accumulation_steps)
+
+
 def place(model: nn.Module, config: dict[str, Any]) -> None:
-    """Bring a model to where its engine wants it; under ZeRO-3 partitioned, one parameter at a time.
+    """Bring what of a model has not arrived yet to where its engine wants it; under ZeRO-3 partitioned, one by one.
 
     DeepSpeed by itself would first move the whole model to the device; and of a model that shares parameters with one
     that is partitioned already (LoRA) it would leave the buffers on the host.
@@ -133,12 +141,6 @@ def gathered_weights(model: nn.Module, trained_only: bool = False) -> dict[str, 
     if is_main() and not trained_only:
         weights |= {name: buffer.cpu().clone() for name, buffer in persistent_buffers(model).items()}
     return weights
-
-
-def persistent_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The buffers that are stored with a model's parameters, such as what routes tokens to experts."""
-    stored = model.state_dict(keep_vars=True)
-    return {name: tensor for name, tensor in stored.items() if not isinstance(tensor, nn.Parameter)}
 
 
 def restore_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:

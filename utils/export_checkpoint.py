@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
 
 from utils.arguments import Parser, add_loading_arguments
+from utils.arrival import persistent_buffers
 from utils.checkpoint import BEST, ENGINES, read_manifest, step_folders, verify
-from utils.engines import persistent_buffers
 from utils.errors import Failure, UserError, run_main
 from utils.fingerprint import model_fingerprint
 from utils.lora import export_adapted_model, with_adapters

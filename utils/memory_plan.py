@@ -39,43 +39,48 @@ def fullest(name: str, moments: Iterator[Ledger]) -> Phase:
 
 
 def loading_moments(memory: Memory) -> Iterator[Ledger]:
-    """Models are read on the host, once a rank, and go to their engines; those of a group are read together."""
-    there: list[PlannedModel] = []
+    """A group's first model is read, each parameter straight to its place, the others are copied; then their engines."""
+    arrived: list[PlannedModel] = []
+    running: list[PlannedModel] = []
     for group in loaded_together(memory):
-        before = memory.with_only(there).resident()
-        being_read = memory.place(True), "models being read"
-        read = Ledger({being_read: memory.width * sum(map(memory.base_numbers, group))})
-        yield before + read
+        there = memory.libraries() + memory.with_only(running).optimizers()
+        reading = being_read(memory, group[0]) + unparked(memory, group[0])
+        yield there + memory.with_only([*arrived, group[0]]).weights() + reading
+        arrived += group
+        yield there + memory.with_only(arrived).weights() + unparked(memory, group[0])
         for model in group:
-            arrived = before + moved(memory, model)
-            yield arrived + read
-            if memory.around.on_gpu:
-                read[being_read] -= memory.width * memory.base_numbers(model)
-            yield arrived + read + flattened(memory, model, arrived)
-            there.append(model)
-            before = memory.with_only(there).resident()
+            there = memory.libraries() + memory.with_only(running).optimizers() + memory.with_only(arrived).weights()
+            yield there + flattened(memory, model, there)
+            running.append(model)
 
 
 def loaded_together(memory: Memory) -> list[list[PlannedModel]]:
-    """The models in the order in which they are loaded: with LoRA reference and critics come with the policy's base."""
+    """The models in the order in which they are loaded, those that start from the same weights together.
+
+    A critic that starts from its score model comes with that, which makes no difference: all copies are made before the
+    first engine that trains.
+    """
     uses = {use: [model for model in memory.models if model.use == use] for use in ("policy", "reference", "critic")}
     others = [[model] for model in memory.models if model.use not in uses]
-    if memory.lora:
-        return [*others, [*uses["policy"], *uses["reference"], *uses["critic"]]]
-    return [*others, *([model] for use in ("reference", "critic", "policy") for model in uses[use])]
+    order = ("policy", "reference", "critic") if memory.lora else ("reference", "critic", "policy")
+    together = [model for use in order for model in uses[use]]
+    return [*others, together] if together else others
 
 
-def moved(memory: Memory, model: PlannedModel) -> Ledger:
-    """What a model takes of the device, beside what is read of it, when it has arrived and its engine starts."""
-    ledger, numbers, around = Ledger(), memory.base_numbers(model), memory.around
-    if memory.stage == 3:
-        ledger[DEVICE, "gathered weights"] = memory.width * min(numbers, model.shape.largest)
-    elif memory.parked and not model.trained and around.on_gpu:
-        ledger[DEVICE, "frozen weights"] = memory.width * numbers
-    if around.on_gpu:  # on a CPU, what is read is what the engine gets
-        placed = memory.with_only([model]).weights()
-        ledger.update({entry: size for entry, size in placed.items() if entry[0] == DEVICE})
+def being_read(memory: Memory, model: PlannedModel) -> Ledger:
+    """A parameter as it is stored, in float32 at most, and in the type of the run; on the device when it is shared out."""
+    largest = min(memory.base_numbers(model), model.shape.largest)
+    ledger = Ledger({(memory.place(True), "parameter being read"): (FLOAT + memory.width) * largest})
+    if memory.stage == 3 and memory.around.on_gpu:
+        ledger[DEVICE, "gathered weights"] = memory.width * largest
     return ledger
+
+
+def unparked(memory: Memory, model: PlannedModel) -> Ledger:
+    """What a model takes of the device before it is parked on the host."""
+    if memory.parked and not model.trained and memory.stage < 3 and memory.around.on_gpu:
+        return Ledger({(DEVICE, "frozen weights"): memory.width * memory.base_numbers(model)})
+    return Ledger()
 
 
 def flattened(memory: Memory, model: PlannedModel, arrived: Ledger) -> Ledger:

@@ -13,7 +13,7 @@ Counts what DeepSpeed 0.19.8 really allocates, which for AdamW on n parameters o
 Buckets hold 5e8 numbers: all of them on a GPU, where they are reserved; those that are used on a CPU. torch's AdamW
 takes 8 bytes a number more for its own intermediate results where it is not fused (on a CPU).
 
-While a model is loaded it lies whole in the host's memory, once a rank, whatever the stage.
+While a model is loaded, one of its parameters at a time lies in the host's memory beside what has arrived.
 """
 
 import argparse

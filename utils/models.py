@@ -9,6 +9,7 @@ before the first one is loaded.
 import argparse
 import functools
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,15 @@ from utils.adapter_folder import (
     has_tokenizer,
     is_adapter_folder,
     merge_adapters,
+    replaces_modules,
 )
+from utils.arrival import arrival, arriving, shape_of, share_buffers, whole
 from utils.data.encoding import encode_dialogue, end_ids, set_end_ids
 from utils.distributed import print_main
 from utils.errors import UserError
+from utils.fingerprint import find_tensors
 from utils.hub import describe_hub_error, is_local, source_of
+from utils.stored_tensors import one_by_one, stored_tensors, weights_folder
 from utils.stored_weights import StoredWeights, layers_beyond, stored_weights
 
 disable_progress_bar()  # loading bars of seven models drown everything else
@@ -104,7 +109,7 @@ def load_config(path: str, flag: str) -> Any:
 
 def embedding_rows(model: PreTrainedModel | None) -> int | None:
     """How many ids a model, if there is one, has embeddings for."""
-    return None if model is None else model.get_input_embeddings().weight.shape[0]
+    return None if model is None else shape_of(model.get_input_embeddings().weight)[0]
 
 
 def positions_of(config: Any) -> int | None:
@@ -202,7 +207,8 @@ def load_causal_lm(path: str, flag: str, dtype: torch.dtype = torch.float32) -> 
     """
     _check_no_score_model(load_config(path, flag), path, flag)
     if is_adapter_folder(path):
-        model = load_causal_lm(base_of(path, flag), f"{flag} {path}: its base", dtype)
+        with arriving(None) if replaces_modules(path) else nullcontext():
+            model = load_causal_lm(base_of(path, flag), f"{flag} {path}: its base", dtype)
         try:
             return merge_adapters(model, path)
         except Exception as error:  # as in `load_config`
@@ -216,9 +222,11 @@ def load_causal_lm(path: str, flag: str, dtype: torch.dtype = torch.float32) -> 
 @torch.no_grad()
 def reads_padding(model: PreTrainedModel) -> bool:
     """Whether padding on the left changes what a model says: a recurrent one may take it into its state (RWKV)."""
-    ids, mask = torch.tensor([[0, 0, 1, 2]]), torch.tensor([[0, 0, 1, 1]])
-    padded = model(input_ids=ids, attention_mask=mask, position_ids=position_ids_from_mask(mask)).logits[0, -1]
-    plain = model(input_ids=ids[:, 2:], attention_mask=mask[:, 2:]).logits[0, -1]
+    here = next(model.parameters()).device
+    ids, mask = torch.tensor([[0, 0, 1, 2]], device=here), torch.tensor([[0, 0, 1, 1]], device=here)
+    with whole(*model.parameters()):
+        padded = model(input_ids=ids, attention_mask=mask, position_ids=position_ids_from_mask(mask)).logits[0, -1]
+        plain = model(input_ids=ids[:, 2:], attention_mask=mask[:, 2:]).logits[0, -1]
     return bool((padded - plain).abs().max() > 0.1 * plain.std())
 
 
@@ -475,14 +483,17 @@ def load_model(
     switch_off_dropout(config)
     if num_labels is not None:
         config.num_labels = num_labels
-    permitted = {
-        "trust_remote_code": _permissions.trust_remote_code,
-        "use_safetensors": None if _permissions.allow_pickle else True,
-    }
+    options = {"config": config, "dtype": dtype, "output_loading_info": True, **_attention_option()}
+    options["trust_remote_code"] = _permissions.trust_remote_code
     try:
-        model, info = auto_class.from_pretrained(
-            **source_of(path), config=config, dtype=dtype, output_loading_info=True, **permitted, **_attention_option()
-        )
+        folder = weights_folder(path)
+        if folder is None:  # transformers knows further formats, and may find what is there under other names
+            options["use_safetensors"] = None if _permissions.allow_pickle else True
+            model, info = auto_class.from_pretrained(**source_of(path), **options)
+        else:
+            model, info = _load_stored(auto_class, path, flag, folder, options)
+    except UserError:
+        raise
     except Exception as error:  # as in `load_config`
         raise _unreadable(path, flag, "the weights", error) from None
     if missing := sorted(set(info["missing_keys"]) - set(new)):
@@ -492,6 +503,33 @@ def load_model(
             module.padding_idx = None  # its row would get no gradient, though it may be that of EOS
     model.config.use_cache = False  # generation asks for the cache itself
     return model
+
+
+def _load_stored(
+    auto_class: Any, path: str, flag: str, folder: Path, options: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """What `from_pretrained` makes of a folder or hub name, from tensors that are read when their turn has come."""
+    bones = skeleton(auto_class, options["config"], path, flag)
+    named, tied = dict(bones.named_parameters(remove_duplicate=False)), getattr(bones, "all_tied_weights_keys", {})
+    arrival().compared = {named[name].shape for name in (*tied.keys(), *tied.values()) if name in named}
+    with one_by_one():
+        tensors = stored_tensors(find_tensors(folder, flag), arrival().reads, path)
+        model, info = type(bones).from_pretrained(None, state_dict=tensors, **options)
+    share_buffers(model)
+    model.name_or_path = model.config.name_or_path = path
+    if model.can_generate():
+        nothing = dict.fromkeys(
+            ("generation_config", "from_auto_class", "from_pipeline", "cache_dir", "proxies", "token")
+        )
+        model.adjust_generation_fn(
+            **{"revision": None} | source_of(path),
+            **nothing,
+            force_download=False,
+            local_files_only=False,
+            subfolder="",
+            trust_remote_code=options["trust_remote_code"],
+        )
+    return model, info
 
 
 def switch_off_dropout(config: Any) -> None:

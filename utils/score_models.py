@@ -30,6 +30,7 @@ from transformers import (
     initialization,
 )
 
+from utils.arrival import whole
 from utils.data.encoding import encode_dialogue, encode_rendered, encode_whole
 from utils.data.records import Message
 from utils.errors import UserError
@@ -330,9 +331,10 @@ def row_of(head: nn.Linear, index: int) -> nn.Linear:
     if head.out_features == 1:
         return head
     row = nn.Linear(head.in_features, 1, bias=head.bias is not None, dtype=head.weight.dtype)
-    row.weight.data.copy_(head.weight.data[index : index + 1])
-    if head.bias is not None:
-        row.bias.data.copy_(head.bias.data[index : index + 1])
+    with whole(*head.parameters()):
+        row.weight.data.copy_(head.weight.data[index : index + 1])
+        if head.bias is not None:
+            row.bias.data.copy_(head.bias.data[index : index + 1])
     return row
 
 
@@ -348,7 +350,8 @@ def calibration(model: PreTrainedModel, kind: str, path: str, flag: str) -> tupl
     """
     mean, std = 0.0, 1.0
     if (statistics := getattr(model, "normalizer", None)) is not None:
-        mean, variance = statistics.mean.item(), statistics.var.item()
+        with whole(statistics.mean, statistics.var):
+            mean, variance = statistics.mean.item(), statistics.var.item()
         if not (math.isfinite(mean) and 0 < variance < math.inf):
             raise UserError(f"{flag} {path}: normalizer.mean {mean} and normalizer.var {variance} normalize nothing")
         std = math.sqrt(variance) + NORMALIZER_EPSILON

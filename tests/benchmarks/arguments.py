@@ -16,12 +16,13 @@ from utils.output import check_writable
 STAGES = (0, 1, 2, 3)
 FULL = {
     "stages": STAGES, "ranks": (1, 2), "objectives": (2, 3, 4), "rounds": 5, "batch_size": 64, "prompt_length": 96,
-    "response_length": 96, "memory_size": "20m", "growth_sizes": ("tiny", "1m", "5m", "20m"),
+    "response_length": 96, "memory_size": "20m", "loading_size": "200m", "growth_sizes": ("tiny", "1m", "5m", "20m"),
     "growth_objectives": (1, 2, 4, 8),
 }  # fmt: skip
 QUICK = FULL | {
     "stages": (2, 3), "ranks": (2,), "objectives": (2,), "rounds": 2, "batch_size": 16, "prompt_length": 48,
-    "response_length": 48, "memory_size": "5m", "growth_sizes": ("tiny", "1m"), "growth_objectives": (1, 4),
+    "response_length": 48, "memory_size": "5m", "loading_size": "20m", "growth_sizes": ("tiny", "1m"),
+    "growth_objectives": (1, 4),
 }  # fmt: skip
 
 
@@ -46,7 +47,8 @@ def parse_settings(sections: list[str], argv: list[str] | None = None) -> Settin
     names = ("stages", "ranks", "objectives", "growth_sizes", "growth_objectives")
     lists = {name: tuple(dict.fromkeys(getattr(args, name))) for name in names}
     sections = tuple(name for name in sections if name in args.sections)
-    settings = Settings(load, sections, rounds=args.rounds, memory_size=args.memory_size, output=args.output, **lists)
+    sizes = {"memory_size": args.memory_size, "loading_size": args.loading_size}
+    settings = Settings(load, sections, rounds=args.rounds, output=args.output, **sizes, **lists)
     check_settings(settings)
     return settings
 
@@ -68,7 +70,9 @@ def add_size_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--prompt_length", type=positive_int, help=f"tokens {default_of('prompt_length')}")
     group.add_argument("--response_length", type=positive_int, help=f"tokens {default_of('response_length')}")
-    group.add_argument("--memory_size", choices=SIZES, help=f"model of section memory {default_of('memory_size')}")
+    for section in ("memory", "loading"):
+        name = f"{section}_size"
+        group.add_argument(f"--{name}", choices=SIZES, help=f"model of section {section} {default_of(name)}")
     group.add_argument(
         "--growth_sizes",
         nargs="+",

@@ -103,6 +103,11 @@ def peak_bytes(function: Callable[[], object]) -> int:
         torch.cuda.reset_peak_memory_stats()
         function()
         return torch.cuda.max_memory_allocated()
+    return resident_peak(function)
+
+
+def resident_peak(function: Callable[[], object]) -> int:
+    """This process's peak in the host's memory while `function` runs, in bytes; files that are mapped count (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     function()
     lines = Path("/proc/self/status").read_text().splitlines()

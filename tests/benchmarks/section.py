@@ -21,6 +21,7 @@ class Settings:
     objectives: tuple[int, ...]
     rounds: int
     memory_size: str
+    loading_size: str
     growth_sizes: tuple[str, ...]
     growth_objectives: tuple[int, ...]
     output: str | None

@@ -1,0 +1,156 @@
+"""Models go to their places while they are read: the weights that transformers loads, read once, and by one rank."""
+
+import math
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from step3_gapo.arguments import parse_args
+from step3_gapo.critics import critic_modules
+from step3_gapo.scorers import make_scorer
+from tests.architectures import make_classifier
+from tests.helpers import Workshop, flags, run_function
+from tests.test_models_of_others import make, row_of
+from tests.test_score_models import FULL, safe_rlhf_model
+from utils import arrival
+from utils.arrival import arriving, copy_of, is_partitioned, whole
+from utils.distributed import init_distributed, is_main
+from utils.engines import engine_config, place
+from utils.fingerprint import find_tensors, tensor_shapes
+from utils.lora import with_adapters
+from utils.models import DTYPES, load_causal_lm, load_tokenizer, new_score_model
+from utils.objectives import Objective
+from utils.stored_tensors import StoredTensor
+
+EVERY = ("llama", "llama_tied", "gpt2", "gpt_neox", "mixtral", "deepseek_v3", "gemma3_vision", "opt_projected")
+
+
+def arguments(**changes: Any) -> Namespace:
+    own = {"actor_model": "unused", "data": "unused", "output_dir": "unused", "algorithm": "ppo", "zero_stage": 3}
+    return parse_args(flags(**own | changes))
+
+
+def begin() -> None:
+    """On every rank: each parameter goes by itself, and all but the smallest are read by the main rank alone."""
+    init_distributed()
+    arrival.AT_ONCE, arrival.SMALL = 1, 2
+
+
+def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters under all their names, and what is stored of buffers; the same on every rank."""
+    found = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        with whole(tensor):
+            found[name] = tensor.detach().clone()
+    return found
+
+
+def check_same(model: nn.Module, expected: dict[str, torch.Tensor]) -> None:
+    found = weights_of(model)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+
+
+def loads_as_transformers(folder: Path, names: tuple[str, ...]) -> None:
+    begin()
+    for name, dtype in [(name, dtype) for name in names for dtype in DTYPES]:
+        args = arguments(dtype=dtype)
+        plain = AutoModelForCausalLM.from_pretrained(folder / name, dtype=DTYPES[dtype])
+        expected = weights_of(plain)
+        check_same(load_causal_lm(str(folder / name), "--actor_model", DTYPES[dtype]), expected)
+        with arriving(engine_config(args, frozen=True)):
+            model = load_causal_lm(str(folder / name), "--actor_model", DTYPES[dtype])
+        whole_ones = [parameter for parameter in model.parameters() if not is_partitioned(parameter)]
+        assert len(whole_ones) <= 2 * ("tied" in name or name in ("gpt2", "opt_projected", "gemma3_vision")), name
+        assert model.generation_config.to_dict() == plain.generation_config.to_dict()
+        assert model.name_or_path == model.config.name_or_path == str(folder / name)
+        second = copy_of(model, engine_config(args))
+        assert not {id(p) for p in model.parameters()} & {id(p) for p in second.parameters()}
+        for one in (model, second):
+            check_same(one, expected)
+            place(one, engine_config(args))
+            assert all(map(is_partitioned, one.parameters()))
+            check_same(one, expected)
+
+
+def test_partitioned_while_read(tmp_path: Path) -> None:
+    """Renamed, split and stacked tensors, tied ones, buffers and towers, in both types, on two ranks."""
+    for name in EVERY:
+        make(name, tmp_path / name)
+    result = run_function(loads_as_transformers, tmp_path, EVERY, ranks=2)
+    assert result.code == 0, result.stderr
+
+
+def loads_alike(folder: Path) -> None:
+    begin()
+    loaders: dict[str, Callable[[], nn.Module]] = {
+        "adapters": lambda: load_causal_lm(str(folder / "adapters"), ""),
+        "adapters and modules": lambda: load_causal_lm(str(folder / "modules"), ""),
+        "start of stage 2": lambda: new_score_model(str(folder / "gpt2"), ""),
+        "label": lambda: Objective("a", "reward", str(folder / "classifier"), "2").load_model().module,
+        "Safe RLHF": lambda: Objective("a", "reward", str(folder / "safe")).load_model().module,
+        "LoRA": lambda: with_adapters(load_causal_lm(str(folder / "gpt2"), ""), arguments(lora_dim=2)),
+    }
+    for name, load in loaders.items():
+        torch.manual_seed(0)
+        expected = weights_of(load())
+        torch.manual_seed(0)
+        with arriving(engine_config(arguments())):
+            model = load()
+        assert any(map(is_partitioned, model.parameters())) == (name != "adapters and modules"), name
+        check_same(model, expected)
+    numbers = [Objective("a", "reward", str(folder / "safe")).load_model() for _ in range(2)]
+    assert (numbers[0].slope, numbers[0].offset) == (numbers[1].slope, numbers[1].offset) != (1.0, 0.0)
+
+
+def test_all_that_is_loaded_is_the_same(workshop: Workshop, tmp_path: Path) -> None:
+    """Adapters merged into their base, a new head, one label of several, statistics, LoRA: partitioned and whole."""
+    base = make("gpt2", tmp_path / "gpt2")
+    for name, more in (("adapters", {}), ("modules", {"modules_to_save": ["lm_head"]})):
+        config = LoraConfig(r=2, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True, init_lora_weights=False)
+        config.modules_to_save = more.get("modules_to_save")
+        torch.manual_seed(1)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+        model.save_pretrained(tmp_path / name)
+    make_classifier(row_of("llama"), tmp_path / "classifier", labels=3)
+    safe_rlhf_model(workshop.base, tmp_path / "safe", "reward", FULL)
+    result = run_function(loads_alike, tmp_path, ranks=2)
+    assert result.code == 0, result.stderr
+
+
+def reads_once(policy: str, score: str) -> None:
+    begin()
+    read, original = [], StoredTensor.__getitem__
+
+    def counted(tensor: StoredTensor, everything: Any) -> torch.Tensor:
+        if tensor.is_read and tensor.shape.numel() > arrival.SMALL:
+            read.append(tensor.name)
+        return original(tensor, everything)
+
+    StoredTensor.__getitem__ = counted
+    args, objective = arguments(), Objective("a", "reward", score, scale=2.0)
+    scorer = make_scorer(objective, args, load_tokenizer(policy, ""))
+    with arriving(engine_config(args, frozen=True)):
+        reference = load_causal_lm(policy, "")
+    copy_of(reference, engine_config(args))
+    (critic,) = critic_modules(reference, args, [objective], [scorer])
+    stored = [tensor_shapes(find_tensors(path, "")) for path in (policy, score)]
+    large = [name for shapes in stored for name, shape in shapes.items() if math.prod(shape) > arrival.SMALL]
+    assert sorted(read) == (sorted(large) if is_main() else [])
+    assert scorer.starts_critic and scorer.critic_start is None
+    own = [parameter for name, parameter in weights_of(scorer.engine.module).items() if name.startswith("trunk.")]
+    check = [parameter for name, parameter in weights_of(critic).items() if name.startswith("trunk.")]
+    assert len(own) == len(check) and all(map(torch.equal, own, check))
+
+
+def test_what_shares_weights_is_read_once(workshop: Workshop) -> None:
+    """Policy and reference, score model and critic: each tensor by the main rank, once."""
+    result = run_function(reads_once, str(workshop.base), str(workshop.reward), ranks=2)
+    assert result.code == 0, result.stderr
