@@ -1,11 +1,13 @@
 """Models go to their places while they are read: the weights that transformers loads, read once, and by one rank."""
 
 import math
+import re
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -26,7 +28,7 @@ from utils.fingerprint import find_tensors, tensor_shapes
 from utils.lora import with_adapters
 from utils.models import DTYPES, load_causal_lm, load_tokenizer, new_score_model
 from utils.objectives import Objective
-from utils.stored_tensors import StoredTensor
+from utils.stored_tensors import ReadingProgress, StoredTensor
 
 EVERY = ("llama", "llama_tied", "gpt2", "gpt_neox", "mixtral", "deepseek_v3", "gemma3_vision", "opt_projected")
 
@@ -56,6 +58,14 @@ def check_same(model: nn.Module, expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+
+
+def test_a_long_reading_is_shown(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("utils.stored_tensors.SECONDS_OF_SILENCE", 0.0)
+    progress = ReadingProgress("org/policy")
+    progress.total, progress.start = 8 * 10**9, progress.start - 30
+    progress(2 * 10**9)
+    assert re.fullmatch(r"loading org/policy: 2.0 of 8.0 GB · ETA 9\d s\n", capsys.readouterr().out)
 
 
 def loads_as_transformers(folder: Path, names: tuple[str, ...]) -> None:

@@ -43,6 +43,11 @@ class Arrival:
     def partitions(self) -> bool:
         return self.config is not None and self.config["zero_optimization"]["stage"] == 3
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes, once it is there."""
+        return torch.device("cpu") if self.config is None else device()
+
     def reads(self, shape: torch.Size) -> bool:
         """Whether this rank reads a tensor, or waits for that of the main rank."""
         return not self.partitions or is_main() or shape.numel() <= SMALL or shape in self.compared

@@ -39,7 +39,7 @@ def fullest(name: str, moments: Iterator[Ledger]) -> Phase:
 
 
 def loading_moments(memory: Memory) -> Iterator[Ledger]:
-    """A group's first model is read, each parameter straight to its place, the others are copied; then their engines."""
+    """Of a group the first is read, each parameter straight to its place, the others are copied; then their engines."""
     arrived: list[PlannedModel] = []
     running: list[PlannedModel] = []
     for group in loaded_together(memory):
@@ -68,7 +68,7 @@ def loaded_together(memory: Memory) -> list[list[PlannedModel]]:
 
 
 def being_read(memory: Memory, model: PlannedModel) -> Ledger:
-    """A parameter as it is stored, in float32 at most, and in the type of the run; on the device when it is shared out."""
+    """A parameter as it is stored, float32 at most, and in the type of the run; on the device when it is shared out."""
     largest = min(memory.base_numbers(model), model.shape.largest)
     ledger = Ledger({(memory.place(True), "parameter being read"): (FLOAT + memory.width) * largest})
     if memory.stage == 3 and memory.around.on_gpu:

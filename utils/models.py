@@ -222,7 +222,8 @@ def load_causal_lm(path: str, flag: str, dtype: torch.dtype = torch.float32) -> 
 @torch.no_grad()
 def reads_padding(model: PreTrainedModel) -> bool:
     """Whether padding on the left changes what a model says: a recurrent one may take it into its state (RWKV)."""
-    here = next(model.parameters()).device
+    here = arrival().device
+    model.to(here)  # what has not arrived yet
     ids, mask = torch.tensor([[0, 0, 1, 2]], device=here), torch.tensor([[0, 0, 1, 1]], device=here)
     with whole(*model.parameters()):
         padded = model(input_ids=ids, attention_mask=mask, position_ids=position_ids_from_mask(mask)).logits[0, -1]
