@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +20,8 @@ from eval.generate import Sampled, response_log_probs
 from step3_gapo import decoding
 from step3_gapo.decoding import compaction_obstacle, decode
 from step3_gapo.ppo import response_mask
-from tests.architectures import ARCHITECTURES, SIZES, VOCABULARY, Architecture, random_model
-from tests.helpers import Workshop, run_function
+from tests.architectures import ARCHITECTURES, SIZES, VOCABULARY, Architecture, random_model, tokenizer
+from tests.helpers import STEP3, Workshop, flags, run_function, run_script
 from tests.test_step3_engine import build
 from utils.data.batching import left_pad
 from utils.distributed import all_gather_objects, rank, seed_everything, shutdown_distributed, world_size
@@ -139,10 +140,13 @@ def test_rows_leave_when_enough_have_ended(compact_at: float, steps: list) -> No
     assert len(steps[-1][0]) < len(PROMPTS)
 
 
+RECURRENT = Lfm2Config(**SIZES, layer_types=["conv", "full_attention"], pad_token_id=PAD)
+
+
 @pytest.mark.parametrize(
     ("config", "obstacle"),
     [
-        (Lfm2Config(**SIZES, layer_types=["conv", "full_attention"], pad_token_id=PAD), "LinearAttentionLayer"),
+        (RECURRENT, "LinearAttentionLayer"),
         (Qwen2VLConfig(text_config=SIZES | MULTIMODAL_POSITIONS, vision_config={"depth": 1}), "positions"),
     ],
     ids=["recurrent", "positions"],
@@ -152,6 +156,20 @@ def test_other_states_stay_with_generate(config: PreTrainedConfig, obstacle: str
     assert obstacle in compaction_obstacle(model)
     expected, found = both_ways(model, settings())
     assert found.equal(expected)
+
+
+@pytest.mark.parametrize("changes", [{"dry_run": True}, {}], ids=str)
+def test_a_run_says_once_that_ended_responses_stay(workshop: Workshop, tmp_path: Path, changes: dict) -> None:
+    random_model(AutoModelForCausalLM, RECURRENT).save_pretrained(tmp_path / "base")
+    tokenizer().save_pretrained(tmp_path / "base")
+    result = run_script(STEP3, flags(
+        actor_model=tmp_path / "base", reward_function="conciseness=examples.reward_functions:conciseness",
+        algorithm="ppo", data=workshop.prompts, max_prompt_length=256, max_new_tokens=4, max_steps=2,
+        per_device_prompt_batch_size=4, per_device_train_batch_size=4, output_dir=tmp_path / "policy", **changes,
+    ))  # fmt: skip
+    assert result.code == 0, result.stderr
+    (line,) = [line for line in result.stdout.splitlines() if "Lfm2ForCausalLM keeps more than keys" in line]
+    assert line.startswith("ended responses" if changes else "--compact_at: ")
 
 
 def check_rollouts(arguments: list[str]) -> None:
