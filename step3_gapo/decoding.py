@@ -69,23 +69,25 @@ def sample(
     rows = torch.arange(batch, device=input_ids.device)  # of the batch, which are still in it
     running = torch.ones_like(rows, dtype=torch.bool)
     inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **model_kwargs)
-    while True:
-        outputs = model(**inputs, return_dict=True)
-        model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
-        logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
-        del outputs  # holds the logits of the whole prompt where a model cannot leave them out
-        tokens = torch.where(running, draw(logits_processor(input_ids, logits), rows), pad_id)
-        sequences[rows, input_ids.shape[1]] = tokens
-        input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
-        running &= ~stopping_criteria(input_ids, None)
-        left = int(running.sum())
-        if not left:
-            return sequences[:, : input_ids.shape[1]]
-        if len(rows) - left >= compact_at * len(rows):
-            kept = running.nonzero().squeeze(-1)
-            model_kwargs = select_rows(model_kwargs, kept)
-            rows, input_ids, running = rows[kept], input_ids[kept], running[kept]
-        inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
+    outputs = model(**inputs, return_dict=True)
+    with model._optimize_model_for_decode():  # experts have other kernels for few tokens
+        while True:
+            model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
+            logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
+            del outputs  # holds the logits of the whole prompt where a model cannot leave them out
+            tokens = torch.where(running, draw(logits_processor(input_ids, logits), rows), pad_id)
+            sequences[rows, input_ids.shape[1]] = tokens
+            input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
+            running &= ~stopping_criteria(input_ids, None)
+            left = int(running.sum())
+            if not left:
+                return sequences[:, : input_ids.shape[1]]
+            if len(rows) - left >= compact_at * len(rows):
+                kept = running.nonzero().squeeze(-1)
+                model_kwargs = select_rows(model_kwargs, kept)
+                rows, input_ids, running = rows[kept], input_ids[kept], running[kept]
+            inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
+            outputs = model(**inputs, return_dict=True)
 
 
 class Draw:
