@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.partial import PartialFile, model_identity, partial_path
 from eval.runs import read_json, read_json_lines
+from step3_gapo.decoding import COMPACT_AT, decode
 from step3_gapo.ppo import log_probs_of, response_mask
 from utils.arguments import (
     Parser,
@@ -190,7 +191,7 @@ def sample_responses(
     """Plain sampling at the temperature: no filter, so that the KL is of the distribution sampled from."""
     ids, attention_mask = (t.to(device()) for t in left_pad([p.prompt for p in prompts], tokenizer.pad_token_id))
     settings = model.generation_config = sampling_config(tokenizer, args.temperature, args.max_new_tokens)
-    sequences = model.generate(input_ids=ids, attention_mask=attention_mask, generation_config=settings)
+    sequences = decode(model, ids, attention_mask, settings, COMPACT_AT)
     mask = response_mask(sequences[:, ids.shape[1] :], end_ids(tokenizer))
     return Sampled(sequences, torch.cat([attention_mask, mask.long()], dim=1), mask)
 

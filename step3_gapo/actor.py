@@ -11,6 +11,7 @@ from deepspeed.module_inject.replace_policy import replace_policies
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from step3_gapo.decoding import compaction_obstacle, decode
 from step3_gapo.policy_forward import PolicyForward
 from utils.distributed import device, print_main
 from utils.engines import make_training_engine
@@ -35,6 +36,10 @@ class Actor:
         if obstacle:
             print_main(f"--enable_hybrid_engine: {obstacle}; generating natively, parameters gathered once a rollout")
             self.hybrid = False
+        self.compact_at = args.compact_at
+        obstacle = compaction_obstacle(model) if self.compact_at and not self.hybrid else None
+        if obstacle:
+            print_main(f"--compact_at: {obstacle}; responses that have ended stay in the batch")
         section = {"hybrid_engine": {"enabled": True, "max_out_tokens": args.max_prompt_length + args.max_new_tokens}}
         self.engine = make_training_engine(
             model, args, args.actor_learning_rate, total_steps, section if self.hybrid else None
@@ -67,13 +72,15 @@ class Actor:
 
     def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """[batch, prompt] left-padded -> [batch, prompt + response]; call inside `gathered()`."""
-        generator, module = (self.engine, self.engine.module) if self.hybrid else (self.twin, self.twin)
+        module = self.engine.module if self.hybrid else self.twin
         # What `self.generation` leaves open, transformers would take from the settings of the model's folder.
         own, module.generation_config = module.generation_config, self.generation
         try:
-            return generator.generate(
-                input_ids=input_ids, attention_mask=attention_mask, generation_config=self.generation
-            )
+            if self.hybrid:
+                return self.engine.generate(
+                    input_ids=input_ids, attention_mask=attention_mask, generation_config=self.generation
+                )
+            return decode(self.twin, input_ids, attention_mask, self.generation, self.compact_at)
         finally:
             module.generation_config = own
 

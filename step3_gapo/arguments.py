@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from step3_gapo.adaptive_weights import LagrangianWeights, MirrorDescentWeights
 from step3_gapo.algorithms import ALGORITHMS, REWARD_LEVEL, WEIGHTED, Algorithm, build_algorithm, preference_weights
+from step3_gapo.decoding import COMPACT_AT
 from step3_gapo.gram_weightings import GRAM_WEIGHTINGS, weighting_options
 from utils.arguments import (
     Parser,
@@ -224,6 +225,14 @@ def add_rollout_arguments(parser: argparse.ArgumentParser) -> None:
         "--per_device_prompt_batch_size", type=positive_int, default=16, help="prompts generated at once"
     )
     group.add_argument("--generation_batches", type=positive_int, default=1, help="such batches before each update")
+    group.add_argument(
+        "--compact_at",
+        type=fraction,
+        default=COMPACT_AT,
+        metavar="SHARE",
+        help="responses that have ended leave the batch once they are at least this share of it, and the others are"
+        f" decoded faster; the same distribution; 0: they stay until the longest has ended; default {COMPACT_AT:g}",
+    )
     group.add_argument(
         "--enable_hybrid_engine",
         action="store_true",

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from step3_gapo.actor import hybrid_engine_obstacle, missing_inference_policy
 from step3_gapo.algorithms import compares_gradients
 from step3_gapo.critics import critic_groups
+from step3_gapo.decoding import compaction_obstacle
 from utils.data.encoding import Encoded
 from utils.dry_run import Described, optimizer_lines, print_dry_run, surroundings
 from utils.models import check_causal_lm, load_config, skeleton
@@ -46,6 +47,8 @@ def print_gapo_dry_run(
     }
     if args.enable_hybrid_engine:
         batches["hybrid engine"] = hybrid_engine_outlook(models[0].model)
+    elif args.compact_at and (obstacle := compaction_obstacle(models[0].model)):
+        batches["ended responses"] = f"stay in the batch: {obstacle}"
     print_dry_run(args, models, batches, around)
 
 

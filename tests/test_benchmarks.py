@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.benchmarks.arguments import parse_settings
+from tests.benchmarks.generation import SHARES, generation_rows
 from tests.benchmarks.measure import Ratio, ratio_of
 from tests.benchmarks.ranks import BenchmarkError, run_ranks
 from tests.benchmarks.rollout import rollout_rows
@@ -26,7 +27,8 @@ TINY = {
 
 def test_every_section_fills_its_table(tmp_path: Path) -> None:
     path = tmp_path / "tables.json"
-    sections = ("step", "memory", "growth", "accumulation", "rollout", "pieces")  # section plan: see test_dry_run.py
+    # Section plan: see test_dry_run.py; generation: below, for here it would compile.
+    sections = ("step", "memory", "growth", "accumulation", "rollout", "pieces")
     result = run_command([sys.executable, "-m", "tests.benchmarks", *flags(**TINY, sections=sections, output=path)])
     assert result.code == 0, result.stderr
     sections = json.loads(path.read_text())["sections"]
@@ -62,6 +64,13 @@ def test_impossible_settings_are_named(changes: dict[str, Any], message: str) ->
 def test_generation_on_two_ranks_gives_the_same_tokens_either_way() -> None:
     (row,) = run_ranks(rollout_rows, Load("tiny", "fp32", 4, 6, 6), 2, True, 1, ranks=2)
     assert (row["ranks"], row["prompts a rank"], row["same tokens"]) == (2, 2, "yes")
+
+
+def test_generation_with_rows_that_leave_gives_the_same_tokens() -> None:
+    (row,) = run_ranks(generation_rows, Load("tiny", "fp32", 8, 6, 24), 1, False, ranks=1)
+    assert (row["prompts"], row["rows with the same tokens"]) == (8, "100%") and row["mean length"] < row["longest"]
+    ratios = [cell for cell in row.values() if isinstance(cell, Ratio)]
+    assert len(ratios) == len(SHARES) and all(ratio.median > 0 for ratio in ratios)
 
 
 def fail_on_the_last_rank() -> None:

@@ -45,7 +45,7 @@ FREE_FLAGS = {
     "output_dir", "print_interval", "checkpoint_interval", "checkpoints_kept", "keep_checkpoints", "fresh",
     "allow_changed_flags", "max_skipped_steps", "rank_timeout", "local_rank", "trust_remote_code", "allow_pickle",
     "zero_stage", "offload", "gradient_checkpointing", "enable_hybrid_engine", "per_device_eval_batch_size",
-    "logits_chunk_size", "micro_batch_tokens", "park_frozen_models", "lora_export", "reward_retries",
+    "logits_chunk_size", "micro_batch_tokens", "park_frozen_models", "lora_export", "compact_at", "reward_retries",
     "reward_retry_wait", "unfit",
     "dry_run", "plan_ranks", "plan_devices", "plan_memory", "plan_host_memory", "plan_machines",
 }  # fmt: skip

@@ -289,6 +289,6 @@ class Memory:
         return tokens * model.shape.vocabulary * self.width * copies
 
     def key_values(self, model: PlannedModel, rows: int) -> int:
-        """Bytes of the keys and values of all layers, and of one layer's once more while a token is appended."""
+        """Bytes of the keys and values of all layers, and of one layer's once more while they change."""
         shape, length = model.shape, sum(self.around.longest)
         return 2 * (shape.layers + 1) * shape.kv_heads * shape.head_size * rows * length * self.width

@@ -77,7 +77,7 @@ def add_size_arguments(parser: argparse.ArgumentParser) -> None:
         "--growth_sizes",
         nargs="+",
         choices=SIZES,
-        help=f"models of sections growth and rollout {default_of('growth_sizes')}",
+        help=f"models of sections growth, rollout and generation {default_of('growth_sizes')}",
     )
 
 

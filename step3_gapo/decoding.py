@@ -1,0 +1,133 @@
+"""Decoding a batch whose responses end at different times: it is compacted, rows that have ended leave it."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.generation import GenerationMixin, LogitsProcessorList, StoppingCriteriaList
+
+COMPACT_AT = 0.25  # of the batch; see section generation of tests/benchmarks
+
+
+def compaction_obstacle(model: PreTrainedModel) -> str | None:
+    """Why rows cannot leave a batch of `model` while it decodes; None where they can.
+
+    What it keeps of a row must be keys and values, by row: so do layers of attention, full or in a sliding window.
+    """
+    if not model._supports_default_dynamic_cache():
+        return f"{type(model).__name__} keeps states of its own"
+    layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
+    others = {type(layer).__name__ for layer in layers} - {DynamicLayer.__name__, DynamicSlidingWindowLayer.__name__}
+    if others:
+        return f"{type(model).__name__} keeps more than keys and values ({', '.join(sorted(others))})"
+    makes_positions = type(model)._prepare_position_ids_for_generation
+    if makes_positions is not GenerationMixin._prepare_position_ids_for_generation:
+        return f"{type(model).__name__} keeps positions of its own"
+    return None
+
+
+def decode(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    generation: GenerationConfig,
+    compact_at: float,
+) -> torch.Tensor:
+    """What `model.generate` returns for the same random numbers, up to rounding; by itself where there is an obstacle.
+
+    Args:
+        input_ids, attention_mask: [batch, prompt] int64, left-padded.
+        generation: greedy or sampling, by tokens; one sequence a prompt.
+        compact_at: rows that have ended leave the batch when they are at least this share of it; 0: never.
+
+    Returns:
+        [batch, prompt + longest response] int64, padded after EOS.
+    """
+    compacts = compact_at > 0 and compaction_obstacle(model) is None
+    loop = partial(sample, compact_at=compact_at) if compacts else None
+    return model.generate(
+        input_ids=input_ids, attention_mask=attention_mask, generation_config=generation, custom_generate=loop
+    )
+
+
+def sample(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    compact_at: float,
+    **model_kwargs: Any,
+) -> torch.Tensor:
+    """transformers' loop (`GenerationMixin._sample`), which calls this in its place, with rows that leave."""
+    pad_id, draw = generation_config._pad_token_tensor, Draw(generation_config.do_sample)
+    batch, prompt = input_ids.shape
+    sequences = input_ids.new_full((batch, generation_config.max_length), int(pad_id))
+    sequences[:, :prompt] = input_ids
+    rows = torch.arange(batch, device=input_ids.device)  # of the batch, which are still in it
+    running = torch.ones_like(rows, dtype=torch.bool)
+    inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **model_kwargs)
+    outputs = model(**inputs, return_dict=True)
+    with model._optimize_model_for_decode():  # experts have other kernels for few tokens
+        while True:
+            model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
+            logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
+            del outputs  # holds the logits of the whole prompt where a model cannot leave them out
+            tokens = torch.where(running, draw(logits_processor(input_ids, logits), rows), pad_id)
+            sequences[rows, input_ids.shape[1]] = tokens
+            input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
+            running &= ~stopping_criteria(input_ids, None)
+            left = int(running.sum())
+            if not left:
+                return sequences[:, : input_ids.shape[1]]
+            if len(rows) - left >= compact_at * len(rows):
+                kept = running.nonzero().squeeze(-1)
+                model_kwargs = select_rows(model_kwargs, kept)
+                rows, input_ids, running = rows[kept], input_ids[kept], running[kept]
+            inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
+            outputs = model(**inputs, return_dict=True)
+
+
+class Draw:
+    """Next tokens: [rows, vocabulary] float32 logits and the rows' indices in the batch, [rows] -> [rows] int64.
+
+    Random numbers are drawn for the whole batch at every step, for rows that have left it, too: a token does not
+    depend on which others are there. Rows that have left keep the probabilities they had.
+    """
+
+    def __init__(self, do_sample: bool):
+        self.do_sample = do_sample
+        self.probabilities: torch.Tensor | None = None  # [batch, vocabulary]
+
+    def __call__(self, logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        if not self.do_sample:
+            return logits.argmax(dim=-1)
+        probabilities = logits.softmax(dim=-1)
+        if self.probabilities is None or len(rows) == len(self.probabilities):
+            self.probabilities = probabilities
+        else:
+            self.probabilities[rows] = probabilities
+        return torch.multinomial(self.probabilities, num_samples=1).squeeze(1)[rows]
+
+
+def select_rows(model_kwargs: dict[str, Any], kept: torch.Tensor) -> dict[str, Any]:
+    """What a model is called with, of these rows alone ([k] int64), without columns that are padding in all of them."""
+    mask, cache = model_kwargs.get("attention_mask"), model_kwargs["past_key_values"]
+    first = 0
+    if mask is not None:
+        mask = mask[kept]
+        if all(type(layer) is DynamicLayer for layer in cache.layers):  # a window counts the columns it has seen
+            first = int(mask.any(dim=0).int().argmax())
+        model_kwargs |= {"attention_mask": mask[:, first:]}
+    if model_kwargs.get("position_ids") is not None:
+        model_kwargs |= {"position_ids": model_kwargs["position_ids"][kept, first:]}
+    select_keys_and_values(cache, kept, first)
+    return model_kwargs
+
+
+def select_keys_and_values(cache: Cache, kept: torch.Tensor, first: int) -> None:
+    """Keep these rows and the columns from `first` on, in place, layer by layer."""
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys[kept, :, first:], layer.values[kept, :, first:]
