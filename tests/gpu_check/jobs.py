@@ -89,6 +89,12 @@ class Worker:
             self.process.start()
         end.close()
 
+    def await_imports(self, seconds: float) -> None:
+        """Wait until it has imported what it needs; they are no part of its share."""
+        with contextlib.suppress(EOFError, OSError):  # `rows` tells of a process that has ended
+            if self.pipe.poll(max(0.0, seconds)):
+                self.pipe.recv()
+
     def rows(self, limit: float) -> Iterator[Row]:
         """Let it work for at most `limit` seconds; its rows, as they come, and one for every check it owes then."""
         deadline, begun = time.monotonic() + limit, time.monotonic()
@@ -141,6 +147,7 @@ def work(job: Job, settings: Settings, pipe: Connection, log: Path) -> None:
             os.dup2(file.fileno(), descriptor)
     module, _, name = job.function.partition(":")
     prepare = attempt(lambda: getattr(importlib.import_module(module), name))
+    pipe.send("ready")
     pipe.recv()
     print(f"\n=== {job.section}: {job.label}", flush=True)
     checks = attempt(lambda: prepare.value()(settings, *job.arguments))
@@ -151,9 +158,10 @@ def work(job: Job, settings: Settings, pipe: Connection, log: Path) -> None:
     for check, function in checks.result.items():
         print(f"--- {check}", flush=True)
         done = attempt(function)
-        if done.status != OK and torch.cuda.is_available():
-            torch.cuda.empty_cache()
         pipe.send((check, done.status, done.result if done.status == OK else done.reason))
+        del done  # an error holds what was allocated where it happened
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     pipe.recv()  # until it is ended: a process group that is torn down at exit may hang or abort
 
 
@@ -203,6 +211,7 @@ def run_jobs(jobs: list[Job], settings: Settings, seconds: float, record: Any) -
     try:
         for number, job in enumerate(jobs):
             following = Worker(jobs[number + 1], settings, log) if number + 1 < len(jobs) else None
+            worker.await_imports(deadline - time.monotonic())
             left = deadline - time.monotonic()
             if left <= 0:
                 record.add(Row(job.section, job.label, LATE, ""))

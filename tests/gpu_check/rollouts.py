@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.cpp_extension import CUDA_HOME
 from transformers import ContinuousBatchingConfig, GenerationConfig, LlamaForCausalLM
 
 from step3_gapo import ppo
@@ -25,6 +24,7 @@ from tests.benchmarks.synthetic import (
 )
 from tests.gpu_check.jobs import Checks, NotThere, Settings
 from tests.gpu_check.rates import TERA, matrix_rate
+from tests.gpu_check.versions import has_nvcc
 from utils.distributed import init_distributed
 
 MEAN_LENGTH = 1 / 4  # of a response, over the longest allowed
@@ -80,8 +80,8 @@ def in_continuous_batches(prompts: Prompts) -> list[int]:
 # name -> generates for all prompts; the lengths of the responses
 ENGINES: dict[str, Callable[[Prompts], list[int]]] = {
     "generate, parameters gathered (step 3)": through_generate,
-    "generate, static cache, compiled on a GPU": with_static_cache,
     "generate_batch (continuous batching)": in_continuous_batches,
+    "generate, static cache, compiled on a GPU": with_static_cache,
 }
 
 
@@ -163,7 +163,7 @@ def hybrid_checks(settings: Settings) -> Checks:
         model = make_decoder(load, LlamaForCausalLM)
         if args.enable_hybrid_engine and (obstacle := hybrid_engine_obstacle(model)):
             raise NotThere(obstacle)
-        if args.enable_hybrid_engine and CUDA_HOME is None:
+        if args.enable_hybrid_engine and not has_nvcc():
             raise NotThere("its inference kernels are compiled, and there is no nvcc")
         actor = Actor(model, GenerationConfig(**sampling(load)), args, TOTAL_STEPS)
         return make_prompts(actor, load, args)

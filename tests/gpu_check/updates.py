@@ -32,7 +32,7 @@ from utils.lora import with_adapters
 from utils.memory_plan import critic_moments, fullest, policy_moments, step_moments
 from utils.memory_sizes import DEVICE, GIB, Memory, PlannedModel, Surroundings, shape_of
 
-OBJECTIVES, ROUNDS = 2, 3
+OBJECTIVES = 2
 CHUNK, LORA_DIM = 512, 16
 
 
@@ -43,6 +43,7 @@ class Bench:
     Attributes:
         overhead: bytes that were taken before there was a model, where the peak counts them: on a CPU.
         rate: of matrix products, operations a second.
+        rounds: how often a step is timed.
         seconds: of a step that was measured, by its name.
     """
 
@@ -53,6 +54,7 @@ class Bench:
     args: argparse.Namespace
     overhead: int
     rate: float
+    rounds: int
     seconds: dict[str, float] = field(default_factory=dict)
 
     def measured(self, name: str, update: ActorUpdate) -> str:
@@ -64,8 +66,8 @@ class Bench:
 
         step()  # after it the optimizer's memory is complete
         peak = peak_bytes(step)
-        seconds = sorted(seconds_of(step) for _ in range(ROUNDS))
-        self.seconds[name] = median = seconds[ROUNDS // 2]
+        seconds = sorted(seconds_of(step) for _ in range(self.rounds))
+        self.seconds[name] = median = seconds[self.rounds // 2]
         planned = self.planned_bytes(update.args)
         tokens = sum(batch.attention_mask.sum().item() for batch in self.experience)
         share = step_operations(self.load.size, len(self.critics), tokens) / median / self.rate
@@ -118,7 +120,8 @@ def make_bench(settings: Settings, stage: int, critics: int = OBJECTIVES, **chan
         actor = make_actor(load, args)
     experience = make_experience(actor, load, args, OBJECTIVES)
     made = make_critics(load, args, critics)
-    return Bench(load, actor, made, experience, args, overhead, matrix_rate(settings.small))
+    rounds = 1 if settings.small else 3
+    return Bench(load, actor, made, experience, args, overhead, matrix_rate(settings.small), rounds)
 
 
 def variants(bench: Bench, prefix: str, names: list[str]) -> Checks:

@@ -68,9 +68,14 @@ def toolkit() -> str:
     """What DeepSpeed's kernels (the hybrid engine) and torch.compile need to be built."""
     compilers = {name: shutil.which(name) or "none" for name in ("gcc", "g++", "ninja")}
     said = ", ".join(f"{name} {path}" for name, path in compilers.items())
-    if CUDA_HOME is None:
+    if not has_nvcc():
         raise NotThere(f"no nvcc; {said}")
-    return f"{CUDA_HOME}; {said}"
+    return f"nvcc in {CUDA_HOME}; {said}"
+
+
+def has_nvcc() -> bool:
+    """torch's CUDA_HOME may be a guess."""
+    return CUDA_HOME is not None and (Path(CUDA_HOME) / "bin" / "nvcc").is_file()
 
 
 def scripts() -> str:
