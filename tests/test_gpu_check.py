@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.gpu_check.__main__ import JOBS, SECTIONS
+from tests.gpu_check import __main__ as command
 from tests.gpu_check.jobs import FAILED, LATE, MISSING, OK, Checks, Job, NotThere, Settings, run_jobs
 from tests.gpu_check.record import Record
 from tests.gpu_check.updates import step_operations
@@ -26,31 +26,36 @@ def rows_of(path: Path) -> list[list[str]]:
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
 
 
-def test_every_section_has_its_rows(tmp_path: Path) -> None:
-    result = run_command([sys.executable, "-m", "tests.gpu_check", *flags(output=tmp_path, minutes=10)], timeout=600)
-    log = (tmp_path / "gpu_check.log").read_text()
-    assert result.code == 0, result.stdout + log
+def run(monkeypatch: pytest.MonkeyPatch, folder: Path, **options: object) -> int:
+    """The exit code of the command, in this process; those of its jobs are its own."""
+    monkeypatch.setattr(sys, "argv", ["gpu_check", *flags(output=folder, **options)])
+    with pytest.raises(SystemExit) as end:
+        command.main()
+    return end.value.code
+
+
+def test_every_section_has_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    code, said = run(monkeypatch, tmp_path, minutes=30), capsys.readouterr().out
+    assert code == 0, said + (tmp_path / "gpu_check.log").read_text()
     rows = rows_of(tmp_path / "gpu_check.md")
-    assert tuple(dict.fromkeys(row[0] for row in rows)) == SECTIONS
-    statuses = {row[1]: row[2] for row in rows}
+    assert tuple(dict.fromkeys(row[0] for row in rows)) == command.SECTIONS
+    statuses, results = {row[1]: row[2] for row in rows}, {row[1]: row[3] for row in rows}
     assert {check for check, status in statuses.items() if status == MISSING} <= WITHOUT_GPU
-    assert set(statuses.values()) <= {OK, MISSING} and statuses["Llama: hybrid engine"] == MISSING
-    results = {row[1]: row[3] for row in rows}
-    assert len(results) == len(rows) >= len(JOBS)
+    assert set(statuses.values()) == {OK, MISSING} and statuses["Llama: hybrid engine"] == MISSING
+    assert len(results) == len(rows) >= len(command.JOBS)
     assert "bit for bit" in results["step3_gapo/main.py: 2 rollouts against 1 and a resumed one"]
     assert "policy 0.0e+00" in results["gapo, full, again (no CUDA: CPU against CPU)"]
     assert all(f"ZeRO-{stage}: gapo, {scope}" in results for stage in (0, 2, 3) for scope in ("last_layer", "full"))
     assert "Complete" in (tmp_path / "gpu_check.md").read_text()
-    for section, check, *_ in rows:
-        assert f"{section} | {check} | " in result.stdout, check
+    assert all(f"{section} | {check} | {status} | " in said for section, check, status, *_ in rows)
 
 
-def test_without_time_every_job_is_a_row(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.gpu_check"]
-    result = run_command(command + flags(minutes=0.001, output=tmp_path, sections=("recovery", "memory")))
+def test_without_time_every_job_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, tmp_path, minutes=1e-6, sections=("recovery", "memory")) == 0
     rows = rows_of(tmp_path / "gpu_check.md")
-    assert result.code == 0, result.stdout + result.stderr
-    assert [row[1] for row in rows] == [job.label for job in JOBS if job.section in ("recovery", "memory")]
+    assert [row[1] for row in rows] == [job.label for job in command.JOBS if job.section in ("recovery", "memory")]
     assert {row[2] for row in rows} == {LATE}
 
 
@@ -115,15 +120,10 @@ def test_failures_are_rows_and_the_others_go_on(tmp_path: Path) -> None:
 
 
 def test_a_failed_check_is_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.gpu_check import __main__ as command
-
     for job, code in (("mixed", 1), ("good", 0)):
-        monkeypatch.setattr(command, "JOBS", jobs(job, share=1.0))
+        monkeypatch.setattr(command, "JOBS", jobs(job))
         monkeypatch.setattr(command, "SECTIONS", (job,))
-        monkeypatch.setattr(sys, "argv", ["gpu_check", *flags(output=tmp_path)])
-        with pytest.raises(SystemExit) as end:
-            command.main()
-        assert end.value.code == code
+        assert run(monkeypatch, tmp_path) == code
 
 
 def test_a_job_that_hangs_ends_with_its_share(tmp_path: Path) -> None:

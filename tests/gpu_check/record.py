@@ -1,10 +1,10 @@
 """The table of the checks, printed and written as it grows."""
 
 import time
+from datetime import timedelta
 from pathlib import Path
 
 from tests.gpu_check.jobs import FAILED, LATE, MISSING, OK, Job, Row
-from utils.metrics import format_duration
 from utils.output import write_text
 
 COLUMNS = ("section", "check", "status", "result", "seconds")
@@ -42,7 +42,7 @@ class Record:
         print(f"{self.summary()} in {self.clock()}; {self.path}", flush=True)
 
     def clock(self) -> str:
-        return f"{format_duration(time.monotonic() - self.start)} of {format_duration(self.seconds)}"
+        return " of ".join(str(timedelta(seconds=round(s))) for s in (time.monotonic() - self.start, self.seconds))
 
     def summary(self) -> str:
         counts = {status: sum(row.status == status for row in self.rows) for status in (OK, FAILED, MISSING, LATE)}
