@@ -21,7 +21,7 @@ from utils.output import check_writable
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 STAGES = (0, 2, 3)
 JOBS = [
-    Job("versions", "machine and libraries", "tests.gpu_check.versions:version_checks", share=15),
+    Job("versions", "machine and libraries", "tests.gpu_check.versions:version_checks", share=40),
     Job("parity", "the step on the CPU", "tests.gpu_check.parity:cpu_checks", share=20, environment=NO_GPU),
     Job("parity", "the step on the GPU", "tests.gpu_check.parity:gpu_checks", share=20),
     *(Job("update", f"ZeRO-{stage}", "tests.gpu_check.updates:update_checks", (stage,), share=35) for stage in STAGES),
@@ -48,6 +48,7 @@ def main() -> None:
     machine = f"CPU, {os.cpu_count()} cores, in small" if small else torch.cuda.get_device_name()
     record = Record(folder, f"What one GPU can show: {machine}", 60 * args.minutes)
     print(f"{machine}; the table goes to {record.path}, what the checks print to {record.log}", flush=True)
+    print("[importing libraries for the first checks]", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         chosen = [job for job in JOBS if job.section in args.sections]
         run_jobs(chosen, Settings(small, scratch), 60 * args.minutes, record)

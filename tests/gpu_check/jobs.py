@@ -139,7 +139,21 @@ class Worker:
 
 
 def work(job: Job, settings: Settings, pipe: Connection, log: Path) -> None:
-    """In the process of a job: send the names of its checks as a list, then (check, status, result) of each."""
+    """The process of a job. It ends at once: a process group that is torn down may hang or abort."""
+    code = 1
+    try:
+        do_checks(job, settings, pipe, log)
+        code = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def do_checks(job: Job, settings: Settings, pipe: Connection, log: Path) -> None:
+    """Send the names of a job's checks as a list, then (check, status, result) of each."""
     os.setsid()  # an interrupt from the terminal is the command's to handle
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with log.open("a") as file:
@@ -162,7 +176,6 @@ def work(job: Job, settings: Settings, pipe: Connection, log: Path) -> None:
         del done  # an error holds what was allocated where it happened
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    pipe.recv()  # until it is ended: a process group that is torn down at exit may hang or abort
 
 
 @dataclass(frozen=True)
