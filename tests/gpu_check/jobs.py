@@ -25,6 +25,7 @@ from utils.plain_text import printable
 
 OK, FAILED, MISSING, LATE = "ok", "failed", "not there", "no time left"
 REASON_LENGTH = 300
+SLACK = 1.5  # times its share that a job may take, if there is as much left
 SECONDS_TO_END = 5.0  # for a process and what it has started, before it is killed
 
 Checks = dict[str, Callable[[], str]]  # what is checked -> does it, and says what came out
@@ -109,7 +110,7 @@ class Worker:
                 yield from (self.row(check, FAILED, "not reached: see above") for check in open_checks)
                 return
             if message is None:
-                late = f"stopped after its share of the time, {limit:.0f} s"
+                late = f"stopped after {limit:.0f} s, more than its share of the time"
                 yield self.row(open_checks.pop(0), LATE, late, time.monotonic() - begun)
                 yield from (self.row(check, LATE, "") for check in open_checks)
                 return
@@ -229,7 +230,7 @@ def run_jobs(jobs: list[Job], settings: Settings, seconds: float, record: Any) -
             if left <= 0:
                 record.add(Row(job.section, job.label, LATE, ""))
             else:
-                limit = left * job.share / sum(later.share for later in jobs[number:])
+                limit = min(left, SLACK * left * job.share / sum(later.share for later in jobs[number:]))
                 record.begin(job, limit, [later.section for later in jobs[number + 1 :]])
                 for row in worker.rows(limit):
                     record.add(row)

@@ -16,7 +16,7 @@ from tests.benchmarks.synthetic import (
     make_experience,
     make_update,
 )
-from tests.gpu_check.jobs import Checks, Settings
+from tests.gpu_check.jobs import Checks, NotThere, Settings
 from utils.distributed import device, init_distributed
 
 OBJECTIVES, MICRO_BATCHES = 2, 2
@@ -53,7 +53,10 @@ def first_step(settings: Settings, scope: str) -> str:
 
 def same_step(settings: Settings, scope: str) -> str:
     """Take the step of `first_step`; raises AssertionError where it differs."""
-    expected = torch.load(Path(settings.folder) / f"{scope}.pt", weights_only=True)
+    file = Path(settings.folder) / f"{scope}.pt"
+    if not file.exists():
+        raise NotThere("the step on the CPU, to compare with")
+    expected = torch.load(file, weights_only=True)
     found = take_step(settings, scope, [moved(batch, device()) for batch in expected["experience"]])
     differences = {"Gram matrix": difference(expected["gram"], found["gram"])}
     for model, weights in expected["weights"].items():
