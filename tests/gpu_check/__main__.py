@@ -63,17 +63,18 @@ def parse_arguments() -> argparse.Namespace:
         " written as it grows. Statuses: ok, failed, not there (the machine lacks what it is about), no time left."
         " Without a GPU the same checks run on the CPU with tiny models. Exit code 1 if a check failed. Needs no"
         " network; models are random.",
+        formatter_class=argparse.HelpFormatter,
     )
     parser.add_argument(
-        "--minutes", type=positive_float, default=7.0, help="that all checks may take; each has a share"
+        "--minutes", type=positive_float, default=7.0, help="that all checks may take; each has a share (7)"
     )
     parser.add_argument(
         "--output",
         metavar="DIR",
         default=os.environ.get("OUT"),
-        help="folder of gpu_check.md and gpu_check.log (default: $OUT, else a fresh one among temporary files)",
+        help="folder of gpu_check.md and gpu_check.log ($OUT, else a fresh one among temporary files)",
     )
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS, help="what to run")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS, help="what to run (all)")
     return parser.parse_args()
 
 
