@@ -2,13 +2,10 @@
 
 import argparse
 from pathlib import Path
+from types import ModuleType
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy
 import torch
-from matplotlib import pyplot
 
 from step3_gapo.health import Health
 from step3_gapo.rollout import Rollout
@@ -30,6 +27,7 @@ class Tracker:
         self.names, self.interval = [objective.name for objective in objectives], args.print_interval
         self.total_steps, self.run = total_steps, Path(args.output_dir).name
         self.path: list[list[float]] = []  # mean objective values of every step
+        self.pyplot = drawing_library() if len(self.names) > 1 else None
         self.health = Health([objective.name for objective in objectives if objective.optimized])
         done = checkpoints.newest.step if checkpoints.newest else 0
         self.progress = Progress(total_steps, self.run, args.print_interval, done)
@@ -52,8 +50,8 @@ class Tracker:
             print(f"{self.run}: warning at step {step}: {warning}", flush=True)
         if step == 1 or step % self.interval == 0 or step == self.total_steps:
             self.logger.text("responses", sample_table(rollout), step)
-            if len(self.names) > 1:
-                self.logger.image("pareto", path_image(self.path, self.names), step)
+            if self.pyplot:
+                self.logger.image("pareto", path_image(self.pyplot, self.path, self.names), step)
 
     def close(self) -> None:
         self.logger.close()
@@ -100,7 +98,19 @@ def sample_table(rollout: Rollout, rows: int = 4) -> str:
     return "\n".join(lines)
 
 
-def path_image(path: list[list[float]], names: list[str]) -> numpy.ndarray:
+def drawing_library() -> ModuleType | None:
+    """matplotlib's pyplot, without a screen; None, with a note, where only what training needs is installed."""
+    try:
+        import matplotlib
+        from matplotlib import pyplot
+    except ImportError:
+        print("note: matplotlib is not installed; TensorBoard gets no image of the path", flush=True)
+        return None
+    matplotlib.use("Agg")
+    return pyplot
+
+
+def path_image(pyplot: ModuleType, path: list[list[float]], names: list[str]) -> numpy.ndarray:
     """The run's path in the plane of its first two objectives; [height, width, 3] uint8."""
     figure, axes = pyplot.subplots(figsize=(5, 4), dpi=100)
     first, second = [point[0] for point in path], [point[1] for point in path]

@@ -21,6 +21,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
+from step3_gapo.tracking import drawing_library
 from tests.helpers import (
     STEP3,
     Result,
@@ -103,6 +104,12 @@ def test_tensorboard_holds_the_same_numbers_texts_and_a_picture(gapo_run: tuple[
     assert all(len(text.split("\n")) == 2 + 4 for text in shown)
     assert "| algorithm | gapo |" in texts["hyperparameters"][0].tensor_proto.string_val[0].decode()
     assert [event.step for event in events.Images("pareto")] == [1, 2]
+
+
+def test_without_matplotlib_there_is_no_picture(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
+    assert drawing_library() is None
+    assert capsys.readouterr().out.startswith("note: matplotlib is not installed")
 
 
 def test_the_flags_are_kept(gapo_run: tuple[Path, Result], workshop: Workshop) -> None:

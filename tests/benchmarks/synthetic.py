@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
+from transformers import GenerationConfig, MistralForCausalLM, PreTrainedModel
 
 from step3_gapo.actor import Actor
 from step3_gapo.arguments import algorithm_of, parse_args
@@ -76,27 +76,28 @@ def objective_names(objectives: int) -> list[str]:
     return [f"objective_{i}" for i in range(objectives)]
 
 
-def arguments_of(load: Load, ranks: int, zero_stage: int, accumulation: int = 1) -> argparse.Namespace:
+def arguments_of(load: Load, ranks: int, zero_stage: int, accumulation: int = 1, **changes: Any) -> argparse.Namespace:
     """Step 3's own arguments, defaults where nothing else is asked for."""
-    return parse_args(flags(
-        actor_model="unused", data="unused", output_dir="unused", algorithm="morlhf", dtype=load.dtype,
-        zero_stage=zero_stage, max_prompt_length=load.prompt, max_new_tokens=load.response,
-        per_device_train_batch_size=load.batch // (ranks * accumulation), gradient_accumulation_steps=accumulation,
-    ))  # fmt: skip
+    return parse_args(flags(**{
+        "actor_model": "unused", "data": "unused", "output_dir": "unused", "algorithm": "morlhf", "dtype": load.dtype,
+        "zero_stage": zero_stage, "max_prompt_length": load.prompt, "max_new_tokens": load.response,
+        "per_device_train_batch_size": load.batch // (ranks * accumulation),
+        "gradient_accumulation_steps": accumulation,
+    } | changes))  # fmt: skip
 
 
-def make_decoder(load: Load) -> MistralForCausalLM:
-    """Random weights, the same on every rank."""
+def make_decoder(load: Load, architecture: type[PreTrainedModel] = MistralForCausalLM) -> PreTrainedModel:
+    """Random weights, the same on every rank, in the shape of Mistral's decoder or of one like it, such as Llama's."""
     size = SIZES[load.size]
     seed_everything(0)
-    config = MistralConfig(
+    config = architecture.config_class(
         vocab_size=size.vocabulary, hidden_size=size.hidden, num_hidden_layers=size.layers,
         num_attention_heads=size.heads, num_key_value_heads=size.kv_heads, intermediate_size=size.intermediate,
         max_position_embeddings=load.prompt + load.response, initializer_range=0.5 * size.hidden**-0.5,
         sliding_window=None, tie_word_embeddings=False, use_cache=False,
         bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD,
     )  # fmt: skip
-    return MistralForCausalLM(config).to(DTYPES[load.dtype])
+    return architecture(config).to(DTYPES[load.dtype])
 
 
 def make_actor(load: Load, args: argparse.Namespace, **generation: Any) -> Actor:
