@@ -8,7 +8,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation import GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 
-COMPACT_AT = 0.25  # of the batch; see section generation of tests/benchmarks
+COMPACT_AT = 0.25  # of the batch; docs/scaling.md has what shares bring
 
 
 def compaction_obstacle(model: PreTrainedModel) -> str | None:
