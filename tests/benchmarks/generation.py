@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 from torch import nn
-from transformers import CompileConfig, GenerationConfig
+from transformers import CompileConfig, ContinuousBatchingConfig, GenerationConfig
 
 from step3_gapo.actor import Actor, hybrid_engine_obstacle
 from step3_gapo.decoding import COMPACT_AT
@@ -17,6 +17,8 @@ from tests.benchmarks.synthetic import EOS, PAD, SIZES, Load, arguments_of, make
 from utils.distributed import device, seed_everything
 
 MEAN = 1 / 4  # of the longest response allowed: lengths are geometric, and one row in fifty runs to the limit
+GPU_SHARE = 0.3  # of the free memory, for keys and values: in training, other models are there, too
+FEW_BLOCKS = {"num_blocks": 256, "max_batch_tokens": 512}  # on a CPU, all of whose memory would be cleared
 SHARES = (0.125, COMPACT_AT, 0.5)
 OTHERS = ("static cache, compiled", "compilation [s]", "continuous batching", "hybrid engine")
 SAMPLING = {
@@ -43,13 +45,29 @@ class Prompts:
             return self.actor.generate(self.ids, self.attention_mask)
 
     @torch.no_grad()
-    def answer_continuously(self) -> int:
-        """transformers' continuous batching; how many tokens it has sampled."""
+    def answer_continuously(self) -> list[int]:
+        """transformers' continuous batching, a response that has ended makes room for the next; tokens of every one.
+
+        Raises:
+            RuntimeError: responses are missing.
+        """
         seed_everything(0)
+        self.actor.generation = GenerationConfig(**SAMPLING, max_new_tokens=self.longest)
         rows = [row[mask.bool()].tolist() for row, mask in zip(self.ids, self.attention_mask, strict=True)]
+        room = {"max_memory_percent": GPU_SHARE} if torch.cuda.is_available() else FEW_BLOCKS
         with self.actor.gathered():
-            answers = self.actor.twin.generate_batch(rows, generation_config=self.actor.generation)
-        return sum(len(answer.generated_tokens) for answer in answers.values())
+            answers = self.actor.twin.generate_batch(
+                rows,
+                generation_config=self.actor.generation,
+                continuous_batching_config=ContinuousBatchingConfig(**room),
+            )
+        if len(answers) < len(rows):
+            raise RuntimeError(f"{len(answers)} responses to {len(rows)} prompts")
+        return [len(answer.generated_tokens) for answer in answers.values()]
+
+    def lengths(self, sequences: torch.Tensor) -> list[int]:
+        """Tokens of every response, with EOS."""
+        return response_mask(sequences[:, self.ids.shape[1] :], EOS).sum(dim=-1).int().tolist()
 
     @property
     def longest(self) -> int:
@@ -93,12 +111,12 @@ def generation_rows(load: Load, rounds: int, compiled: bool) -> list[Row]:
     ways = {f"compaction at {share:g}": partial(prompts.answer, share) for share in SHARES}
     seconds = time_in_turns({"generate": prompts.answer, **ways}, rounds)
     plain = seconds.pop("generate")
-    lengths = response_mask(expected[:, load.prompt :], EOS).sum(dim=-1)
+    lengths = prompts.lengths(expected)
     return [{
         "parameters": f"{SIZES[load.size].parameters:,}",
         "prompts": load.batch,
-        "mean length": round(lengths.mean().item(), 1),
-        "longest": int(lengths.max()),
+        "mean length": round(sum(lengths) / len(lengths), 1),
+        "longest": max(lengths),
         "generate [s]": round(plain.median().item(), 2),
         **{way: ratio_of(plain, of_way) for way, of_way in seconds.items()},
         "rows with the same tokens": f"{same:.0%}",
@@ -111,7 +129,6 @@ def others(prompts: Prompts, rounds: int) -> Row:
     static = partial(prompts.answer, **static_cache())
     first = seconds_of(static)
     seconds = time_in_turns({"generate": prompts.answer, "static": static}, rounds)
-    prompts.answer()  # sets generation back
     continuous = seconds_of(prompts.answer) / seconds_of(prompts.answer_continuously)
     cells = (
         ratio_of(seconds["generate"], seconds["static"]),

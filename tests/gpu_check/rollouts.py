@@ -2,26 +2,16 @@
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import ContinuousBatchingConfig, GenerationConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaForCausalLM
 
-from step3_gapo import ppo
 from step3_gapo.actor import Actor, hybrid_engine_obstacle
+from step3_gapo.decoding import COMPACT_AT
+from tests.benchmarks.generation import SAMPLING, Prompts, static_cache
 from tests.benchmarks.measure import seconds_of
-from tests.benchmarks.rollout import generate_gathered
-from tests.benchmarks.synthetic import (
-    EOS,
-    PAD,
-    TOTAL_STEPS,
-    Load,
-    arguments_of,
-    make_actor,
-    make_decoder,
-    make_experience,
-)
+from tests.benchmarks.synthetic import EOS, TOTAL_STEPS, Load, arguments_of, make_decoder, make_experience
 from tests.gpu_check.jobs import Checks, NotThere, Settings
 from tests.gpu_check.rates import TERA, matrix_rate
 from tests.gpu_check.versions import has_nvcc
@@ -29,77 +19,30 @@ from utils.distributed import init_distributed
 
 MEAN_LENGTH = 1 / 4  # of a response, over the longest allowed
 ROUNDS = 2
-GPU_SHARE = 0.3  # of the free memory: in training, other models are there, too
 
 
-@dataclass
-class Prompts:
-    """A policy, and left-padded prompts for it: [batch, prompt] int64 each, on its device."""
-
-    actor: Actor
-    ids: torch.Tensor
-    attention_mask: torch.Tensor
-
-    @property
-    def lists(self) -> list[list[int]]:
-        """The ids without padding."""
-        pairs = zip(self.ids, self.attention_mask, strict=True)
-        return [ids[mask.bool()].tolist() for ids, mask in pairs]
+def through_step3(prompts: Prompts) -> list[int]:
+    """Lengths of the responses that step 3 generates by default."""
+    return prompts.lengths(prompts.answer(COMPACT_AT))
 
 
-def through_generate(prompts: Prompts) -> list[int]:
-    """As step 3 does it."""
-    return lengths(generate_gathered(prompts.actor, prompts.ids, prompts.attention_mask), prompts)
-
-
-@torch.no_grad()
 def with_static_cache(prompts: Prompts) -> list[int]:
-    """Room for all tokens from the start, for which transformers compiles the decoder on a GPU."""
-    sequences = prompts.actor.twin.generate(
-        input_ids=prompts.ids, attention_mask=prompts.attention_mask, generation_config=prompts.actor.generation,
-        cache_implementation="static",
-    )  # fmt: skip
-    return lengths(sequences, prompts)
-
-
-@torch.no_grad()
-def in_continuous_batches(prompts: Prompts) -> list[int]:
-    """A response that has ended makes room for the next prompt; keys and values within a part of the memory."""
+    """Room for all tokens from the start, and on a GPU a compiled forward pass."""
     on_gpu = torch.cuda.is_available()
-    room = {"max_memory_percent": GPU_SHARE} if on_gpu else {"num_blocks": 32, "max_batch_tokens": 64}
-    outputs = prompts.actor.twin.generate_batch(
-        prompts.lists,
-        generation_config=prompts.actor.generation,
-        continuous_batching_config=ContinuousBatchingConfig(**room),
-    )
-    if len(outputs) < len(prompts.ids):
-        raise RuntimeError(f"{len(outputs)} responses to {len(prompts.ids)} prompts")
-    return [len(output.generated_tokens) for output in outputs.values()]
+    return prompts.lengths(prompts.answer(**static_cache() if on_gpu else {"cache_implementation": "static"}))
 
 
 # name -> generates for all prompts; the lengths of the responses
 ENGINES: dict[str, Callable[[Prompts], list[int]]] = {
-    "generate, parameters gathered (step 3)": through_generate,
-    "generate_batch (continuous batching)": in_continuous_batches,
+    "generate, ended responses leave (step 3)": through_step3,
+    "generate, all responses stay": lambda prompts: prompts.lengths(prompts.answer()),
+    "generate_batch (continuous batching)": Prompts.answer_continuously,
     "generate, static cache, compiled on a GPU": with_static_cache,
 }
 
 
-def lengths(sequences: torch.Tensor, prompts: Prompts) -> list[int]:
-    """Tokens of every response, with EOS."""
-    mask = ppo.response_mask(sequences[:, prompts.ids.shape[1] :], EOS)
-    return mask.sum(dim=-1).int().tolist()
-
-
 def load_of(settings: Settings) -> Load:
     return Load("tiny", "bf16", 8, 8, 16) if settings.small else Load("300m", "bf16", 64, 128, 256)
-
-
-def sampling(load: Load) -> dict[str, object]:
-    return {
-        "max_new_tokens": load.response, "eos_token_id": EOS, "pad_token_id": PAD, "do_sample": True, "top_k": 0,
-        "top_p": 1.0, "use_cache": True,
-    }  # fmt: skip
 
 
 def make_prompts(actor: Actor, load: Load, args: argparse.Namespace) -> Prompts:
@@ -148,7 +91,7 @@ def generation_checks(settings: Settings) -> Checks:
     init_distributed()
     load = load_of(settings)
     args = arguments_of(load, 1, zero_stage=0)
-    prompts = make_prompts(make_actor(load, args, **sampling(load)), load, args)
+    prompts = make_prompts(Actor(make_decoder(load), GenerationConfig(**SAMPLING), args, TOTAL_STEPS), load, args)
     rate = {"bf16 matrix products": lambda: f"{matrix_rate(settings.small) / TERA:.3g} TFLOP/s"}
     return rate | {name: lambda engine=engine: measured(engine, prompts) for name, engine in ENGINES.items()}
 
@@ -165,10 +108,10 @@ def hybrid_checks(settings: Settings) -> Checks:
             raise NotThere(obstacle)
         if args.enable_hybrid_engine and not has_nvcc():
             raise NotThere("its inference kernels are compiled, and there is no nvcc")
-        actor = Actor(model, GenerationConfig(**sampling(load)), args, TOTAL_STEPS)
+        actor = Actor(model, GenerationConfig(**SAMPLING), args, TOTAL_STEPS)
         return make_prompts(actor, load, args)
 
     return {
-        "Llama: generate, parameters gathered": lambda: measured(through_generate, prompts()),
-        "Llama: hybrid engine": lambda: measured(through_generate, prompts(enable_hybrid_engine=True)),
+        "Llama: generate, ended responses leave": lambda: measured(through_step3, prompts()),
+        "Llama: hybrid engine": lambda: measured(through_step3, prompts(enable_hybrid_engine=True)),
     }
