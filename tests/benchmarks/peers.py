@@ -89,8 +89,8 @@ def run(command: list[str]) -> None:
 def measure(case: Case, python: Path, rounds: int, label: str) -> dict[str, list[dict[str, float]]]:
     """The figures of every variant in every round, and under `RATE` the machine's matrix rate at the time.
 
-    The first turn of each worker, in which it loads its models, does not count. In every round the variants take
-    their turns in another order.
+    A first round, in which the workers load their models, does not count. In every round the variants take their turns
+    in another order.
     """
     figures = {name: [] for name in (RATE, *ALGORITHMS, TRL)}
     with working(sys.executable, PROJECT_SIDE, case) as project, working(python, TRL_SIDE, case) as peer:
