@@ -92,10 +92,15 @@ def add_head_gradients(
     """
     rows, positions = slopes.ne(0).any(dim=0).nonzero(as_tuple=True)
     for row, position in zip(rows.split(chunk_size), positions.split(chunk_size), strict=True):
-        residual = -(logits(row, position).float() / temperature).softmax(dim=-1)  # [chunk, vocabulary]
-        residual.scatter_add_(-1, actions[row, position].unsqueeze(-1), torch.ones_like(residual[:, :1]))
+        residual = head_residual(logits(row, position), actions[row, position], temperature)
         weighted = slopes[:, row, position].T.unsqueeze(-1) * hidden[row, position].float().unsqueeze(1)
         total.flatten(1).addmm_(residual.T, weighted.flatten(1), alpha=1.0 / temperature)  # [chunk, m · features]
+
+
+def head_residual(logits: torch.Tensor, actions: torch.Tensor, temperature: float) -> torch.Tensor:
+    """e_a - softmax(z / T) of every token: [k, vocabulary] and [k] -> [k, vocabulary] float32."""
+    residual = (logits.float() / temperature).softmax(dim=-1).neg_()
+    return residual.scatter_add_(-1, actions.unsqueeze(-1), torch.ones_like(residual[:, :1]))
 
 
 def global_gram(gradients: torch.Tensor) -> torch.Tensor:

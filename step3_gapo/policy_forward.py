@@ -81,8 +81,11 @@ class PolicyForward:
                 return PolicyOutput(log_probs, hidden, entropy.detach() if torch.is_grad_enabled() else None)
             print_main("note: this model scales or caps its logits; --logits_chunk_size has no effect on it")
         logits, hidden = self.run(input_ids, attention_mask, response_length)
-        log_probs = ppo.log_probs_of(logits, input_ids[:, -response_length:], self.temperature)
-        entropy = ppo.entropy_of(logits.detach(), self.temperature) if torch.is_grad_enabled() else None
+        actions, entropy = input_ids[:, -response_length:], None
+        if torch.is_grad_enabled():
+            log_probs, entropy = ppo.log_probs_and_entropy(logits, actions, self.temperature)
+        else:
+            log_probs = ppo.log_probs_of(logits, actions, self.temperature)
         return PolicyOutput(log_probs, hidden, entropy, logits)
 
     def run(
@@ -217,4 +220,4 @@ def scaled_logits(
 ) -> torch.Tensor:
     """The head's output at the sampling temperature: [k, features] -> [k, vocabulary] float32."""
     logits = hidden @ weight.T if bias is None else torch.addmm(bias, hidden, weight.T)
-    return logits.float() / temperature
+    return logits.float().div_(temperature)  # nobody else holds them

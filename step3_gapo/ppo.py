@@ -9,6 +9,7 @@ add up to exactly one global mean.
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch.nn.functional import pad
 
 
 def response_mask(response_ids: torch.Tensor, eos_token_id: int | Sequence[int]) -> torch.Tensor:
@@ -50,31 +51,46 @@ def log_probs_of(logits: torch.Tensor, actions: torch.Tensor, temperature: float
     Returns:
         [batch, time] float32.
     """
-    return _LogProbs.apply(logits, actions, temperature)
+    return _LogProbs.apply(logits, actions, temperature, False)[0]
+
+
+def log_probs_and_entropy(
+    logits: torch.Tensor, actions: torch.Tensor, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`log_probs_of`, and from the same softmax the entropy in nats; [batch, time] float32 each.
+
+    The entropy has no gradient.
+    """
+    return _LogProbs.apply(logits, actions, temperature, True)
 
 
 class _LogProbs(torch.autograd.Function):
-    """log softmax(z / T)_a, whose derivative is (e_a - softmax(z / T)) / T."""
+    """log softmax(z / T)_a, whose derivative is (e_a - softmax(z / T)) / T, and the entropy; zeros unless wanted."""
 
     @staticmethod
-    def forward(ctx, logits: torch.Tensor, actions: torch.Tensor, temperature: float) -> torch.Tensor:
+    def forward(
+        ctx, logits: torch.Tensor, actions: torch.Tensor, temperature: float, with_entropy: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.save_for_backward(logits, actions)
         ctx.temperature = temperature
-        log_probs = torch.empty(actions.shape, device=logits.device)
+        log_probs, entropy = torch.zeros(2, *actions.shape, device=logits.device)
         for at in token_chunks(logits):
             distribution = (logits[at].float() / temperature).log_softmax(dim=-1)
             log_probs[at] = distribution.gather(-1, actions[at].unsqueeze(-1)).squeeze(-1)
-        return log_probs
+            if with_entropy:
+                entropy[at] = -distribution.exp().mul_(distribution).sum(dim=-1)
+        ctx.mark_non_differentiable(entropy)
+        return log_probs, entropy
 
     @staticmethod
-    def backward(ctx, slopes: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx, slopes: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         logits, actions = ctx.saved_tensors
         slopes = slopes.unsqueeze(-1) / ctx.temperature  # [batch, time, 1]
         gradient = torch.empty_like(logits)
         for at in token_chunks(logits):
             residual = (logits[at].float() / ctx.temperature).softmax(dim=-1).mul_(-slopes[at])
             gradient[at] = residual.scatter_add_(-1, actions[at].unsqueeze(-1), slopes[at])
-        return gradient, None, None
+        return gradient, None, None, None
 
 
 def token_chunks(logits: torch.Tensor) -> Iterator[tuple[slice, slice]]:
@@ -88,15 +104,6 @@ def token_chunks(logits: torch.Tensor) -> Iterator[tuple[slice, slice]]:
     for row in range(0, batch, rows):
         for column in range(0, time, columns):
             yield slice(row, row + rows), slice(column, column + columns)
-
-
-def entropy_of(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Entropy in nats of the sampled distribution: [batch, time, vocabulary] -> [batch, time] float32."""
-    entropy = torch.empty(logits.shape[:2], device=logits.device)
-    for at in token_chunks(logits):
-        log_probs = (logits[at].float() / temperature).log_softmax(dim=-1)
-        entropy[at] = -(log_probs.exp() * log_probs).sum(dim=-1)
-    return entropy
 
 
 def masked_mean(
@@ -135,14 +142,13 @@ def generalized_advantage_estimate(
         (advantages, returns), both [batch, time] float32, zero on padding.
     """
     values, rewards = values * mask, rewards * mask
-    advantage = torch.zeros_like(values[:, 0])
-    next_value = torch.zeros_like(values[:, 0])
-    advantages = torch.zeros_like(values)
-    for t in reversed(range(values.shape[1])):
-        delta = rewards[:, t] + gamma * next_value - values[:, t]
-        advantage = (delta + gamma * lam * advantage) * mask[:, t]
-        advantages[:, t] = advantage
-        next_value = values[:, t]
+    deltas = rewards + gamma * pad(values[:, 1:], (0, 1)) - values
+    # What is left to do step by step is kept small: these are as many calls as a response has tokens.
+    advantage, advantages = torch.zeros_like(values[:, 0]), []
+    for delta, taken in zip(reversed(deltas.unbind(dim=1)), reversed(mask.unbind(dim=1)), strict=True):
+        advantage = (delta + gamma * lam * advantage) * taken
+        advantages.append(advantage)
+    advantages = torch.stack(advantages[::-1], dim=1)
     return advantages, (advantages + values) * mask
 
 

@@ -12,28 +12,31 @@ import torch
 from tests.benchmarks.arguments import parse_settings
 from tests.benchmarks.generation import SHARES, generation_rows
 from tests.benchmarks.measure import Ratio, ratio_of
+from tests.benchmarks.peer_turns import PHASES, Case
+from tests.benchmarks.peers import GAPO, MORLHF, PROJECT_SIDE, RATE, TRL, rows_of, working
+from tests.benchmarks.plan import make_models
 from tests.benchmarks.ranks import BenchmarkError, run_ranks
 from tests.benchmarks.rollout import rollout_rows
 from tests.benchmarks.synthetic import SIZES, Load, make_decoder
-from tests.helpers import flags, run_command
+from tests.helpers import Workshop, flags, run_command
 from utils.distributed import rank
 from utils.errors import UserError
 
 TINY = {
     "quick": True, "stages": 3, "ranks": 1, "batch_size": 4, "prompt_length": 6, "response_length": 6, "rounds": 1,
-    "memory_size": "tiny", "growth_sizes": "tiny", "growth_objectives": (1, 3),
+    "memory_size": "tiny", "loading_size": "tiny", "growth_sizes": "tiny", "growth_objectives": (1, 3),
 }  # fmt: skip
 
 
 def test_every_section_fills_its_table(tmp_path: Path) -> None:
     path = tmp_path / "tables.json"
     # Section plan: see test_dry_run.py; generation: below, for here it would compile.
-    sections = ("step", "memory", "growth", "accumulation", "rollout", "pieces")
+    sections = ("step", "memory", "loading", "growth", "accumulation", "rollout", "pieces")
     result = run_command([sys.executable, "-m", "tests.benchmarks", *flags(**TINY, sections=sections, output=path)])
     assert result.code == 0, result.stderr
     sections = json.loads(path.read_text())["sections"]
     assert {name: len(section["rows"]) for name, section in sections.items()} == {
-        "step": 1, "memory": 1, "growth": 3, "accumulation": 4, "rollout": 3, "pieces": 5,
+        "step": 1, "memory": 1, "loading": 2, "growth": 3, "accumulation": 4, "rollout": 3, "pieces": 10,
     }  # fmt: skip
     for name, section in sections.items():
         assert section["title"] in result.stdout
@@ -59,6 +62,59 @@ def test_impossible_settings_are_named(changes: dict[str, Any], message: str) ->
     with pytest.raises(UserError) as error:
         parse_settings(["step"], flags(**changes))
     assert str(error.value) == message
+
+
+# --- section peers, as far as it goes without TRL
+
+
+def test_peers_are_asked_for_by_their_environment(tmp_path: Path) -> None:
+    sections, lacking = ["step", "peers"], flags(peer_environment=tmp_path / "none")
+    assert parse_settings(sections, []).sections == ("step",)
+    with pytest.raises(UserError, match="^--sections peers: TRL is needed.* --make_peer_environment") as error:
+        parse_settings(sections, flags(sections="peers"))
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="none: lacks trl==1.16.0 .*; --make_peer_environment installs peers.txt"):
+        parse_settings(sections, lacking)
+    assert not (tmp_path / "none").exists()
+
+
+def test_steps_of_this_project_are_timed_by_phase(workshop: Workshop, tmp_path: Path) -> None:
+    make_models("tiny", tmp_path, workshop.base)
+    (tmp_path / "prompts.jsonl").write_text(workshop.prompts.read_text().splitlines(keepends=True)[0])
+    case = Case(str(tmp_path), "fp32", responses=4, generations=4, response=5)
+    with working(sys.executable, PROJECT_SIDE, case) as worker:
+        counted = {name: worker.take_turn(name) for name in (GAPO, MORLHF)}
+        timed = {name: worker.take_turn(name) for name in (GAPO, MORLHF)}
+        assert worker.take_turn(RATE)[RATE] > 0
+    for name, figures in timed.items():
+        assert figures["step"] == pytest.approx(sum(figures[phase] for phase in PHASES))
+        assert all(figures[phase] > 0 for phase in PHASES) and 4 <= figures["tokens"] <= 4 * 5
+        assert counted[name].items() <= figures.items()
+        assert figures["flops/step"] == sum(figures[f"flops/{phase}"] for phase in PHASES)
+
+
+def test_a_side_that_ends_without_an_answer_is_heard(tmp_path: Path) -> None:
+    with working(sys.executable, "tests.benchmarks.nobody", Case(str(tmp_path), "fp32", 8, 8, 5)) as worker:
+        with pytest.raises(BenchmarkError, match="No module named tests.benchmarks.nobody"):
+            worker.take_turn(TRL)
+
+
+def test_rows_of_peers_pair_the_figures_of_a_round() -> None:
+    def figures(*seconds: float) -> list[dict[str, float]]:
+        phases = dict.fromkeys(("step", *PHASES))
+        flops = {f"flops/{phase}": 60.0 for phase in phases}
+        return [dict.fromkeys(phases, s) | flops | {"tokens": 30.0} for s in seconds]
+
+    rate = [{RATE: rate} for rate in (60.0, 40.0, 30.0)]
+    sides = {GAPO: figures(2.0, 3.0, 4.0), MORLHF: figures(1.0, 1.0, 1.0), TRL: figures(1.0, 2.0, 2.0)}
+    rows = rows_of(Load("tiny", "fp32", 8, 0, 5), {RATE: rate} | sides)
+    assert [row["phase"] for row in rows] == ["step", *PHASES]
+    assert (rows[0][f"{GAPO} / {TRL}"].median, rows[0][f"{MORLHF} / {TRL}"].median) == (2.0, 0.5)
+    assert (rows[0][f"{GAPO} [s]"], rows[0][f"{GAPO} [tokens/s]"], rows[0][f"{TRL} [tokens/s]"]) == (3.0, 10, 15)
+    assert rows[0][f"{GAPO}: of the matrix rate"] == Ratio(0.5, 0.5, 0.5)
+
+
+# --- single sections
 
 
 def test_generation_on_two_ranks_gives_the_same_tokens_either_way() -> None:

@@ -7,6 +7,7 @@ import torch
 
 from step3_gapo import ppo
 from step3_gapo.rollout import training_score
+from tests.benchmarks.pieces import plain_advantages
 from utils.data.batching import left_pad, right_pad
 from utils.models import position_ids_from_mask
 
@@ -61,13 +62,15 @@ def test_log_probs_and_entropy_are_of_the_sampled_distribution(temperature: floa
     p = [1 / (1 + odds), odds / (1 + odds)]
     logits = torch.tensor([[[0.0, math.log(3)], [0.0, math.log(3)]]])
     close(ppo.log_probs_of(logits, torch.tensor([[0, 1]]), temperature), [[math.log(p[0]), math.log(p[1])]])
-    close(ppo.entropy_of(logits, temperature), [[-sum(q * math.log(q) for q in p)] * 2])
+    _, entropy = ppo.log_probs_and_entropy(logits, torch.tensor([[0, 1]]), temperature)
+    close(entropy, [[-sum(q * math.log(q) for q in p)] * 2])
 
 
 def test_log_probs_are_float32_under_bf16() -> None:
     logits = torch.randn(1, 3, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
     log_probs = ppo.log_probs_of(logits, torch.tensor([[1, 2, 3]]), 0.7)
-    assert log_probs.dtype == ppo.entropy_of(logits).dtype == torch.float32
+    _, entropy = ppo.log_probs_and_entropy(logits, torch.tensor([[1, 2, 3]]))
+    assert log_probs.dtype == entropy.dtype == torch.float32
     close(log_probs[0, 1].double(), (logits[0, 1].double() / 0.7).log_softmax(-1)[2], 1e-5)
 
 
@@ -120,6 +123,15 @@ def test_gae_is_the_discounted_sum_of_temporal_differences(gamma: float, lam: fl
         padding = [0.0] * (6 - length)
         close(advantages[row], expected + padding, 1e-5)
         close(returns[row], [a + x for a, x in zip(expected, v, strict=False)] + padding, 1e-5)
+
+
+def test_gae_is_to_the_bit_what_it_is_step_by_step() -> None:
+    generator = torch.Generator().manual_seed(3)
+    rewards, values = torch.randn(2, 16, 50, generator=generator)
+    mask = (torch.arange(50) < torch.randint(1, 51, (16, 1), generator=generator)).float()
+    arguments = rewards, values, mask, 0.97, 0.95
+    ours, plain = ppo.generalized_advantage_estimate(*arguments), plain_advantages(*arguments)
+    assert all(map(torch.equal, ours, plain))
 
 
 def test_with_lambda_one_the_return_is_the_reward_to_go_whatever_the_values() -> None:
@@ -243,8 +255,11 @@ def test_chunks_do_not_change_log_probs_entropy_or_gradients(shape: tuple[int, i
     gradients = [torch.autograd.grad(x, logits, slopes)[0] for x in (actual, expected)]
     assert gradients[0].dtype == dtype
     torch.testing.assert_close(*gradients)
-    entropy = -(expected_all.exp() * expected_all).sum(dim=-1)
-    torch.testing.assert_close(ppo.entropy_of(logits.detach(), 0.7), entropy.detach(), rtol=1e-5, atol=1e-5)
+    beside, entropy = ppo.log_probs_and_entropy(logits, actions, 0.7)
+    assert torch.equal(beside, actual) and not entropy.requires_grad
+    assert torch.equal(torch.autograd.grad(beside, logits, slopes)[0], gradients[0])
+    expected_entropy = -(expected_all.exp() * expected_all).sum(dim=-1)
+    torch.testing.assert_close(entropy, expected_entropy.detach(), rtol=1e-5, atol=1e-5)
 
 
 def test_no_float32_copy_of_bf16_logits_is_kept_for_the_way_back() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.accumulation import MICRO_BATCHES
+from tests.benchmarks.peer_environment import check_environment
 from tests.benchmarks.section import Settings
 from tests.benchmarks.synthetic import SIZES, Load
 from utils.arguments import Parser, positive_int
@@ -13,16 +14,17 @@ from utils.errors import UserError
 from utils.models import DTYPES
 from utils.output import check_writable
 
+PEERS = "peers"
 STAGES = (0, 1, 2, 3)
 FULL = {
     "stages": STAGES, "ranks": (1, 2), "objectives": (2, 3, 4), "rounds": 5, "batch_size": 64, "prompt_length": 96,
     "response_length": 96, "memory_size": "20m", "loading_size": "200m", "growth_sizes": ("tiny", "1m", "5m", "20m"),
-    "growth_objectives": (1, 2, 4, 8),
+    "growth_objectives": (1, 2, 4, 8), "peer_sizes": ("tiny", "14m"),
 }  # fmt: skip
 QUICK = FULL | {
     "stages": (2, 3), "ranks": (2,), "objectives": (2,), "rounds": 2, "batch_size": 16, "prompt_length": 48,
     "response_length": 48, "memory_size": "5m", "loading_size": "20m", "growth_sizes": ("tiny", "1m"),
-    "growth_objectives": (1, 4),
+    "growth_objectives": (1, 4), "peer_sizes": ("tiny",),
 }  # fmt: skip
 
 
@@ -34,22 +36,29 @@ def parse_settings(sections: list[str], argv: list[str] | None = None) -> Settin
         " Models are random; every ratio is measured side by side. Prints tables; about 10 minutes on 2 cores.",
         formatter_class=argparse.HelpFormatter,
     )
-    parser.add_argument("--sections", nargs="+", choices=sections, default=sections, help="what to run (all)")
+    parser.add_argument(
+        "--sections", nargs="+", choices=sections, help=f"what to run (all; {PEERS} with --peer_environment)"
+    )
     parser.add_argument("--quick", action="store_true", help="small settings: a look in a minute or two")
     parser.add_argument("--output", metavar="PATH", help="also write the tables to this file: .md or .json")
     add_size_arguments(parser)
     add_layout_arguments(parser)
+    add_peer_arguments(parser)
     args = parser.parse_args(argv)
     for name, value in (QUICK if args.quick else FULL).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     load = Load(args.model_size, args.dtype, args.batch_size, args.prompt_length, args.response_length)
-    names = ("stages", "ranks", "objectives", "growth_sizes", "growth_objectives")
+    names = ("stages", "ranks", "objectives", "growth_sizes", "growth_objectives", "peer_sizes")
     lists = {name: tuple(dict.fromkeys(getattr(args, name))) for name in names}
-    sections = tuple(name for name in sections if name in args.sections)
-    sizes = {"memory_size": args.memory_size, "loading_size": args.loading_size}
-    settings = Settings(load, sections, rounds=args.rounds, output=args.output, **sizes, **lists)
+    asked = args.sections or [name for name in sections if name != PEERS or args.peer_environment]
+    settings = Settings(
+        load, tuple(name for name in sections if name in asked), rounds=args.rounds, memory_size=args.memory_size,
+        loading_size=args.loading_size, output=args.output, peer_environment=args.peer_environment, **lists,
+    )  # fmt: skip
     check_settings(settings)
+    if PEERS in settings.sections:
+        check_environment(args.peer_environment, args.make_peer_environment)
     return settings
 
 
@@ -95,6 +104,21 @@ def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{name}", type=positive_int, nargs="+", metavar=name[0].upper(), help=f"{what} {default_of(name)}"
         )
     group.add_argument("--rounds", type=positive_int, help=f"times that everything is measured {default_of('rounds')}")
+
+
+def add_peer_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("section peers")
+    group.add_argument(
+        "--peer_environment",
+        metavar="FOLDER",
+        help="virtual environment with the packages of tests/benchmarks/peers.txt",
+    )
+    group.add_argument(
+        "--make_peer_environment", action="store_true", help="install them there with pip where they are missing"
+    )
+    group.add_argument(
+        "--peer_sizes", nargs="+", choices=SIZES, help=f"models that are compared {default_of('peer_sizes')}"
+    )
 
 
 def check_settings(settings: Settings) -> None:

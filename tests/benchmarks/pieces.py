@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import torch
 
-from step3_gapo.policy_forward import ChunkedLogProbs
-from step3_gapo.ppo import log_probs_of
+from step3_gapo.head_gradients import head_residual
+from step3_gapo.policy_forward import ChunkedLogProbs, scaled_logits
+from step3_gapo.ppo import generalized_advantage_estimate, log_probs_and_entropy, log_probs_of, token_chunks
 from step3_gapo.rollout import Experience
 from step3_gapo.update import ActorUpdate
 from tests.benchmarks.measure import ratio_of, time_in_turns
@@ -80,6 +81,101 @@ def head_row(features: int, dtype: str, rounds: int, chunk_size: int = 512) -> R
     return row_of(piece, whole, in_chunks, rounds)
 
 
+def entropy_row(shape: tuple[int, int, int], dtype: str, rounds: int) -> Row:
+    """Log-probabilities and entropy from one softmax, and from one each."""
+    seed_everything(0)
+    logits = torch.randn(shape, dtype=DTYPES[dtype], device=device())
+    actions = torch.randint(shape[-1], shape[:2], device=device())
+
+    def apart() -> tuple[torch.Tensor, torch.Tensor]:
+        return log_probs_of(logits, actions, TEMPERATURE), plain_entropy(logits, TEMPERATURE)
+
+    def together() -> tuple[torch.Tensor, torch.Tensor]:
+        return log_probs_and_entropy(logits, actions, TEMPERATURE)
+
+    assert all(map(torch.equal, apart(), together()))
+    return row_of(f"log-probabilities and entropy from one softmax, vocabulary {shape[-1]:,}", apart, together, rounds)
+
+
+def plain_entropy(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """[batch, time, vocabulary] -> [batch, time] float32, in the chunks of `log_probs_of`."""
+    entropy = torch.empty(logits.shape[:2], device=logits.device)
+    for at in token_chunks(logits):
+        log_probs = (logits[at].float() / temperature).log_softmax(dim=-1)
+        entropy[at] = -(log_probs.exp() * log_probs).sum(dim=-1)
+    return entropy
+
+
+def scaled_logits_row(features: int, dtype: str, rounds: int) -> Row:
+    """Logits of a chunk divided by the temperature where they lie, and in a copy."""
+    tokens, vocabulary = 512, LOGITS[-1][-1]
+    seed_everything(0)
+    hidden = torch.randn(tokens, features, dtype=DTYPES[dtype], device=device())
+    weight = torch.randn(vocabulary, features, dtype=DTYPES[dtype], device=device()).div_(features**0.5)
+
+    def in_a_copy() -> torch.Tensor:
+        return (hidden @ weight.T).float() / TEMPERATURE
+
+    def in_place() -> torch.Tensor:
+        return scaled_logits(hidden, weight, None, TEMPERATURE)
+
+    assert torch.equal(in_a_copy(), in_place())
+    return row_of(f"logits of a chunk scaled in place, {features} features", in_a_copy, in_place, rounds)
+
+
+def residual_row(dtype: str, rounds: int) -> Row:
+    """What the last layer's gradients are products with, its sign changed in place and in a copy."""
+    tokens, vocabulary = 1024, LOGITS[-1][-1]
+    seed_everything(0)
+    logits = torch.randn(tokens, vocabulary, dtype=DTYPES[dtype], device=device())
+    actions = torch.randint(vocabulary, (tokens,), device=device())
+
+    def in_a_copy() -> torch.Tensor:
+        residual = -(logits.float() / TEMPERATURE).softmax(dim=-1)
+        return residual.scatter_add_(-1, actions.unsqueeze(-1), torch.ones_like(residual[:, :1]))
+
+    def in_place() -> torch.Tensor:
+        return head_residual(logits, actions, TEMPERATURE)
+
+    assert torch.equal(in_a_copy(), in_place())
+    return row_of(
+        f"residuals of the head, sign changed in place, vocabulary {vocabulary:,}", in_a_copy, in_place, rounds
+    )
+
+
+# --- advantages
+
+
+def plain_advantages(
+    rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`generalized_advantage_estimate` with all of it step by step; [batch, time] each."""
+    values, rewards = values * mask, rewards * mask
+    advantage = next_value = torch.zeros_like(values[:, 0])
+    advantages = torch.zeros_like(values)
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        advantage = (delta + gamma * lam * advantage) * mask[:, t]
+        advantages[:, t] = advantage
+        next_value = values[:, t]
+    return advantages, (advantages + values) * mask
+
+
+def advantages_row(load: Load, rounds: int) -> Row:
+    seed_everything(0)
+    rewards, values = torch.randn(2, load.batch, load.response, device=device())
+    lengths = torch.randint(load.response // 2, load.response + 1, (load.batch, 1), device=device())
+    mask = (torch.arange(load.response, device=device()) < lengths).float()
+    arguments = rewards, values, mask, 0.99, 0.95
+    assert all(map(torch.equal, plain_advantages(*arguments), generalized_advantage_estimate(*arguments)))
+    return row_of(
+        f"advantages, {load.batch} responses of up to {load.response} tokens",
+        lambda: plain_advantages(*arguments),
+        lambda: generalized_advantage_estimate(*arguments),
+        rounds,
+    )
+
+
 # --- one forward pass for all objectives
 
 
@@ -139,7 +235,11 @@ def gram_row(load: Load, rounds: int) -> Row:
 def piece_rows(load: Load, memory_size: str, rounds: int) -> list[Row]:
     return [
         *(log_probs_row(shape, load.dtype, rounds) for shape in LOGITS),
+        *(entropy_row(shape, load.dtype, rounds) for shape in LOGITS),
         head_row(SIZES[load.size].hidden, load.dtype, rounds),
+        scaled_logits_row(SIZES[load.size].hidden, load.dtype, rounds),
+        residual_row(load.dtype, rounds),
+        advantages_row(load, rounds),
         forward_row(load, rounds),
         *(gram_row(replace(load, size=size), rounds) for size in dict.fromkeys([load.size, memory_size])),
     ]

@@ -12,7 +12,7 @@ Row = dict[str, str | int | float | Ratio]  # column -> cell
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure; `load` is what one optimizer step is made of."""
+    """What to measure; `load` is what one optimizer step is made of, `peer_environment` the folder with TRL."""
 
     load: Load
     sections: tuple[str, ...]
@@ -25,6 +25,8 @@ class Settings:
     growth_sizes: tuple[str, ...]
     growth_objectives: tuple[int, ...]
     output: str | None
+    peer_sizes: tuple[str, ...] = ()
+    peer_environment: str | None = None
 
     @property
     def usual_stage(self) -> int:

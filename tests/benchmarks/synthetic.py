@@ -51,6 +51,7 @@ SIZES = {
     "tiny": Size(64, 3, 4, 2, 160, 768),  # that of preset tiny
     "1m": Size(128, 4, 4, 2, 384, 768),
     "5m": Size(256, 6, 8, 4, 704, 2048),
+    "14m": Size(384, 8, 8, 4, 1024, 768),  # with the vocabulary of preset tiny: its tokenizer serves both
     "20m": Size(448, 8, 8, 4, 1216, 2048),
     "40m": Size(512, 12, 8, 4, 1408, 4096),
     "50m": Size(512, 15, 8, 4, 1536, 4096),
