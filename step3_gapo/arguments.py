@@ -231,7 +231,8 @@ def add_rollout_arguments(parser: argparse.ArgumentParser) -> None:
         default=COMPACT_AT,
         metavar="SHARE",
         help="responses that have ended leave the batch once they are at least this share of it, and the others are"
-        f" decoded faster; the same distribution; 0: they stay until the longest has ended; default {COMPACT_AT:g}",
+        f" decoded faster; the same distribution; 0: they stay until the longest has ended; default {COMPACT_AT:g}."
+        " Not with --enable_hybrid_engine, nor models that keep more of a text than keys and values",
     )
     group.add_argument(
         "--enable_hybrid_engine",

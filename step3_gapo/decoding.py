@@ -16,6 +16,8 @@ def compaction_obstacle(model: PreTrainedModel) -> str | None:
 
     What it keeps of a row must be keys and values, by row: so do layers of attention, full or in a sliding window.
     """
+    if "generate" in vars(model):
+        return f"{type(model).__name__} brings its own `generate`"
     if not model._supports_default_dynamic_cache():
         return f"{type(model).__name__} keeps states of its own"
     layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
@@ -46,10 +48,8 @@ def decode(
         [batch, prompt + longest response] int64, padded after EOS.
     """
     compacts = compact_at > 0 and compaction_obstacle(model) is None
-    loop = partial(sample, compact_at=compact_at) if compacts else None
-    return model.generate(
-        input_ids=input_ids, attention_mask=attention_mask, generation_config=generation, custom_generate=loop
-    )
+    loop = {"custom_generate": partial(sample, compact_at=compact_at)} if compacts else {}
+    return model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=generation, **loop)
 
 
 def sample(
@@ -84,7 +84,7 @@ def sample(
                 return sequences[:, : input_ids.shape[1]]
             if len(rows) - left >= compact_at * len(rows):
                 kept = running.nonzero().squeeze(-1)
-                model_kwargs = select_rows(model_kwargs, kept)
+                model_kwargs = select_rows(model_kwargs, kept, columns_count=model.is_remote_code())
                 rows, input_ids, running = rows[kept], input_ids[kept], running[kept]
             inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
             outputs = model(**inputs, return_dict=True)
@@ -112,17 +112,22 @@ class Draw:
         return torch.multinomial(self.probabilities, num_samples=1).squeeze(1)[rows]
 
 
-def select_rows(model_kwargs: dict[str, Any], kept: torch.Tensor) -> dict[str, Any]:
-    """What a model is called with, of these rows alone ([k] int64), without columns that are padding in all of them."""
+def select_rows(model_kwargs: dict[str, Any], kept: torch.Tensor, columns_count: bool) -> dict[str, Any]:
+    """What a model is called with, of these rows alone ([k] int64), without columns that are padding in all of them.
+
+    The columns stay where a model may take positions from their number: without `position_ids`, with code of its own,
+    or in a window, which counts the columns it has seen.
+    """
     mask, cache = model_kwargs.get("attention_mask"), model_kwargs["past_key_values"]
-    first = 0
+    positions, first = model_kwargs.get("position_ids"), 0
     if mask is not None:
         mask = mask[kept]
-        if all(type(layer) is DynamicLayer for layer in cache.layers):  # a window counts the columns it has seen
+        plain = positions is not None and all(type(layer) is DynamicLayer for layer in cache.layers)
+        if plain and not columns_count:
             first = int(mask.any(dim=0).int().argmax())
         model_kwargs |= {"attention_mask": mask[:, first:]}
-    if model_kwargs.get("position_ids") is not None:
-        model_kwargs |= {"position_ids": model_kwargs["position_ids"][kept, first:]}
+    if positions is not None:
+        model_kwargs |= {"position_ids": positions[kept, first:]}
     select_keys_and_values(cache, kept, first)
     return model_kwargs
 

@@ -174,7 +174,7 @@ class ChunkedLogProbs(torch.autograd.Function):
             distribution = scaled_logits(rows, weight, bias, temperature).log_softmax(dim=-1)
             log_probs[at] = distribution.gather(-1, taken).squeeze(-1)
             if with_entropy:
-                entropy[at] = -distribution.exp().mul_(distribution).sum(dim=-1)
+                entropy[at] = ppo.entropy_of(distribution)
         log_probs, entropy = log_probs.view(actions.shape), entropy.view(actions.shape)
         ctx.mark_non_differentiable(entropy)
         return log_probs, entropy

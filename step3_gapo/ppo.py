@@ -73,12 +73,12 @@ class _LogProbs(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.save_for_backward(logits, actions)
         ctx.temperature = temperature
-        log_probs, entropy = torch.zeros(2, *actions.shape, device=logits.device)
+        log_probs, entropy = (torch.zeros(actions.shape, device=logits.device) for _ in range(2))
         for at in token_chunks(logits):
             distribution = (logits[at].float() / temperature).log_softmax(dim=-1)
             log_probs[at] = distribution.gather(-1, actions[at].unsqueeze(-1)).squeeze(-1)
             if with_entropy:
-                entropy[at] = -distribution.exp().mul_(distribution).sum(dim=-1)
+                entropy[at] = entropy_of(distribution)
         ctx.mark_non_differentiable(entropy)
         return log_probs, entropy
 
@@ -91,6 +91,11 @@ class _LogProbs(torch.autograd.Function):
             residual = (logits[at].float() / ctx.temperature).softmax(dim=-1).mul_(-slopes[at])
             gradient[at] = residual.scatter_add_(-1, actions[at].unsqueeze(-1), slopes[at])
         return gradient, None, None, None
+
+
+def entropy_of(distribution: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats of log-probabilities: [..., vocabulary] -> [...]."""
+    return -distribution.exp().mul_(distribution).sum(dim=-1)
 
 
 def token_chunks(logits: torch.Tensor) -> Iterator[tuple[slice, slice]]:

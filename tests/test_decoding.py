@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    DynamicCache,
     GenerationConfig,
     Lfm2Config,
     PreTrainedConfig,
@@ -18,7 +19,7 @@ from transformers import (
 
 from eval.generate import Sampled, response_log_probs
 from step3_gapo import decoding
-from step3_gapo.decoding import compaction_obstacle, decode
+from step3_gapo.decoding import compaction_obstacle, decode, select_rows
 from step3_gapo.ppo import response_mask
 from tests.architectures import ARCHITECTURES, SIZES, VOCABULARY, Architecture, random_model, tokenizer
 from tests.helpers import STEP3, Workshop, flags, run_function, run_script
@@ -156,6 +157,19 @@ def test_other_states_stay_with_generate(config: PreTrainedConfig, obstacle: str
     assert obstacle in compaction_obstacle(model)
     expected, found = both_ways(model, settings())
     assert found.equal(expected)
+
+
+@pytest.mark.parametrize(("told", "counts", "columns"), [(True, False, 3), (True, True, 5), (False, False, 5)])
+def test_columns_stay_where_they_are_positions(told: bool, counts: bool, columns: int) -> None:
+    """A model that is told no positions, or brings its own code, may count what it has kept."""
+    cache, mask = DynamicCache(), torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    kept = torch.arange(2 * 5).reshape(2, 1, 5, 1).float()
+    cache.update(kept, kept, 0)
+    left = {"attention_mask": mask, "past_key_values": cache}
+    left |= {"position_ids": mask.cumsum(dim=-1) - 1} if told else {}
+    left = select_rows(left, torch.tensor([1]), columns_count=counts)
+    assert left["attention_mask"].tolist() == mask[1:, 5 - columns :].tolist()
+    assert cache.layers[0].keys.flatten().tolist() == kept[1, 0, 5 - columns :, 0].tolist()
 
 
 @pytest.mark.parametrize("changes", [{"dry_run": True}, {}], ids=str)

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from tests.gpu_check import __main__ as command
 from tests.gpu_check.jobs import FAILED, LATE, MISSING, OK, Checks, Job, NotThere, Settings, run_jobs
 from tests.gpu_check.record import Record
 from tests.gpu_check.updates import step_operations
-from tests.gpu_check.versions import script_files
+from tests.gpu_check.versions import device, script_files
 from tests.helpers import flags, run_command
 
 WITHOUT_GPU = {"device", "CUDA toolkit", "Llama: hybrid engine"}
@@ -161,3 +162,13 @@ def test_operations_of_a_step_are_those_of_its_matrix_products() -> None:
         model(torch.arange(tokens).unsqueeze(0) + 3).logits.sum().backward()
     counted = counter.get_total_flops()
     assert step_operations("tiny", 0, tokens) == pytest.approx(counted, rel=0.05)
+
+
+def test_a_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch says of one; there is none here to ask."""
+    found = SimpleNamespace(name="GPU of a test", total_memory=80 * 2**30, major=9, minor=0)
+    told = {"is_available": True, "get_device_properties": found, "is_bf16_supported": True, "device_count": 1}
+    for name, value in told.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 27))
+    assert re.match(r"GPU of a test, 80\.0 GiB, compute capability 9\.0, driver .+, CUDA .+, NCCL 2\.27", device())

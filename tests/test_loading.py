@@ -11,12 +11,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Qwen3_5Config
 
 from step3_gapo.arguments import parse_args
 from step3_gapo.critics import critic_modules
 from step3_gapo.scorers import make_scorer
-from tests.architectures import make_classifier
+from tests.architectures import SIZES, make_classifier, random_model, tokenizer
 from tests.helpers import Workshop, flags, run_function
 from tests.test_models_of_others import make, row_of
 from tests.test_score_models import FULL, safe_rlhf_model
@@ -30,7 +30,7 @@ from utils.models import DTYPES, load_causal_lm, load_tokenizer, new_score_model
 from utils.objectives import Objective
 from utils.stored_tensors import ReadingProgress, StoredTensor
 
-EVERY = ("llama", "llama_tied", "gpt2", "gpt_neox", "mixtral", "deepseek_v3", "gemma3_vision", "opt_projected")
+EVERY = ("llama_tied", "gpt2", "gpt_neox", "mixtral", "deepseek_v3", "gemma3_vision", "opt_projected", "qwen3_5")
 
 
 def arguments(**changes: Any) -> Namespace:
@@ -92,8 +92,14 @@ def loads_as_transformers(folder: Path, names: tuple[str, ...]) -> None:
 
 def test_partitioned_while_read(tmp_path: Path) -> None:
     """Renamed, split and stacked tensors, tied ones, buffers and towers, in both types, on two ranks."""
-    for name in EVERY:
+    for name in EVERY[:-1]:
         make(name, tmp_path / name)
+    both = Qwen3_5Config(  # of which the text's model is loaded, by a configuration of its own
+        text_config=SIZES | {"layer_types": ["full_attention"] * 2, "pad_token_id": 0, "eos_token_id": 2},
+        vision_config={"depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": 32, "intermediate_size": 32},
+    )
+    random_model(AutoModelForImageTextToText, both).save_pretrained(tmp_path / EVERY[-1])
+    tokenizer().save_pretrained(tmp_path / EVERY[-1])
     result = run_function(loads_as_transformers, tmp_path, EVERY, ranks=2)
     assert result.code == 0, result.stderr
 
@@ -103,6 +109,7 @@ def loads_alike(folder: Path) -> None:
     loaders: dict[str, Callable[[], nn.Module]] = {
         "adapters": lambda: load_causal_lm(str(folder / "adapters"), ""),
         "adapters and modules": lambda: load_causal_lm(str(folder / "modules"), ""),
+        "DoRA": lambda: load_causal_lm(str(folder / "dora"), ""),
         "start of stage 2": lambda: new_score_model(str(folder / "gpt2"), ""),
         "label": lambda: Objective("a", "reward", str(folder / "classifier"), "2").load_model().module,
         "Safe RLHF": lambda: Objective("a", "reward", str(folder / "safe")).load_model().module,
@@ -114,7 +121,7 @@ def loads_alike(folder: Path) -> None:
         torch.manual_seed(0)
         with arriving(engine_config(arguments())):
             model = load()
-        assert any(map(is_partitioned, model.parameters())) == (name != "adapters and modules"), name
+        assert any(map(is_partitioned, model.parameters())) == (name not in ("adapters and modules", "DoRA")), name
         check_same(model, expected)
     numbers = [Objective("a", "reward", str(folder / "safe")).load_model() for _ in range(2)]
     assert (numbers[0].slope, numbers[0].offset) == (numbers[1].slope, numbers[1].offset) != (1.0, 0.0)
@@ -123,9 +130,9 @@ def loads_alike(folder: Path) -> None:
 def test_all_that_is_loaded_is_the_same(workshop: Workshop, tmp_path: Path) -> None:
     """Adapters merged into their base, a new head, one label of several, statistics, LoRA: partitioned and whole."""
     base = make("gpt2", tmp_path / "gpt2")
-    for name, more in (("adapters", {}), ("modules", {"modules_to_save": ["lm_head"]})):
-        config = LoraConfig(r=2, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True, init_lora_weights=False)
-        config.modules_to_save = more.get("modules_to_save")
+    adapters = {"r": 2, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "init_lora_weights": False}
+    for name, more in {"adapters": {}, "modules": {"modules_to_save": ["lm_head"]}, "dora": {"use_dora": True}}.items():
+        config = LoraConfig(**adapters, **more)
         torch.manual_seed(1)
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
         model.save_pretrained(tmp_path / name)

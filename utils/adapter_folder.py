@@ -103,10 +103,16 @@ def adapter_shape(layer: nn.Module | None, part: str, shape: list[int]) -> list[
     return [shape[0], inputs] if part == "A.weight" else [outputs, shape[1]]
 
 
-def replaces_modules(path: str) -> bool:
-    """Whether a folder holds whole modules or rows of embeddings beside adapters, which peft cannot partition."""
+def needs_whole_base(path: str) -> bool:
+    """Whether peft reads or replaces weights of the base to attach a folder's adapters: all but plain LoRA do."""
     config = json.loads((Path(path) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    return bool(config.get("modules_to_save") or config.get("trainable_token_indices"))
+    plain = config.get("peft_type") == "LORA" and config.get("bias", "none") == "none"
+    if not plain or config.get("use_dora") or config.get("target_parameters"):
+        return True
+    if config.get("init_lora_weights", True) not in (True, False, "gaussian"):
+        return True
+    with safe_open(Path(path) / ADAPTER_WEIGHTS, framework="pt") as file:
+        return not all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in file.keys())
 
 
 def merge_adapters(model: nn.Module, path: str) -> nn.Module:

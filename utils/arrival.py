@@ -12,13 +12,15 @@ import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from utils.distributed import broadcast_from_main, device, is_main
+from utils.distributed import all_gather_objects, broadcast_from_main, device, is_main
+from utils.errors import UserError
 
 AT_ONCE = 2**24  # bytes of parameters that wait to be partitioned together; a call of DeepSpeed takes milliseconds
 SMALL = 2**16  # numbers; what is not larger, every rank reads itself
@@ -30,8 +32,8 @@ class Arrival:
 
     Attributes:
         config: of DeepSpeed, for its engine; None: it stays where it is read.
-        compared: shapes of the parameters that transformers compares, once it has read them, before it ties them: they
-            wait until the model is whole, and every rank reads them.
+        compared: shapes of the parameters, as stored, that transformers compares once it has read them, before it ties
+            them: they wait until the model is whole, and every rank reads them.
         waiting: parameters that were read and are to be partitioned.
     """
 
@@ -68,6 +70,11 @@ class Arrival:
             arrived, self.waiting = self.waiting, []
             partition(arrived, self.config)
 
+    def settle(self) -> None:
+        """Partition what waits; call on every rank."""
+        if self.waiting:
+            self.partition(at_last=True)
+
 
 _arrival = Arrival()
 
@@ -98,6 +105,17 @@ def arriving(config: dict[str, Any] | None) -> Iterator[None]:
     finally:
         hook.remove()
         _arrival = before
+
+
+def agreed(folder: Path | None, what: str) -> Path | None:
+    """What every rank has found, all of them something or none: they read a model together or each by itself.
+
+    Raises:
+        UserError: some ranks have found nothing; names `what`.
+    """
+    if _arrival.partitions and len(set(all_gather_objects(folder is None))) > 1:
+        raise UserError(f"{what}: some ranks find its safetensors, others do not")
+    return folder
 
 
 def is_partitioned(tensor: torch.Tensor) -> bool:
@@ -163,6 +181,5 @@ def copy_of(model: nn.Module, config: dict[str, Any]) -> nn.Module:
             own = copies[id(parameter)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
         if is_partitioned(parameter):
             there.partition(own)
-    if there.waiting:
-        there.partition(at_last=True)
+    there.settle()
     return copy.deepcopy(model, copies)

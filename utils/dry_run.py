@@ -9,6 +9,7 @@ import argparse
 import importlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,8 @@ def library_bytes(args: argparse.Namespace) -> int:
     """What this process takes now, without any model, once it has imported what a run imports later; on a CPU."""
     if args.zero_stage:
         importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")  # brings torch's compiler
+    with suppress(ImportError):
+        importlib.import_module("matplotlib.pyplot")
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") + FIRST_USE
 

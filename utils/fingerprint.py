@@ -29,12 +29,12 @@ def find_tensors(folder: str | Path, flag: str) -> dict[str, Path]:
     """
     folder = Path(folder)
     try:
-        if (folder / INDEX).is_file():
-            shards = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-            tensors = {name: folder / shard for name, shard in sorted(shards.items())}
-        elif (folder / WEIGHTS).is_file():
+        if (folder / WEIGHTS).is_file():  # first, as transformers does
             with safe_open(folder / WEIGHTS, framework="pt") as file:
                 tensors = {name: folder / WEIGHTS for name in sorted(file.keys())}
+        elif (folder / INDEX).is_file():
+            shards = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+            tensors = {name: folder / shard for name, shard in sorted(shards.items())}
         elif is_adapter_folder(str(folder)):
             raise UserError(f"{flag} {folder}: holds adapters alone (--lora_export merged makes a whole model)")
         else:

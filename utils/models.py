@@ -37,9 +37,9 @@ from utils.adapter_folder import (
     has_tokenizer,
     is_adapter_folder,
     merge_adapters,
-    replaces_modules,
+    needs_whole_base,
 )
-from utils.arrival import arrival, arriving, shape_of, share_buffers, whole
+from utils.arrival import agreed, arrival, arriving, shape_of, share_buffers, whole
 from utils.data.encoding import encode_dialogue, end_ids, set_end_ids
 from utils.distributed import print_main
 from utils.errors import UserError
@@ -207,7 +207,7 @@ def load_causal_lm(path: str, flag: str, dtype: torch.dtype = torch.float32) -> 
     """
     _check_no_score_model(load_config(path, flag), path, flag)
     if is_adapter_folder(path):
-        with arriving(None) if replaces_modules(path) else nullcontext():
+        with arriving(None) if needs_whole_base(path) else nullcontext():
             model = load_causal_lm(base_of(path, flag), f"{flag} {path}: its base", dtype)
         try:
             return merge_adapters(model, path)
@@ -222,6 +222,7 @@ def load_causal_lm(path: str, flag: str, dtype: torch.dtype = torch.float32) -> 
 @torch.no_grad()
 def reads_padding(model: PreTrainedModel) -> bool:
     """Whether padding on the left changes what a model says: a recurrent one may take it into its state (RWKV)."""
+    arrival().settle()
     here = arrival().device
     model.to(here)  # what has not arrived yet
     ids, mask = torch.tensor([[0, 0, 1, 2]], device=here), torch.tensor([[0, 0, 1, 1]], device=here)
@@ -487,10 +488,11 @@ def load_model(
     options = {"config": config, "dtype": dtype, "output_loading_info": True, **_attention_option()}
     options["trust_remote_code"] = _permissions.trust_remote_code
     try:
-        folder = weights_folder(path)
+        folder = None if _has_its_own_way(config) else agreed(weights_folder(path), f"{flag} {path}")
         if folder is None:  # transformers knows further formats, and may find what is there under other names
             options["use_safetensors"] = None if _permissions.allow_pickle else True
-            model, info = auto_class.from_pretrained(**source_of(path), **options)
+            with arriving(None):
+                model, info = auto_class.from_pretrained(**source_of(path), **options)
         else:
             model, info = _load_stored(auto_class, path, flag, folder, options)
     except UserError:
@@ -506,6 +508,12 @@ def load_model(
     return model
 
 
+def _has_its_own_way(config: Any) -> bool:
+    """Whether a model brings program code, which is loaded with it, or its weights have another name."""
+    brings_code = _permissions.trust_remote_code and getattr(config, "auto_map", None)
+    return bool(brings_code or getattr(config, "transformers_weights", None))
+
+
 def _load_stored(
     auto_class: Any, path: str, flag: str, folder: Path, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -515,15 +523,17 @@ def _load_stored(
     arrival().compared = {named[name].shape for name in (*tied.keys(), *tied.values()) if name in named}
     with one_by_one():
         tensors = stored_tensors(find_tensors(folder, flag), arrival().reads, path)
-        model, info = type(bones).from_pretrained(None, state_dict=tensors, **options)
+        # Of a configuration made of several, a language model takes its own.
+        model, info = type(bones).from_pretrained(None, state_dict=tensors, **options | {"config": bones.config})
     share_buffers(model)
-    model.name_or_path = model.config.name_or_path = path
+    source = {"revision": None} | source_of(path)
+    model.name_or_path = model.config.name_or_path = source["pretrained_model_name_or_path"]
     if model.can_generate():
         nothing = dict.fromkeys(
             ("generation_config", "from_auto_class", "from_pipeline", "cache_dir", "proxies", "token")
         )
         model.adjust_generation_fn(
-            **{"revision": None} | source_of(path),
+            **source,
             **nothing,
             force_download=False,
             local_files_only=False,

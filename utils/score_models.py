@@ -178,7 +178,7 @@ def load_score_model(
     template: str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> ScoreModel:
-    """A reward or cost model of any make, on the CPU.
+    """A reward or cost model of any make, on the CPU or where it arrives (`utils.arrival`).
 
     Args:
         kind: "reward" or "cost".

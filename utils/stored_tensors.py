@@ -16,7 +16,8 @@ from unittest import mock
 
 import huggingface_hub
 import torch
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub import constants
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import safe_open
 from transformers.modeling_utils import str_to_torch_dtype
 
@@ -54,15 +55,23 @@ def weights_folder(path: str) -> Path | None:
         return Path(path) if any((Path(path) / name).is_file() for name in (INDEX, WEIGHTS)) else None
     source = dict(source_of(path))
     name = source.pop("pretrained_model_name_or_path")
-    try:
-        index = Path(huggingface_hub.hf_hub_download(name, INDEX, **source))
-    except EntryNotFoundError:  # of a copy in the cache, too
-        index = None
-    shards = [WEIGHTS] if index is None else set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    try:
-        return [Path(huggingface_hub.hf_hub_download(name, shard, **source)).parent for shard in sorted(shards)][0]
-    except EntryNotFoundError:
+
+    def find(file: str) -> Path | None:
+        try:
+            return Path(huggingface_hub.hf_hub_download(name, file, **source))
+        except LocalEntryNotFoundError:  # no copy in the cache, and nobody who could say that there is no such file
+            if not constants.HF_HUB_OFFLINE:
+                raise
+        except EntryNotFoundError:
+            pass
         return None
+
+    if whole := find(WEIGHTS):
+        return whole.parent
+    if (index := find(INDEX)) is None:
+        return None
+    shards = [find(shard) for shard in set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())]
+    return None if None in shards else index.parent
 
 
 def stored_tensors(files: dict[str, Path], reads: Callable[[torch.Size], bool], what: str) -> dict[str, StoredTensor]:
@@ -90,7 +99,7 @@ class ReadingProgress:
         self.done += size
         beat(f"loading {self.what}")
         now = time.monotonic()
-        if now - self.shown < SECONDS_OF_SILENCE or self.done > self.total:
+        if now - self.shown < SECONDS_OF_SILENCE or not 0 < self.done <= self.total:
             return
         self.shown, left = now, (now - self.start) * (self.total / self.done - 1)
         read, all_of_it = self.done / GIGABYTE, self.total / GIGABYTE

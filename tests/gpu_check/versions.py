@@ -27,10 +27,7 @@ def version_checks(settings: Settings) -> Checks:
 def device() -> str:
     if not torch.cuda.is_available():
         raise NotThere(f"no CUDA device (torch {torch.__version__} was built for CUDA {torch.version.cuda})")
-    found, query = torch.cuda.get_device_properties(0), ["--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = (
-        subprocess.run(["nvidia-smi", *query], capture_output=True, text=True) if shutil.which("nvidia-smi") else None
-    )
+    found = torch.cuda.get_device_properties(0)
     return (
         f"{found.name}, {found.total_memory / GIB:.1f} GiB, compute capability {found.major}.{found.minor},"
         f" driver {driver()}, CUDA {torch.version.cuda},"
