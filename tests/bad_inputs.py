@@ -167,7 +167,17 @@ def sharded_index(folder: Path) -> None:
         "metadata": {},
         "weight_map": dict.fromkeys(load_file(folder / WEIGHTS), "model-00001-of-00002.safetensors"),
     }
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    indexed(json.dumps(index).encode())(folder)
+
+
+def indexed(content: bytes) -> Callable[[Path], None]:
+    """An index in place of the file of all weights."""
+
+    def spoil(folder: Path) -> None:
+        (folder / "model.safetensors.index.json").write_bytes(content)
+        (folder / WEIGHTS).unlink()
+
+    return spoil
 
 
 # --- the commands, each a run that would work
@@ -481,9 +491,9 @@ def policies() -> dict[str, tuple]:
         "policy: settings of generation that are none": (
             generate, policy(replaced("generation_config.json", b"[]")), ("--policy base", "generation_config.json")),
         "policy: an index that is a list": (
-            step3, actor(replaced("model.safetensors.index.json", b"[]")), ("--actor_model", "weights")),
+            step3, actor(indexed(b"[]")), ("--actor_model", "weights")),
         "policy: an index of numbers": (
-            chat, policy(replaced("model.safetensors.index.json", b'{"weight_map": {"a": 3}}')),
+            chat, policy(indexed(b'{"weight_map": {"a": 3}}')),
             ("--policy base", "weights")),
         "policy: unknown architecture": (step2, base(model_type="unheard_of"), ("--model_name_or_path", "unheard_of")),
         "policy: pad outside the vocabulary": (step3, actor(pad_token_id=9999), ("--actor_model", "pad_token_id 9999")),

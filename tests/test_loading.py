@@ -24,7 +24,7 @@ from utils import arrival
 from utils.arrival import arriving, copy_of, is_partitioned, whole
 from utils.distributed import init_distributed, is_main
 from utils.engines import engine_config, place
-from utils.fingerprint import find_tensors, tensor_shapes
+from utils.fingerprint import INDEX, find_tensors, tensor_shapes
 from utils.lora import with_adapters
 from utils.models import DTYPES, load_causal_lm, load_tokenizer, new_score_model
 from utils.objectives import Objective
@@ -171,3 +171,10 @@ def test_what_shares_weights_is_read_once(workshop: Workshop) -> None:
     """Policy and reference, score model and critic: each tensor by the main rank, once."""
     result = run_function(reads_once, str(workshop.base), str(workshop.reward), ranks=2)
     assert result.code == 0, result.stderr
+
+
+def test_one_file_of_all_comes_before_an_index(tmp_path: Path) -> None:
+    """As in transformers: an index that an earlier export has left there says nothing."""
+    folder = make("llama", tmp_path / "llama")
+    (folder / INDEX).write_text('{"weight_map": {"lm_head.weight": "model-00001-of-00001.safetensors"}}')
+    check_same(load_causal_lm(str(folder), ""), weights_of(AutoModelForCausalLM.from_pretrained(folder)))
