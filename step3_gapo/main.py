@@ -91,8 +91,7 @@ def main() -> None:
     checkpoints = Checkpoints(args, "gapo", facts_of(args, objectives, prompts) if is_main() else {})
     generation = sampling_config(tokenizer, args.temperature, args.max_new_tokens)
     engine = RLHFEngine(args, objectives, tokenizer, generation, updates)
-    optimized = [objective for objective in objectives if objective.optimized]
-    actor_update = ActorUpdate(engine.actor, algorithm, [o.name for o in optimized], args)
+    actor_update = ActorUpdate(engine.actor, algorithm, [o.name for o in objectives if o.optimized], args)
     skipped = SkippedSteps(args.max_skipped_steps, SKIPPING_ADVICE)
     done = restore(checkpoints, engine, actor_update, skipped)
     tracker = Tracker(args, objectives, total_steps, checkpoints) if is_main() else None
@@ -103,16 +102,8 @@ def main() -> None:
         beat("rollout", step)
         seed_everything(args.seed + 1000 * step + rank())
         rollout = make_rollout(engine, batch, args)
-        start = time.monotonic()
-        if algorithm.adaptive and not rollout.not_finite:
-            algorithm.adaptive.observe(episode_scores(rollout.experience, optimized, args))
-        measured: list[Scalars] = []
-        for update, not_finite in optimizer_steps(rollout, actor_update, engine.critics, args):
-            skipped.observe(step, not_finite, checkpoints)
-            measured.append(update)
-        adaptive = algorithm.adaptive.scalars() if algorithm.adaptive else {}
-        scalars = rollout_scalars(rollout) | mean_scalars(measured) | adaptive
-        scalars |= {"time/update": time.monotonic() - start, "skipped_steps": skipped.total}
+        scalars = rollout_scalars(rollout)
+        scalars |= update_models(step, rollout, objectives, actor_update, engine.critics, skipped, checkpoints, args)
         if tracker:
             tracker.log(step, scalars, rollout)
             write_algorithm_state(algorithm, step, args)
@@ -205,6 +196,29 @@ def write_algorithm_state(algorithm: Algorithm, step: int, args: argparse.Namesp
     if algorithm.adaptive:
         state = {"step": step, **algorithm.adaptive.state_dict()}
         write_json(Path(args.output_dir) / "algorithm_state.json", state)
+
+
+def update_models(
+    step: int,
+    rollout: Rollout,
+    objectives: list[Objective],
+    actor_update: ActorUpdate,
+    critics: list[Critic],
+    skipped: SkippedSteps,
+    checkpoints: Checkpoints,
+    args: argparse.Namespace,
+) -> Scalars:
+    """All optimizer steps on a rollout; what to log of them."""
+    start, adaptive = time.monotonic(), actor_update.algorithm.adaptive
+    if adaptive and not rollout.not_finite:
+        optimized = [objective for objective in objectives if objective.optimized]
+        adaptive.observe(episode_scores(rollout.experience, optimized, args))
+    measured: list[Scalars] = []
+    for update, not_finite in optimizer_steps(rollout, actor_update, critics, args):
+        skipped.observe(step, not_finite, checkpoints)
+        measured.append(update)
+    scalars = mean_scalars(measured) | (adaptive.scalars() if adaptive else {})
+    return scalars | {"time/update": time.monotonic() - start, "skipped_steps": skipped.total}
 
 
 def optimizer_steps(
