@@ -301,8 +301,9 @@ CHATS = [{"messages": [{"role": role, "content": "Hi"} for role in roles] + [{"r
 def cases() -> dict[str, Case]:
     """{what is wrong: the case}."""
     groups = (data_files, data_rows, data_as_a_whole, policies, files_of_policies, score_models,
-              score_models_of_others, heads, reward_functions, adapters, foreign_code, names, variables, numbers, plans,
-              many_mistakes, hub_names, responses, evaluations, judgements, outputs)  # fmt: skip
+              score_models_of_others, heads, reward_functions, calls_of_reward_functions, adapters, foreign_code, names,
+              variables, numbers, plans, many_mistakes, hub_names, responses, evaluations, judgements,
+              outputs)  # fmt: skip
     return {name: Case(*case) for group in groups for name, case in group().items()}
 
 
@@ -683,68 +684,78 @@ def score_models_of_others() -> dict[str, tuple]:
     }  # fmt: skip
 
 
+def function_of(spec: str) -> Callable[[Bench], dict[str, Any]]:
+    return lambda b: {"reward_function": f"rule={spec}"}
+
+
+def code_of(text: str) -> Callable[[Bench], dict[str, Any]]:
+    return lambda b: {"reward_function": f"rule={b.file('rules.py', text)}:rule", "reward_retry_wait": 0}
+
+
 def reward_functions() -> dict[str, tuple]:
-    def function(spec: str) -> Callable[[Bench], dict[str, Any]]:
-        return lambda b: {"reward_function": f"rule={spec}"}
-
-    def code(text: str) -> Callable[[Bench], dict[str, Any]]:
-        return lambda b: {"reward_function": f"rule={b.file('rules.py', text)}:rule", "reward_retry_wait": 0}
-
     flag = "--reward_function rule"
     return {
         "function: no module": (
-            step3, function("no.such.rules:rule"),
+            step3, function_of("no.such.rules:rule"),
             (f"{flag}=no.such.rules:rule: no such module (No module named 'no')",)),
         "function: none of that name": (
-            score, function("examples.reward_functions:length"),
+            score, function_of("examples.reward_functions:length"),
             (flag, "examples.reward_functions has no function 'length' (there are conciseness, format, text_form, ")),
         "function: none of that name in a file": (
-            step3, code("def _own(): pass"), (flag, "rules.py has no function 'rule' (it defines none)")),
+            step3, code_of("def _own(): pass"), (flag, "rules.py has no function 'rule' (it defines none)")),
         "function: a file that imports what is not there": (
-            step3, code("import no_such_library"),
+            step3, code_of("import no_such_library"),
             (flag, "rules.py fails to be imported (ModuleNotFoundError: No module named 'no_such_library')")),
-        "function: a relative module": (score, function("./rules:rule"), (flag, "MODULE:FUNCTION or FILE.py:FUNCTION")),
-        "function: no name": (step3, function("examples.reward_functions"), (flag, "MODULE:FUNCTION")),
+        "function: a relative module": (
+            score, function_of("./rules:rule"), (flag, "MODULE:FUNCTION or FILE.py:FUNCTION")),
+        "function: no name": (step3, function_of("examples.reward_functions"), (flag, "MODULE:FUNCTION")),
         "function: a file without a name": (
-            step3, function("examples/reward_functions.py"), (flag, "needs MODULE:FUNCTION or FILE.py:FUNCTION")),
-        "function: of responses alone": (
-            step3, code("def rule(responses): return [0.0]"), (flag, "(prompts, responses)", "too many")),
-        "function: of more": (
-            chat, code("def rule(prompts, responses, answers): return []"), (flag, "missing", "'answers'")),
-        "function: text of digits": (
-            score, code("def rule(prompts, responses): return '1'"),
-            (flag, "no numbers for", "prompts.jsonl:1", "'1' is text")),
-        "function: beyond float32": (
-            score, code("def rule(prompts, responses): return [1e39]"), (flag, "prompts.jsonl:1", "1e+39")),
-        "function: ends the program": (
-            score, code("def rule(prompts, responses): raise SystemExit(3)"),
-            (flag, "fails 4 times in a row", "SystemExit: 3")),
+            step3, function_of("examples/reward_functions.py"), (flag, "needs MODULE:FUNCTION or FILE.py:FUNCTION")),
         "function: a file that ends the program": (
-            step3, code("raise SystemExit(3)"), (flag, "rules.py fails to be imported (SystemExit: 3)")),
-        "function: a number": (step3, function("math:pi"), (flag, "float is no function")),
-        "function: no file": (chat, function("./none.py:rule"), (flag, "no such file (./none.py)")),
-        "function: a file that fails": (step3, code("1 / 0"), (flag, "division by zero")),
+            step3, code_of("raise SystemExit(3)"), (flag, "rules.py fails to be imported (SystemExit: 3)")),
+        "function: a number": (step3, function_of("math:pi"), (flag, "float is no function")),
+        "function: no file": (chat, function_of("./none.py:rule"), (flag, "no such file (./none.py)")),
+        "function: a file that fails": (step3, code_of("1 / 0"), (flag, "division by zero")),
         "function: a file that is no program": (
-            score, code("def rule(:"), (flag, "rules.py fails to be imported (SyntaxError: invalid syntax", "line 1)")),
+            score, code_of("def rule(:"),
+            (flag, "rules.py fails to be imported (SyntaxError: invalid syntax", "line 1)")),
         "function: an objective twice": (
             step3, lambda b: {"reward_function": "helpfulness=examples.reward_functions:conciseness"},
             ("the objective helpfulness", "twice")),
-        "function: raises": (
-            score, code("def rule(prompts, responses): raise KeyError('x')"),
-            (flag, "fails 4 times in a row, at last on", "prompts.jsonl:1", "KeyError")),
-        "function: nothing": (
-            score, code("def rule(prompts, responses): pass"), (flag, "no numbers for", "NoneType")),
         "function: a number of retries below 0": (score, lambda b: {"reward_retries": -1}, ("--reward_retries",)),
         "function: a wait that is no time": (score, lambda b: {"reward_retry_wait": "nan"}, ("--reward_retry_wait",)),
-        "function: too few values": (
-            score, code("def rule(prompts, responses): return []"), (flag, "0 values for 1 responses")),
-        "function: not a number": (
-            score, code("def rule(prompts, responses): return [float('nan')]"), (flag, "prompts.jsonl:1", "nan")),
-        "function: text for numbers": (
-            score, code("def rule(prompts, responses): return responses"), (flag, "prompts.jsonl:1", "Wait.")),
         "function: a constraint of Safe RLHF": (
             step3, lambda b: {"cost_model": None, "algorithm": "ppo_lagrangian",
                               "reward_function": "rule=examples.reward_functions:conciseness"}, ("--cost_model",)),
+    }  # fmt: skip
+
+
+def calls_of_reward_functions() -> dict[str, tuple]:
+    flag = "--reward_function rule"
+    return {
+        "function: of responses alone": (
+            step3, code_of("def rule(responses): return [0.0]"), (flag, "(prompts, responses)", "too many")),
+        "function: of more": (
+            chat, code_of("def rule(prompts, responses, answers): return []"), (flag, "missing", "'answers'")),
+        "function: text of digits": (
+            score, code_of("def rule(prompts, responses): return '1'"),
+            (flag, "no numbers for", "prompts.jsonl:1", "'1' is text")),
+        "function: beyond float32": (
+            score, code_of("def rule(prompts, responses): return [1e39]"), (flag, "prompts.jsonl:1", "1e+39")),
+        "function: ends the program": (
+            score, code_of("def rule(prompts, responses): raise SystemExit(3)"),
+            (flag, "fails 4 times in a row", "SystemExit: 3")),
+        "function: raises": (
+            score, code_of("def rule(prompts, responses): raise KeyError('x')"),
+            (flag, "fails 4 times in a row, at last on", "prompts.jsonl:1", "KeyError")),
+        "function: nothing": (
+            score, code_of("def rule(prompts, responses): pass"), (flag, "no numbers for", "NoneType")),
+        "function: too few values": (
+            score, code_of("def rule(prompts, responses): return []"), (flag, "0 values for 1 responses")),
+        "function: not a number": (
+            score, code_of("def rule(prompts, responses): return [float('nan')]"), (flag, "prompts.jsonl:1", "nan")),
+        "function: text for numbers": (
+            score, code_of("def rule(prompts, responses): return responses"), (flag, "prompts.jsonl:1", "Wait.")),
     }  # fmt: skip
 
 
