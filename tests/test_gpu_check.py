@@ -18,7 +18,7 @@ from tests.gpu_check.updates import step_operations
 from tests.gpu_check.versions import device, script_files
 from tests.helpers import flags, run_command
 
-WITHOUT_GPU = {"device", "CUDA toolkit", "Llama: hybrid engine"}
+WITHOUT_GPU = {"device", "CUDA toolkit", "the same with cuDNN's attention", "Llama: hybrid engine"}
 
 
 def rows_of(path: Path) -> list[list[str]]:

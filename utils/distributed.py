@@ -25,7 +25,8 @@ def init_distributed(rank_timeout: float = 600.0) -> None:
     Raises:
         UserError: this machine has fewer CUDA devices than ranks.
 
-    On CPU, DeepSpeed would compile a shared-memory collective here (and fail where there is no C++
+    On GPUs, torch's choice of an attention kernel leaves cuDNN's out: it builds a plan for every new shape, and in
+    rollouts every token is one. On CPU, DeepSpeed would compile a shared-memory collective here (and fail where there is no C++
     compiler); gloo gives the same results, so that extension is declared unavailable first.
     """
     import deepspeed
@@ -43,6 +44,7 @@ def init_distributed(rank_timeout: float = 600.0) -> None:
     if torch.cuda.is_available():
         check_local_ranks(int(os.environ["LOCAL_SIZE"]), torch.cuda.device_count())
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.backends.cuda.enable_cudnn_sdp(False)
     seconds = max(2 * rank_timeout, SECONDS_OF_A_COLLECTIVE) if rank_timeout else timedelta(days=365).total_seconds()
     deepspeed.init_distributed(
         dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False, timeout=timedelta(seconds=seconds)

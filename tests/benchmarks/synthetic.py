@@ -26,6 +26,7 @@ from utils.token_head import TokenHead
 
 PAD, BOS, EOS, FIRST_PIECE = 0, 1, 2, 3
 TOTAL_STEPS = 100_000  # of the learning-rate schedule: more than any benchmark takes
+LARGE = 10**8  # parameters of models that are made where they will run: a CPU draws them for seconds
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def make_decoder(load: Load, architecture: type[PreTrainedModel] = MistralForCau
         sliding_window=None, tie_word_embeddings=False, use_cache=False,
         bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD,
     )  # fmt: skip
-    return architecture(config).to(DTYPES[load.dtype])
+    with device() if size.parameters > LARGE else torch.device("cpu"):
+        return architecture(config).to(DTYPES[load.dtype])
 
 
 def make_actor(load: Load, args: argparse.Namespace, **generation: Any) -> Actor:

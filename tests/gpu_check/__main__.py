@@ -19,22 +19,22 @@ from utils.errors import run_main
 from utils.output import check_writable
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-STAGES = (0, 2, 3)
 JOBS = [
-    Job("versions", "machine and libraries", "tests.gpu_check.versions:version_checks", share=40),
+    Job("versions", "machine and libraries", "tests.gpu_check.versions:version_checks", share=20),
     Job("parity", "the step on the CPU", "tests.gpu_check.parity:cpu_checks", share=20, environment=NO_GPU),
-    Job("parity", "the step on the GPU", "tests.gpu_check.parity:gpu_checks", share=20),
-    *(Job("update", f"ZeRO-{stage}", "tests.gpu_check.updates:update_checks", (stage,), share=35) for stage in STAGES),
-    Job("memory", "logits in chunks", "tests.gpu_check.updates:chunk_checks", share=20),
-    Job("memory", "LoRA", "tests.gpu_check.updates:lora_checks", share=20),
+    Job("parity", "the step on the GPU", "tests.gpu_check.parity:gpu_checks", share=15),
+    *(Job("update", f"ZeRO-{stage}", "tests.gpu_check.updates:update_checks", (stage,), share=20) for stage in (0, 2)),
+    Job("update", "ZeRO-3", "tests.gpu_check.updates:update_checks", (3,), share=30),
+    Job("memory", "logits in chunks", "tests.gpu_check.updates:chunk_checks", share=12),
+    Job("memory", "LoRA", "tests.gpu_check.updates:lora_checks", share=12),
     *(
-        Job("memory", f"offload under ZeRO-{stage}", "tests.gpu_check.updates:offload_checks", (stage,), share=30)
+        Job("memory", f"offload under ZeRO-{stage}", "tests.gpu_check.updates:offload_checks", (stage,), share=25)
         for stage in (2, 3)
     ),
-    Job("recovery", "NaN", "tests.gpu_check.recovery:nan_checks", share=20),
+    Job("recovery", "NaN", "tests.gpu_check.recovery:nan_checks", share=15),
     Job("recovery", "resume", "tests.gpu_check.recovery:resume_checks", share=80),
     Job("rollout", "generation", "tests.gpu_check.rollouts:generation_checks", share=100),
-    Job("rollout", "hybrid engine", "tests.gpu_check.rollouts:hybrid_checks", share=70),
+    Job("rollout", "hybrid engine", "tests.gpu_check.rollouts:hybrid_checks", share=50),
 ]
 SECTIONS = tuple(dict.fromkeys(job.section for job in JOBS))
 

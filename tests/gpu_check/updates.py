@@ -33,7 +33,7 @@ from utils.memory_plan import critic_moments, fullest, policy_moments, step_mome
 from utils.memory_sizes import DEVICE, GIB, Memory, PlannedModel, Surroundings, shape_of
 
 OBJECTIVES = 2
-CHUNK, LORA_DIM = 512, 16
+CHUNK, LORA_DIM, ROUNDS = 512, 16, 3
 
 
 @dataclass
@@ -108,7 +108,9 @@ def step_operations(size: str, critics: int, tokens: int) -> float:
     return 6.0 * tokens * (policy + critics * (policy - table))
 
 
-def make_bench(settings: Settings, stage: int, critics: int = OBJECTIVES, **changes: object) -> Bench:
+def make_bench(
+    settings: Settings, stage: int, critics: int = OBJECTIVES, rounds: int = ROUNDS, **changes: object
+) -> Bench:
     init_distributed()
     overhead = 0 if torch.cuda.is_available() else peak_bytes(lambda: None)
     load = Load("tiny", "bf16", 4, 8, 8) if settings.small else Load("300m", "bf16", 32, 256, 256)
@@ -120,8 +122,8 @@ def make_bench(settings: Settings, stage: int, critics: int = OBJECTIVES, **chan
         actor = make_actor(load, args)
     experience = make_experience(actor, load, args, OBJECTIVES)
     made = make_critics(load, args, critics)
-    rounds = 1 if settings.small else 3
-    return Bench(load, actor, made, experience, args, overhead, matrix_rate(settings.small), rounds)
+    rate = matrix_rate(settings.small)
+    return Bench(load, actor, made, experience, args, overhead, rate, 1 if settings.small else rounds)
 
 
 def variants(bench: Bench, prefix: str, names: list[str]) -> Checks:
@@ -157,5 +159,6 @@ def lora_checks(settings: Settings) -> Checks:
 
 
 def offload_checks(settings: Settings, stage: int) -> Checks:
-    bench = make_bench(settings, stage, offload=True)
-    return variants(bench, f"--offload, ZeRO-{stage}", [BASELINE, "full"])
+    """The policy alone, once: AdamW on the host takes seconds a step."""
+    bench = make_bench(settings, stage, critics=0, rounds=1, offload=True)
+    return variants(bench, f"--offload, ZeRO-{stage}, policy alone", [BASELINE, "full"])
