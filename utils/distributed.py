@@ -26,8 +26,8 @@ def init_distributed(rank_timeout: float = 600.0) -> None:
         UserError: this machine has fewer CUDA devices than ranks.
 
     On GPUs, torch's choice of an attention kernel leaves cuDNN's out: it builds a plan for every new shape, and in
-    rollouts every token is one. On CPU, DeepSpeed would compile a shared-memory collective here (and fail where there is no C++
-    compiler); gloo gives the same results, so that extension is declared unavailable first.
+    rollouts every token is one. On CPU, DeepSpeed would compile a shared-memory collective here (and fail where there
+    is no C++ compiler); gloo gives the same results, so that extension is declared unavailable first.
     """
     import deepspeed
 
