@@ -167,9 +167,7 @@ def test_a_dry_run_says_what_would_be_done_and_leaves_no_trace(run_all, tmp_path
     code, said, calls = run_all(RUNS="gapo_p1 rewarded_soup_0.4", DRY_RUN="1")
     assert code == 0 and not (tmp_path / "out put").exists(), said
     (checked,) = calls  # the evaluation's flags: the stand-in has nothing to say of them
-    assert re.match(
-        r"utils/check_evaluation.py --no_prompts 'eval/generate.py' .*'eval/score.py' .*'eval/judge.py'", checked
-    )
+    assert re.match(r"eval/check.py --no_prompts 'eval/generate.py' .*'eval/score.py' .*'eval/judge.py'", checked)
     assert said.splitlines()[1:-1] == [
         "[data] would be made",
         "[sft] would be trained; a dry run checks it once base is made",
