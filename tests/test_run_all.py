@@ -199,7 +199,7 @@ def test_a_dry_run_lets_the_base_stand_in_for_what_is_trained_from_it(run_all, t
     (tmp_path / "out put/base/config.json").touch()
     code, said, calls = run_all("--dry_run", RUNS="gapo_p1")
     assert code == 0 and said.count("stands in for it") == 3, said
-    (made,) = of("utils/stand_in", calls)
+    (made,) = of("utils/launch/stand_in", calls)
     policy, reward, cost = re.search(r"--policy (\S+) .*=(\S+) .*=(\S+)", made).groups()
     assert f"--model_name_or_path {policy} " in of("step2_reward/main", calls)[0]
     (call,) = of("step3_gapo/main", calls)
