@@ -46,6 +46,9 @@ from utils.scoring.objectives import Objective, add_score_arguments, declared_ob
 from utils.scoring.score_models import is_ours
 
 
+OWN = "FILE.py:CLASS"
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Step 3: align a policy to several objectives with PPO, GAPO and their relatives.")
     add_objective_arguments(parser)
@@ -126,8 +129,8 @@ def add_algorithm_arguments(parser: argparse.ArgumentParser, own: list[type[Algo
         "--algorithm",
         type=algorithm_name,
         required=True,
-        metavar="NAME",
-        help=f"a method, or FILE.py:CLASS, a user's own (see examples). {describe(methods)}",
+        metavar=f"{{{','.join(METHODS)},{OWN}}}",
+        help=f"a method, or {OWN}, one of your own (see examples). {describe(methods)}",
     )
     group.add_argument(
         "--advantage",

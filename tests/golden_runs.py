@@ -117,6 +117,7 @@ def all_runs() -> dict[str, Run]:
     """By name: the grid of algorithms, scopes, ranks and ZeRO stages, then single features and the first stages."""
     said = run_script(STEP3, ["--help"]).stdout
     algorithms = re.search(r"--algorithm\s+\{([^}]*)\}", said)[1].split(",")
+    algorithms = [name for name in algorithms if ":" not in name]  # the last one stands for a file of one's own
     grid = {}
     for algorithm, scope, ranks, stage in product(algorithms, SCOPES, RANKS, STAGES):
         changes = {"algorithm": algorithm, "gradient_scope": scope, "zero_stage": stage} | NEEDED.get(algorithm, {})
