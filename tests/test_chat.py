@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval import chat
 from eval.score import last_token_scores
-from tests.helpers import ROOT, Result, Workshop, flags, run_function
+from tests.helpers import ROOT, Result, Workshop, default_signals, flags, run_function
 from utils.data.encoding import encode_prompt
 from utils.process.errors import run_main
 from utils.process.plain_text import printable
@@ -231,6 +231,7 @@ def test_interrupted(endless: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-u", "eval/chat.py", *arguments], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, bufsize=1,
+        preexec_fn=default_signals,
     )  # fmt: skip
     try:
         process.stdin.write(f"{QUESTION}\n")

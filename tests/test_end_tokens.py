@@ -17,6 +17,8 @@ from utils.data.encoding import encode_prompt, encode_response, end_ids, respons
 from utils.models.export import describe_model, export_model
 from utils.models.loading import load_causal_lm, load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 EOS, END = 1, 4  # of Gemma's kind: the tokenizer's, and the one that ends its turns
 PROMPTS = [
     f"How do I {verb} a {thing}?" for verb in ("make", "fix", "grow") for thing in ("pie", "lamp", "rose", "bed")

@@ -35,6 +35,8 @@ from utils.models.loading import load_causal_lm, load_tokenizer, new_score_model
 from utils.models.token_head import TokenHead
 from utils.process.errors import UserError, run_main
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = "how can i bake the bread fix my bike first then wait for a friend".split()
 PROMPTS = [" ".join(WORDS[i % 5 : i % 5 + 3 + i]) + "?" for i in range(9)]

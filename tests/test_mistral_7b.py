@@ -12,6 +12,8 @@ import pytest
 from tests.helpers import ROOT, STEP3, Result, Workshop, run_command, run_script
 from tests.test_run_all import STAND_IN
 
+pytestmark = pytest.mark.slow
+
 MISTRAL_7B = {
     "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336,
     "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000,

@@ -21,6 +21,8 @@ from utils.models.loading import load_tokenizer, new_score_model
 from utils.process.errors import UserError, run_main
 from utils.supervised.run import epoch_steps, hold_out, split_evenly
 
+pytestmark = pytest.mark.slow
+
 WORDS = "how can i bake the bread fix my bike first then wait for a friend".split()
 EPOCHS = 2
 # name: ranks and flags; every one takes 8 examples an optimizer step
