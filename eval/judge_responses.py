@@ -13,7 +13,7 @@ from eval.score import Row, read_rows
 from utils.arguments import check_output_file
 from utils.data import load_prompts
 from utils.data.encoding import Encoded
-from utils.data.loading import conversation_key
+from utils.data.records import conversation_key
 from utils.distributed import device
 from utils.errors import UserError
 from utils.metrics import Progress

@@ -36,8 +36,8 @@ from eval.runs import find_args, read_json, read_json_lines
 from eval.trained_objectives import trained_objectives
 from utils.arguments import Parser, add_loading_arguments, check_output_file, positive_int
 from utils.data.batching import right_pad
-from utils.data.records import Drop
-from utils.data.records import Row as RawRow
+from utils.data.rows import Drop
+from utils.data.rows import Row as RawRow
 from utils.distributed import device
 from utils.errors import UserError, run_main
 from utils.metrics import Progress

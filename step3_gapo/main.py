@@ -30,8 +30,9 @@ from utils.adapter_folder import is_adapter_folder
 from utils.arguments import check_deepspeed_arguments, note_warmup
 from utils.checkpoint import Checkpoints
 from utils.data import load_prompts
-from utils.data.encoding import Encoded, fit_lengths
-from utils.data.records import Prompt, ReadingSummary
+from utils.data.encoding import Encoded, data_fingerprint, fit_lengths
+from utils.data.records import Prompt
+from utils.data.summaries import ReadingSummary
 from utils.distributed import (
     init_distributed,
     is_main,
@@ -43,7 +44,7 @@ from utils.distributed import (
 )
 from utils.dry_run import settle_ranks
 from utils.errors import AT_ONCE, Problems, UserError, run_main
-from utils.fingerprint import ids_fingerprint, model_facts
+from utils.fingerprint import model_facts
 from utils.guards import SkippedSteps
 from utils.lora import check_adapter_export, check_targets
 from utils.model_export import describe_model
@@ -241,7 +242,7 @@ def facts_of(args: argparse.Namespace, objectives: list[Objective], prompts: lis
         facts["base of the adapters (--actor_model)"] = facts["--actor_model"]
     for objective in objectives:
         facts |= objective.facts()
-    return facts | {"--data": ids_fingerprint(prompt.prompt for prompt in prompts)}
+    return facts | {"--data": data_fingerprint(prompts)}
 
 
 def restore(checkpoints: Checkpoints, engine: RLHFEngine, actor_update: ActorUpdate, skipped: SkippedSteps) -> int:
