@@ -15,15 +15,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.arguments import Parser, check_output_file, fraction, named_value, seed
+from utils.cli.arguments import Parser, check_output_file, fraction, named_value, seed
 from utils.data.loading import inspect_source, load_view
 from utils.data.records import PROMPTS, Message, Prompt, View
 from utils.data.registry import Format
 from utils.data.rows import Row
 from utils.data.sources import Source
 from utils.data.summaries import ReadingSummary
-from utils.errors import UserError, run_main
-from utils.output import check_writable, write_json, write_text
+from utils.output.files import check_writable, write_json, write_text
+from utils.process.errors import UserError, run_main
 
 SPLITS = ("train", "validation", "test")
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from utils.data.records import Message, Record
 from utils.data.summaries import ReadingSummary
-from utils.errors import UserError
+from utils.process.errors import UserError
 
 
 class Unfit(UserError):

@@ -18,8 +18,8 @@ from utils.data.registry import Format, NotOffered, detect_format, preference_la
 from utils.data.rows import Drop, Row
 from utils.data.sources import Source, parse_spec
 from utils.data.summaries import ReadingSummary, SourceSummary
-from utils.errors import UserError
-from utils.plain_text import printable
+from utils.process.errors import UserError
+from utils.process.plain_text import printable
 
 ID_FIELDS = ("id", "prompt_id")
 

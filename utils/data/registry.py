@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from utils.data.records import LABELS, Pair, Record, View
 from utils.data.rows import Row
-from utils.errors import UserError
+from utils.process.errors import UserError
 
 
 class NotOffered(UserError):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils.data.records import Message
-from utils.errors import UserError
+from utils.process.errors import UserError
 
 
 class Drop(Exception):

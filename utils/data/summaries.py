@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from utils.plain_text import printable
+from utils.process.plain_text import printable
 
 
 def describe_formats(formats: Counter[str]) -> str:
