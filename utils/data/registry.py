@@ -36,7 +36,7 @@ class Format:
         """The row's record in a view; raises `NotOffered` where the format lacks it, and `Drop` for a row of no use."""
         if view in self.offers:
             return self.offers[view](row)
-        labels = [other.label for other in self.offers if other.record is view.record]
+        labels = [other.label for other in self.offers if other.record is view.record and other.label]
         lacks = f"hold no {view.record.CONTENT} (found: {row.names()})"
         if labels:
             lacks = f"do not say which reply is {view.label}, only which is {' or '.join(labels)}"
