@@ -45,7 +45,6 @@ from utils.process.errors import AT_ONCE, Problems, UserError
 from utils.scoring.objectives import Objective, add_score_arguments, declared_objectives
 from utils.scoring.score_models import is_ours
 
-
 OWN = "FILE.py:CLASS"
 
 
