@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from step2_reward import calibration
 from step2_reward.losses import cost_loss, reward_loss
 from utils.arguments import (
+    OF_THE_RANKS,
     Parser,
     add_checkpoint_arguments,
     add_data_arguments,
@@ -132,7 +133,7 @@ def main() -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description="Step 2: train one reward or cost model on preference pairs.")
+    parser = Parser(description="Step 2: train one reward or cost model on preference pairs.", facts=OF_THE_RANKS)
     group = parser.add_argument_group("objective")
     group.add_argument(
         "--objective", required=True, type=safe_name, metavar="NAME", help="name of the objective, kept with the model"

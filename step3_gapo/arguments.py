@@ -12,6 +12,7 @@ from step3_gapo.algorithms import ALGORITHMS, REWARD_LEVEL, WEIGHTED, Algorithm,
 from step3_gapo.decoding import COMPACT_AT
 from step3_gapo.gram_weightings import GRAM_WEIGHTINGS, weighting_options
 from utils.arguments import (
+    OF_THE_RANKS,
     Parser,
     adam_beta,
     add_checkpoint_arguments,
@@ -49,7 +50,10 @@ ALGORITHM_OPTIONS = {
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description="Step 3: align a policy to several objectives with PPO, GAPO and their relatives.")
+    parser = Parser(
+        description="Step 3: align a policy to several objectives with PPO, GAPO and their relatives.",
+        facts=(*OF_THE_RANKS, "actor_model_sha256"),
+    )
     add_objective_arguments(parser)
     add_algorithm_arguments(parser)
     add_adaptive_arguments(parser)
@@ -66,9 +70,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_dry_run_arguments(parser)
     args = parser.parse_args(argv)
     allow(args)
-    for name, default in ALGORITHM_OPTIONS.get(args.algorithm, {}).items():
-        if getattr(args, name) is None:
-            setattr(args, name, default)
+    for algorithm, options in ALGORITHM_OPTIONS.items():
+        for name, default in options.items():
+            if algorithm != args.algorithm and name in parser.from_file:  # they go with the file's algorithm
+                setattr(args, name, None)
+            elif algorithm == args.algorithm and getattr(args, name) is None:
+                setattr(args, name, default)
     set_lora_defaults(args)
     if args.gradient_scope is None:
         args.gradient_scope = "full" if args.lora_dim and args.algorithm not in REWARD_LEVEL else "last_layer"
