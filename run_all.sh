@@ -17,14 +17,14 @@
 #   JUDGE="--base_url URL --model NAME"   a language model judges the responses (see eval/judge.py), not the gold scores
 #   OUTPUT=DIR  instead of output/PRESET
 #   ACTOR_MODEL REWARD_MODEL COST_MODEL   models that are there already, used in place of training them
-#   RANKS=N     ranks of every training; on several machines: NNODES, NODE_RANK, ... or HOSTFILE (see utils/launch.sh)
+#   RANKS=N     ranks of every training; on several machines: NNODES, NODE_RANK, ... or HOSTFILE (see utils/launch/launch.sh)
 #   GPUS=N GPU_MEMORY=80 HOST_MEMORY=512   with --dry_run: GPUs of a machine, GiB of each, and of the machine itself
 #   DATA_DIR=DIR FRACTION=0.25   hh: where the data is, and how much of it (see presets/hh.sh for the model's size)
 #   PYTHON=...  an interpreter that has the packages of requirements.txt, instead of .venv
 #   ANY_VERSIONS=1   with PYTHON: take other versions of them, with a warning (packages that are missing stay an error)
 
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/utils/variables.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/utils/launch/variables.sh"
 for variable in OUTPUT DATA_DIR; do # relative to where the command is given, also while they are not there
     if [ -n "${!variable:-}" ]; then export "$variable=$(realpath -m "${!variable}")"; fi
 done
@@ -42,7 +42,7 @@ for argument in "$@"; do
         *) echo "error: $argument: neither a preset (tiny, smoke, hh, mistral_7b) nor --fresh or --dry_run" >&2; exit 2 ;;
     esac
 done
-source utils/machines.sh
+source utils/launch/machines.sh
 export DRY_RUN
 
 note_unread_variables() { # those that are set, but serve other presets or dry runs
@@ -68,10 +68,10 @@ GOLD=() JUDGE_PROMPTS=() # flags of eval/score.py and eval/judge.py, where a pre
 choose_judge_prompts() { :; }
 source "presets/$PRESET.sh"
 source step3_gapo/training_scripts/run_names.sh
-source utils/setup_environment.sh
+source utils/launch/setup_environment.sh
 check_numbers 1 NNODES
 if several_machines; then JOBS=1 POLICY_JOBS=1; fi # they meet in every training, one after another, at one port
-source utils/pieces.sh
+source utils/launch/pieces.sh
 RESPONSE_JOBS=${RESPONSE_JOBS:-$JOBS}
 check_machines || exit 2
 if $FRESH && [ "${NNODES:-1}" -gt 1 ]; then
@@ -97,7 +97,7 @@ with_seeds() { # all runs, then all of them again for every further seed; each o
     } | awk '!seen[$0]++'
 }
 RUNS=$(with_seeds)
-source utils/plan.sh
+source utils/launch/plan.sh
 
 PARTS=(data tokenizer base sft reward cost policies eval report logs)
 

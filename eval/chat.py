@@ -19,14 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
-from eval.chat_page import Columns, Lines, new_page
-from eval.score import Gold, Row, RowScorer, grade, load_gold, load_row_scorer
-from utils.arguments import Parser, add_loading_arguments, named_value, positive_int, seed, temperature
+from eval.chatting.page import Columns, Lines, new_page
+from eval.results.rows import Row
+from eval.score import Gold, RowScorer, grade, load_gold, load_row_scorer
+from utils.cli.arguments import Parser, add_loading_arguments, named_value, positive_int, seed, temperature
 from utils.data.encoding import encode_prompt, end_ids, response_text
 from utils.data.records import Message
-from utils.distributed import device, seed_everything
-from utils.errors import UserError, run_main
-from utils.models import (
+from utils.models.loading import (
     DTYPES,
     allow,
     check_causal_lm,
@@ -36,8 +35,10 @@ from utils.models import (
     positions_of,
     sampling_config,
 )
-from utils.objectives import Objective, add_score_arguments, are_given, named_objectives
-from utils.plain_text import printable
+from utils.process.distributed import device, seed_everything
+from utils.process.errors import UserError, run_main
+from utils.process.plain_text import printable
+from utils.scoring.objectives import Objective, add_score_arguments, are_given, named_objectives
 
 HELP = """\
 /reset     forget the conversation

@@ -24,12 +24,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from eval.generate import add_sampling_arguments
-from eval.judge_client import AnswerCache, ChatClient, Endpoint, Refused
-from eval.judge_criteria import BUILT_IN, Criteria, question, read_criteria, read_reasons, read_scores, reminder
-from eval.judge_responses import Source, check_answered, get_responses, open_source, read_prompts, select_prompts
-from eval.score import Gold, Row, grade, load_gold, mean_and_interval, score_gold
-from utils.arguments import (
+from eval.judging.client import AnswerCache, ChatClient, Endpoint, Refused
+from eval.judging.criteria import BUILT_IN, Criteria, question, read_criteria, read_reasons, read_scores, reminder
+from eval.judging.responses import Source, check_answered, get_responses, open_source, read_prompts, select_prompts
+from eval.results.answers import add_sampling_arguments
+from eval.results.rows import Row
+from eval.score import Gold, grade, load_gold, mean_and_interval, score_gold
+from utils.cli.arguments import (
     Parser,
     add_data_arguments,
     add_loading_arguments,
@@ -42,10 +43,10 @@ from utils.arguments import (
     safe_name,
 )
 from utils.data.records import Message
-from utils.errors import UserError, run_main
-from utils.metrics import Progress
-from utils.models import allow
-from utils.output import check_writable, write_json
+from utils.models.loading import allow
+from utils.output.files import check_writable, write_json
+from utils.output.metrics import Progress
+from utils.process.errors import UserError, run_main
 
 OUTCOMES = ("win", "tie", "lose")
 INTERRUPTED = 130  # exit code, as of a shell

@@ -20,27 +20,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from eval.report_conflict import Conflict, find_conflict, plot_conflict
-from eval.report_curves import plot_training_curves
-from eval.report_gold import TABLE_NOTE, build_gold_table, plot_exploitation
-from eval.report_judge import Judgement, find_judgement, load_judgements, plot_judgement
-from eval.report_plane import MOST_OBJECTIVES, plot_moves, plot_pareto
-from eval.report_plots import DPI, WIDTH, plot_table, run_style
-from eval.report_results import Numbers, compute_numbers, write_results
-from eval.report_samples import choose_samples, read_labels
-from eval.report_summary import comparison_tables, quality_tables, summarize_report
-from eval.report_tables import Table, build_tables, format_number
-from eval.report_weights import plot_weights
-from eval.runs import Run, find_conditions, load_runs, objective_names
-from utils.arguments import Parser, positive_int
-from utils.errors import UserError, run_main
-from utils.output import check_writable, finished_directory, write_text
-from utils.plain_text import markdown_text, printable
+from eval.reporting.conflict import Conflict, find_conflict, plot_conflict
+from eval.reporting.curves import plot_training_curves
+from eval.reporting.gold import TABLE_NOTE, build_gold_table, plot_exploitation
+from eval.reporting.judge import Judgement, find_judgement, load_judgements, plot_judgement
+from eval.reporting.plane import MOST_OBJECTIVES, plot_moves, plot_pareto
+from eval.reporting.plots import DPI, WIDTH, plot_table, run_style
+from eval.reporting.results import Numbers, compute_numbers, write_results
+from eval.reporting.samples import choose_samples, read_labels
+from eval.reporting.summary import comparison_tables, quality_tables, summarize_report
+from eval.reporting.tables import Table, build_tables, format_number
+from eval.reporting.weights import plot_weights
+from eval.results.runs import Run, find_conditions, load_runs, objective_names
+from utils.cli.arguments import Parser, positive_int
+from utils.output.files import check_writable, finished_directory, write_text
+from utils.process.errors import UserError, run_main
+from utils.process.plain_text import markdown_text, printable
 
 PAGE_WIDTH = 1132  # CSS pixels of a picture of full width
 # What methods must have in common to be compared.
 TRAINED_ALIKE = ("actor_model", "max_steps", "kl_coeff", "actor_learning_rate", "max_new_tokens")
-TEMPLATES = Path(__file__).resolve().parent / "templates"
+TEMPLATES = Path(__file__).resolve().parent / "reporting" / "templates"
 
 
 def parse_args() -> Any:

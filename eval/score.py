@@ -31,34 +31,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import nn
 
-from eval.partial import PartialFile, model_identity
-from eval.runs import find_args, read_json, read_json_lines
-from eval.trained_objectives import trained_objectives
-from utils.arguments import Parser, add_loading_arguments, check_output_file, positive_int
+from eval.results.partial import PartialFile, model_identity
+from eval.results.rows import FIELDS, Row, read_rows
+from eval.results.runs import find_args, read_json
+from eval.results.trained_objectives import trained_objectives
+from utils.cli.arguments import Parser, add_loading_arguments, check_output_file, positive_int
 from utils.data.batching import right_pad
-from utils.data.records import Drop
-from utils.data.records import Row as RawRow
-from utils.distributed import device
-from utils.errors import UserError, run_main
-from utils.metrics import Progress
-from utils.models import DTYPES, allow, first_line
-from utils.objectives import Objective, add_score_arguments, are_given, named_objectives
-from utils.output import check_writable, write_json
-from utils.reward_functions import RewardFunction, load_function
+from utils.models.loading import DTYPES, allow, first_line
+from utils.output.files import check_writable, write_json
+from utils.output.metrics import Progress
+from utils.process.distributed import device
+from utils.process.errors import UserError, run_main
+from utils.scoring.objectives import Objective, add_score_arguments, are_given, named_objectives
+from utils.scoring.reward_functions import RewardFunction, load_function
 
-Row = dict[str, Any]
 Gold = Callable[[list[str], list[str]], dict[str, list[float]]]
 RowScorer = Callable[[list[Row]], tuple[list[float], int]]  # see `load_row_scorer`
-KINDS = {
-    "prompt": (str, "text"),
-    "messages": (list, "a list of turns"),
-    "source": (str, "text"),
-    "response": (str, "text"),
-    "length": (int, "a whole number"),
-    "finished": (bool, "true or false"),
-    "kl": (int | float, "a number"),
-}  # of the fields of a response
-FIELDS = set(KINDS)
 ENTRIES = ("objective", "scorer", "values", "truncated")  # of the scores of a run by one model or function
 
 
@@ -119,45 +107,6 @@ def read_responses(files: list[str]) -> dict[str, list[Row]]:
             raise UserError(f"--responses {file}: the run {file.stem} is given twice")
         runs[file.stem] = read_rows(file, "--responses", FIELDS)
     return runs
-
-
-def read_rows(file: Path, flag: str, fields: set[str]) -> list[Row]:
-    """The lines of a file of responses.
-
-    Raises:
-        UserError: a file that is missing or empty, or a line without one of the `fields`.
-    """
-    if not file.is_file():
-        raise UserError(f"{flag} {file}: no such file")
-    rows = read_json_lines(file)
-    if not rows:
-        raise UserError(f"{flag} {file}: the file is empty")
-    for number, row in enumerate(rows, start=1):
-        check_row(RawRow(row, f"{file}:{number}"), fields)
-    return rows
-
-
-def check_row(row: RawRow, fields: set[str]) -> None:
-    """Raises: UserError: one of the `fields` is missing, or holds something other than eval/generate.py writes."""
-    for name in sorted(fields):
-        kind, what = KINDS[name]
-        if not isinstance(row.value(name), kind):
-            raise row.wrong(name, what, row.value(name))
-        if kind is str:
-            check_unicode(row, name, row.value(name))
-    for turn in row.value("messages"):
-        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
-            raise row.wrong("messages", "a list of turns with 'role' and 'content'", turn)
-        for key in ("role", "content"):
-            check_unicode(row, f"messages.{key}", turn[key])
-
-
-def check_unicode(row: RawRow, name: str, text: str) -> None:
-    """Raises: UserError: half a surrogate pair, which no tokenizer accepts."""
-    try:
-        row.checked_text(name, text)
-    except Drop:
-        raise row.wrong(name, "text that is valid Unicode", text) from None
 
 
 @torch.no_grad()

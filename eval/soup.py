@@ -23,12 +23,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from eval.runs import SETTINGS, read_json_object
-from eval.shapes import OBJECT, Shape
-from utils.arguments import Parser, named_number, named_value
-from utils.errors import UserError, run_main
-from utils.fingerprint import INDEX, find_tensors, load_tensor, weights_fingerprint
-from utils.output import check_writable, finished_directory, write_json
+from eval.results.runs import SETTINGS, read_json_object
+from eval.results.shapes import OBJECT, Shape
+from utils.cli.arguments import Parser, named_number, named_value
+from utils.models.fingerprint import INDEX, find_tensors, load_tensor, weights_fingerprint
+from utils.output.files import check_writable, finished_directory, write_json
+from utils.process.errors import UserError, run_main
 
 # What a model folder holds beside its weights, as patterns; logs and settings of the training stay behind.
 COMPANIONS = ("*config.json", "tokenizer*", "vocab*", "merges.txt", "*.model", "added_tokens.json",

@@ -17,7 +17,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from utils.arguments import (
+from utils.cli.arguments import (
     OF_THE_RANKS,
     Parser,
     add_checkpoint_arguments,
@@ -27,15 +27,13 @@ from utils.arguments import (
     add_supervised_arguments,
     check_deepspeed_arguments,
 )
-from utils.arrival import arriving
 from utils.data import load_dialogues
 from utils.data.batching import right_pad
 from utils.data.encoding import Encoded
-from utils.distributed import device, init_distributed, seed_everything, shutdown_distributed
-from utils.dry_run import settle_ranks
-from utils.engines import Engine, engine_config, make_training_engine
-from utils.errors import Problems, run_main
-from utils.models import (
+from utils.engines.arrival import arriving
+from utils.engines.engines import Engine, engine_config, make_training_engine
+from utils.memory.dry_run import settle_ranks
+from utils.models.loading import (
     DTYPES,
     allow,
     check_causal_lm,
@@ -45,9 +43,11 @@ from utils.models import (
     load_tokenizer,
     position_ids_from_mask,
 )
-from utils.output import check_output
-from utils.rank_watch import watch_ranks
-from utils.supervised import (
+from utils.output.files import check_output
+from utils.process.distributed import device, init_distributed, seed_everything, shutdown_distributed
+from utils.process.errors import Problems, run_main
+from utils.process.rank_watch import watch_ranks
+from utils.supervised.run import (
     Run,
     Task,
     export,

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from step2_reward import calibration
 from step2_reward.losses import cost_loss, reward_loss
-from utils.arguments import (
+from utils.cli.arguments import (
     OF_THE_RANKS,
     Parser,
     add_checkpoint_arguments,
@@ -34,21 +34,13 @@ from utils.arguments import (
     positive_int,
     safe_name,
 )
-from utils.arrival import arriving
 from utils.data import load_pairs
 from utils.data.batching import right_pad
 from utils.data.encoding import Encoded
-from utils.distributed import (
-    device,
-    init_distributed,
-    print_main,
-    seed_everything,
-    shutdown_distributed,
-)
-from utils.dry_run import settle_ranks
-from utils.engines import Engine, engine_config, make_training_engine
-from utils.errors import Problems, run_main
-from utils.models import (
+from utils.engines.arrival import arriving
+from utils.engines.engines import Engine, engine_config, make_training_engine
+from utils.memory.dry_run import settle_ranks
+from utils.models.loading import (
     DTYPES,
     allow,
     check_decoder,
@@ -58,9 +50,17 @@ from utils.models import (
     position_ids_from_mask,
     score_tokens,
 )
-from utils.output import check_output
-from utils.rank_watch import watch_ranks
-from utils.supervised import (
+from utils.output.files import check_output
+from utils.process.distributed import (
+    device,
+    init_distributed,
+    print_main,
+    seed_everything,
+    shutdown_distributed,
+)
+from utils.process.errors import Problems, run_main
+from utils.process.rank_watch import watch_ranks
+from utils.supervised.run import (
     Run,
     Task,
     export,

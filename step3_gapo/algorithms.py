@@ -13,8 +13,8 @@ import torch
 
 from step3_gapo.adaptive_weights import AdaptiveWeights
 from step3_gapo.gram_weightings import GRAM_WEIGHTINGS, gram_weighting, weighting_options
-from step3_gapo.multi_objective import gapo_coefficients, min_norm_weights, p_gapo_coefficients
-from utils.errors import UserError
+from utils.gradients.multi_objective import gapo_coefficients, min_norm_weights, p_gapo_coefficients
+from utils.process.errors import UserError
 
 REWARD_LEVEL = ("ppo", "morlhf", "ppo_lagrangian", "fast_rl")  # no gradient is compared
 ALGORITHMS = (*REWARD_LEVEL, "mgda", "gapo", "p_gapo", *GRAM_WEIGHTINGS)

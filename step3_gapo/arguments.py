@@ -9,9 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from step3_gapo.adaptive_weights import LagrangianWeights, MirrorDescentWeights
 from step3_gapo.algorithms import ALGORITHMS, REWARD_LEVEL, WEIGHTED, Algorithm, build_algorithm, preference_weights
-from step3_gapo.decoding import COMPACT_AT
 from step3_gapo.gram_weightings import GRAM_WEIGHTINGS, weighting_options
-from utils.arguments import (
+from utils.cli.arguments import (
     OF_THE_RANKS,
     Parser,
     adam_beta,
@@ -30,10 +29,11 @@ from utils.arguments import (
     positive_int,
     temperature,
 )
-from utils.errors import AT_ONCE, Problems, UserError
-from utils.models import allow, check_positions, load_config, load_tokenizer
-from utils.objectives import Objective, add_score_arguments, declared_objectives
-from utils.score_models import is_ours
+from utils.models.loading import allow, check_positions, load_config, load_tokenizer
+from utils.policy.sampling import COMPACT_AT
+from utils.process.errors import AT_ONCE, Problems, UserError
+from utils.scoring.objectives import Objective, add_score_arguments, declared_objectives
+from utils.scoring.score_models import is_ours
 
 # Options of one algorithm, and their defaults; those of ppo_lagrangian are Safe RLHF's.
 ALGORITHM_OPTIONS = {

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from step3_gapo.scorers import Scorer
-from utils.arrival import copy_of, shape_of, whole
-from utils.engines import Engine, engine_config, make_training_engine
-from utils.lora import with_adapters
-from utils.models import DTYPES, trunk_of
-from utils.objectives import Objective
-from utils.score_models import ScoreModel
-from utils.token_head import TokenHead
+from utils.engines.arrival import copy_of, shape_of, whole
+from utils.engines.engines import Engine, engine_config, make_training_engine
+from utils.models.loading import DTYPES, trunk_of
+from utils.models.lora import with_adapters
+from utils.models.token_head import TokenHead
+from utils.scoring.objectives import Objective
+from utils.scoring.score_models import ScoreModel
+from utils.scoring.scorers import Scorer
 
 
 @dataclass

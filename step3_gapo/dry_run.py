@@ -5,15 +5,15 @@ import argparse
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from step3_gapo.actor import hybrid_engine_obstacle, missing_inference_policy
 from step3_gapo.algorithms import compares_gradients
 from step3_gapo.critics import critic_groups
-from step3_gapo.decoding import compaction_obstacle
 from utils.data.encoding import Encoded
-from utils.dry_run import Described, optimizer_lines, print_dry_run, surroundings
-from utils.models import check_causal_lm, load_config, skeleton
-from utils.objectives import Objective
-from utils.score_models import is_ours, loader_of
+from utils.memory.dry_run import Described, optimizer_lines, print_dry_run, surroundings
+from utils.models.loading import check_causal_lm, load_config, skeleton
+from utils.policy.actor import hybrid_engine_obstacle, missing_inference_policy
+from utils.policy.sampling import compaction_obstacle
+from utils.scoring.objectives import Objective
+from utils.scoring.score_models import is_ours, loader_of
 
 
 def print_gapo_dry_run(

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from step3_gapo.multi_objective import checked_gram
-from utils.arguments import non_negative_float, positive_float
-from utils.distributed import print_main
-from utils.errors import UserError
+from utils.cli.arguments import non_negative_float, positive_float
+from utils.gradients.multi_objective import checked_gram
+from utils.process.distributed import print_main
+from utils.process.errors import UserError
 
 
 def scale_mode(text: str) -> str:

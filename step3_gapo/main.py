@@ -21,18 +21,32 @@ from step3_gapo.algorithms import Algorithm, compares_gradients
 from step3_gapo.arguments import algorithm_of, check_batch_sizes, check_lora_options, objectives_of, parse_args
 from step3_gapo.critics import Critic
 from step3_gapo.dry_run import print_gapo_dry_run
-from step3_gapo.policy_forward import check_plain_head
 from step3_gapo.rlhf_engine import RLHFEngine
 from step3_gapo.rollout import Experience, Rollout, episode_scores, make_rollout
 from step3_gapo.tracking import Tracker, mean_scalars, rollout_scalars
 from step3_gapo.update import ActorUpdate, Scalars, optimizer_step
-from utils.adapter_folder import is_adapter_folder
-from utils.arguments import check_deepspeed_arguments, note_warmup
-from utils.checkpoint import Checkpoints
+from utils.checkpoints.checkpoints import Checkpoints
+from utils.checkpoints.skipped_steps import SkippedSteps
+from utils.cli.arguments import check_deepspeed_arguments, note_warmup
 from utils.data import load_prompts
 from utils.data.encoding import Encoded, fit_lengths
 from utils.data.records import Prompt, ReadingSummary
-from utils.distributed import (
+from utils.memory.dry_run import settle_ranks
+from utils.models.adapter_folder import is_adapter_folder
+from utils.models.export import describe_model
+from utils.models.fingerprint import ids_fingerprint, model_facts
+from utils.models.loading import (
+    check_causal_lm,
+    check_dialogues,
+    check_positions,
+    embedding_rows,
+    load_tokenizer,
+    sampling_config,
+)
+from utils.models.lora import check_adapter_export, check_targets
+from utils.output.files import check_output, write_json
+from utils.policy.forward import check_plain_head
+from utils.process.distributed import (
     init_distributed,
     is_main,
     print_main,
@@ -41,23 +55,9 @@ from utils.distributed import (
     shutdown_distributed,
     world_size,
 )
-from utils.dry_run import settle_ranks
-from utils.errors import AT_ONCE, Problems, UserError, run_main
-from utils.fingerprint import ids_fingerprint, model_facts
-from utils.guards import SkippedSteps
-from utils.lora import check_adapter_export, check_targets
-from utils.model_export import describe_model
-from utils.models import (
-    check_causal_lm,
-    check_dialogues,
-    check_positions,
-    embedding_rows,
-    load_tokenizer,
-    sampling_config,
-)
-from utils.objectives import Objective
-from utils.output import check_output, write_json
-from utils.rank_watch import beat, watch_ranks
+from utils.process.errors import AT_ONCE, Problems, UserError, run_main
+from utils.process.rank_watch import beat, watch_ranks
+from utils.scoring.objectives import Objective
 
 NOTICEABLE = 0.01  # share of the prompts
 SKIPPING_ADVICE = "lower --actor_learning_rate or --critic_learning_rate, or try another --algorithm"

@@ -5,20 +5,20 @@ from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from step3_gapo.actor import Actor
 from step3_gapo.critics import build_critics, critic_modules
-from step3_gapo.policy_forward import PolicyForward
-from step3_gapo.scorers import make_scorer
-from utils.arrival import arriving, copy_of
-from utils.distributed import is_main
-from utils.engines import Engine, engine_config, gathered_weights, make_frozen_engine
-from utils.lora import export_adapted_model, with_adapters
-from utils.model_export import export_model
-from utils.models import DTYPES, load_causal_lm
-from utils.objectives import Objective
-from utils.output import finished_files, mark_finished
-from utils.parking import park
-from utils.rank_watch import beat
+from utils.engines.arrival import arriving, copy_of
+from utils.engines.engines import Engine, engine_config, gathered_weights, make_frozen_engine
+from utils.engines.parking import park
+from utils.models.export import export_model
+from utils.models.loading import DTYPES, load_causal_lm
+from utils.models.lora import export_adapted_model, with_adapters
+from utils.output.files import finished_files, mark_finished
+from utils.policy.actor import Actor
+from utils.policy.forward import PolicyForward
+from utils.process.distributed import is_main
+from utils.process.rank_watch import beat
+from utils.scoring.objectives import Objective
+from utils.scoring.scorers import make_scorer
 
 
 class RLHFEngine:

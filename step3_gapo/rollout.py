@@ -10,19 +10,20 @@ import torch
 from torch.nn.functional import pad
 
 from step3_gapo import ppo
-from step3_gapo.actor import Actor
 from step3_gapo.algorithms import compares_gradients
 from step3_gapo.critics import Critic
-from step3_gapo.policy_forward import PolicyForward
 from step3_gapo.rlhf_engine import RLHFEngine
-from step3_gapo.sampled import Sampled, by_micro_batch, columns_in_use, micro_batch_rows
-from step3_gapo.scorers import score_responses
 from utils.data.batching import left_pad
 from utils.data.encoding import Encoded, end_ids, response_text
-from utils.distributed import all_gather_rows, all_reduce_sum, device
-from utils.objectives import Objective
-from utils.parking import resident
-from utils.rank_watch import beat
+from utils.engines.parking import resident
+from utils.policy.actor import Actor
+from utils.policy.forward import PolicyForward
+from utils.policy.log_probs import finished, response_mask
+from utils.policy.sampled import Sampled, by_micro_batch, columns_in_use, micro_batch_rows
+from utils.process.distributed import all_gather_rows, all_reduce_sum, device
+from utils.process.rank_watch import beat
+from utils.scoring.objectives import Objective
+from utils.scoring.scorers import score_responses
 
 NamedTensors = dict[str, torch.Tensor]
 
@@ -156,7 +157,7 @@ def sample_responses(engine: RLHFEngine, prompts: list[Encoded], args: argparse.
             sequences.append(engine.actor.generate(*batch))
     responses = [sequence[:, ids.shape[1] :] for sequence in sequences]  # each [size, its longest response]
     width = max(response.shape[1] for response in responses)
-    masks = [ppo.response_mask(response, ends) for response in responses]
+    masks = [response_mask(response, ends) for response in responses]
     mask = torch.cat([pad(mask, (0, width - mask.shape[1])) for mask in masks])
     response_ids = torch.cat([pad(r, (0, width - r.shape[1]), value=pad_id) for r in responses])
     response_ids = response_ids.masked_fill(mask == 0, pad_id)
@@ -171,7 +172,7 @@ def sample_responses(engine: RLHFEngine, prompts: list[Encoded], args: argparse.
         input_ids=torch.cat([ids, response_ids], dim=1),
         attention_mask=torch.cat([attention, mask.long()], dim=1),
         mask=mask,
-        finished=ppo.finished(response_ids, mask, ends),
+        finished=finished(response_ids, mask, ends),
     )
 
 

@@ -9,11 +9,11 @@ import torch
 
 from step3_gapo.health import Health
 from step3_gapo.rollout import Rollout
-from utils.checkpoint import Checkpoints
-from utils.distributed import all_reduce_sum, world_size
-from utils.metrics import Progress, start_record
-from utils.objectives import Objective
-from utils.plain_text import markdown_text
+from utils.checkpoints.checkpoints import Checkpoints
+from utils.output.metrics import Progress, start_record
+from utils.process.distributed import all_reduce_sum, world_size
+from utils.process.plain_text import markdown_text
+from utils.scoring.objectives import Objective
 
 Scalars = dict[str, float]
 

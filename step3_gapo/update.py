@@ -7,16 +7,16 @@ from typing import Any
 import torch
 
 from step3_gapo import ppo
-from step3_gapo.actor import Actor
 from step3_gapo.algorithms import Algorithm, compares_gradients
 from step3_gapo.critics import Critic
-from step3_gapo.head_gradients import HeadGradients, surrogate_slopes
-from step3_gapo.multi_objective import cosine_matrix
-from step3_gapo.policy_forward import NO_PLAIN_HEAD, PolicyOutput
 from step3_gapo.rollout import Experience
-from utils.distributed import all_reduce_max, all_reduce_sum, broadcast_from_main, print_main, world_size
-from utils.errors import UserError
-from utils.zero_gradients import ObjectiveGradients, forget_gradients, step_if_finite
+from utils.gradients.head import HeadGradients, surrogate_slopes
+from utils.gradients.multi_objective import cosine_matrix
+from utils.gradients.zero import ObjectiveGradients, forget_gradients, step_if_finite
+from utils.policy.actor import Actor
+from utils.policy.forward import NO_PLAIN_HEAD, PolicyOutput
+from utils.process.distributed import all_reduce_max, all_reduce_sum, broadcast_from_main, print_main, world_size
+from utils.process.errors import UserError
 
 POLICY_GRADIENT = "the gradient of the policy"
 Scalars = dict[str, float]

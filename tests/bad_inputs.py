@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from eval.report_judge import JUDGEMENT
+from eval.reporting.judge import JUDGEMENT
 from tests.evaluations import make_run, write_runs
 from tests.helpers import ROOT, Result, Workshop, flags, run_command
-from utils.arguments import Parser
-from utils.plain_text import printable
+from utils.cli.arguments import Parser
+from utils.process.plain_text import printable
 
 SECONDS = 10  # in which a command must have found the mistake
 WEIGHTS = "model.safetensors"
@@ -1311,7 +1311,7 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds this")
     args = parser.parse_args()
     from tests.conftest import make_workshop  # sets what must be set before torch starts
-    from utils import models  # noqa: F401  (keeps transformers quiet)
+    from utils.models import loading  # noqa: F401  (keeps transformers quiet)
 
     failed = slow = 0
     with tempfile.TemporaryDirectory() as folder:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.runs import Run, parse_run_name
+from eval.results.runs import Run, parse_run_name
 
 OBJECTIVES = ("helpfulness", "harmlessness")
 

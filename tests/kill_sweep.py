@@ -32,10 +32,10 @@ from typing import Any
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from utils.arguments import Parser, positive_int
-from utils.errors import UserError, run_main
-from utils.metrics import Progress, format_duration
-from utils.output import check_writable, write_json
+from utils.cli.arguments import Parser, positive_int
+from utils.output.files import check_writable, write_json
+from utils.output.metrics import Progress, format_duration
+from utils.process.errors import UserError, run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "KILL_SWEEP"  # an environment variable that only the processes of one command have with one value

@@ -4,6 +4,6 @@
 #   TEST_JOBS=N   test files side by side (default 2; each may start up to three ranks)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source utils/setup_environment.sh
+source utils/launch/setup_environment.sh
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 exec "$PYTHON" -m pytest tests -q -n "${TEST_JOBS:-2}" --dist loadfile --durations=15 "$@"

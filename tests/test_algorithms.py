@@ -13,10 +13,10 @@ from torchjd.aggregation import DualProj, UPGrad, UPGradWeighting
 
 from step3_gapo.algorithms import Algorithm, build_algorithm
 from step3_gapo.gram_weightings import GRAM_WEIGHTINGS
-from step3_gapo.multi_objective import gapo_coefficients, min_norm_weights, p_gapo_coefficients, rescaled_gram
 from tests.helpers import STEP3, Workshop, read_metrics, run_function, run_script
 from tests.test_multi_objective import close, gradients, gram_of, tensor
-from utils.errors import UserError
+from utils.gradients.multi_objective import gapo_coefficients, min_norm_weights, p_gapo_coefficients, rescaled_gram
+from utils.process.errors import UserError
 
 # Algorithm, --weighting_options, and the aggregator of torchjd that does the same to the gradients themselves.
 AGGREGATORS = {

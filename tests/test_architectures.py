@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from eval.generate import Sampled, response_log_probs
+from eval.results.answers import Sampled, response_log_probs
 from tests.architectures import ARCHITECTURES, Architecture, make_language_model
 from tests.helpers import ROOT, STEP3, Result, flags, run_script
 from utils.data.batching import left_pad, right_pad
 from utils.data.encoding import encode_prompt
-from utils.models import load_causal_lm, load_tokenizer, sampling_config
-from utils.objectives import Objective
+from utils.models.loading import load_causal_lm, load_tokenizer, sampling_config
+from utils.scoring.objectives import Objective
 
 DOCS = ROOT / "docs/models.md"
 SWEPT = [row for row in ARCHITECTURES if row.close_to is None or os.environ.get("UPDATE_DOCS")]

@@ -19,8 +19,8 @@ from tests.benchmarks.ranks import BenchmarkError, run_ranks
 from tests.benchmarks.rollout import rollout_rows
 from tests.benchmarks.synthetic import SIZES, Load, make_decoder
 from tests.helpers import Workshop, flags, run_command
-from utils.distributed import rank
-from utils.errors import UserError
+from utils.process.distributed import rank
+from utils.process.errors import UserError
 
 TINY = {
     "quick": True, "stages": 3, "ranks": 1, "batch_size": 4, "prompt_length": 6, "response_length": 6, "rounds": 1,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval.comparisons import compare_runs
-from eval.front_quality import draw_scores
+from eval.reporting.comparisons import compare_runs
+from eval.reporting.front_quality import draw_scores
 from tests.evaluations import make_run, noisy_run
 
 

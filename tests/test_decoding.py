@@ -17,16 +17,16 @@ from transformers import (
     Qwen2VLConfig,
 )
 
-from eval.generate import Sampled, response_log_probs
-from step3_gapo import decoding
-from step3_gapo.decoding import compaction_obstacle, decode, select_rows
-from step3_gapo.ppo import response_mask
+from eval.results.answers import Sampled, response_log_probs
 from tests.architectures import ARCHITECTURES, SIZES, VOCABULARY, Architecture, random_model, tokenizer
 from tests.helpers import STEP3, Workshop, flags, run_function, run_script
 from tests.test_step3_engine import build
 from utils.data.batching import left_pad
-from utils.distributed import all_gather_objects, rank, seed_everything, shutdown_distributed, world_size
-from utils.models import DTYPES, language_model_class
+from utils.models.loading import DTYPES, language_model_class
+from utils.policy import sampling as decoding
+from utils.policy.log_probs import response_mask
+from utils.policy.sampling import compaction_obstacle, decode, select_rows
+from utils.process.distributed import all_gather_objects, rank, seed_everything, shutdown_distributed, world_size
 
 PAD, LONGEST, ROWS = 0, 24, 8
 ENDS = list(range(1, 25))  # ids that end a response: of so many, rows end one after another

@@ -15,12 +15,12 @@ from transformers import MistralConfig, MistralForCausalLM
 from tests.benchmarks import plan
 from tests.benchmarks.synthetic import Load, arguments_of, make_decoder
 from tests.helpers import STEP3, Workshop, flags, run_function, run_script
-from utils.distributed import init_distributed
-from utils.engines import Engine, make_training_engine
-from utils.memory_advice import cheapest_fit, excess
-from utils.memory_plan import flattened, phases_of
-from utils.memory_sizes import DEVICE, GIB, HOST, Memory, PlannedModel, Shape, Surroundings, shape_of
-from utils.zero_gradients import gradient_shards, step_if_finite
+from utils.engines.engines import Engine, make_training_engine
+from utils.gradients.zero import gradient_shards, step_if_finite
+from utils.memory.advice import cheapest_fit, excess
+from utils.memory.plan import flattened, phases_of
+from utils.memory.sizes import DEVICE, GIB, HOST, Memory, PlannedModel, Shape, Surroundings, shape_of
+from utils.process.distributed import init_distributed
 
 MISTRAL = {
     "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,

@@ -23,16 +23,17 @@ from transformers import (
 )
 
 from eval import generate, score
-from eval.generate import Answers
-from eval.partial import PartialFile, checked_line, model_identity, partial_path
+from eval.results import answers
+from eval.results.answers import Answers
+from eval.results.partial import PartialFile, checked_line, model_identity, partial_path
 from tests.helpers import run_function
 from utils import make_base
 from utils.data.encoding import Encoded, encode_prompt
 from utils.data.records import Prompt
-from utils.errors import UserError, run_main
-from utils.model_export import export_model
-from utils.models import load_causal_lm, load_tokenizer, new_score_model
-from utils.token_head import TokenHead
+from utils.models.export import export_model
+from utils.models.loading import load_causal_lm, load_tokenizer, new_score_model
+from utils.models.token_head import TokenHead
+from utils.process.errors import UserError, run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = "how can i bake the bread fix my bike first then wait for a friend".split()
@@ -149,8 +150,8 @@ def test_log_probs_equal_unpadded_forward(models: Path):
     prompts = encoded_prompts(models)
     model = load_causal_lm(str(models / "aligned"), "--policy").eval()
     torch.manual_seed(3)
-    sampled = generate.sample_responses(model, prompts, tokenizer, Namespace(temperature=0.7, max_new_tokens=12))
-    log_probs = generate.response_log_probs(model, sampled, 0.7)
+    sampled = answers.sample_responses(model, prompts, tokenizer, Namespace(temperature=0.7, max_new_tokens=12))
+    log_probs = answers.response_log_probs(model, sampled, 0.7)
     plain = AutoModelForCausalLM.from_pretrained(models / "aligned").eval()
     for prompt, ids, length, row in zip(prompts, sampled.responses, sampled.lengths, log_probs, strict=True):
         response = ids[:length]
@@ -172,8 +173,8 @@ def test_learned_positions_are_counted_from_the_prompt(models: Path):
     config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=2, n_head=2, **special)
     config.num_labels, config.initializer_range = 1, 0.5
     policy, scorer = GPT2LMHeadModel(config).eval(), GPT2ForSequenceClassification(config).eval()
-    sampled = generate.sample_responses(policy, prompts, tokenizer, Namespace(temperature=1.0, max_new_tokens=8))
-    padded = generate.response_log_probs(policy, sampled, 1.0)
+    sampled = answers.sample_responses(policy, prompts, tokenizer, Namespace(temperature=1.0, max_new_tokens=8))
+    padded = answers.response_log_probs(policy, sampled, 1.0)
     dialogues = [
         prompt.prompt + ids[:length].tolist()
         for prompt, ids, length in zip(prompts, sampled.responses, sampled.lengths, strict=True)
@@ -196,11 +197,11 @@ def test_kl_is_summed_over_the_response(models: Path):
     prompts = encoded_prompts(models)
     policy, reference = (load_causal_lm(str(models / name), "--policy").eval() for name in ("aligned", "sft"))
     args = Namespace(temperature=1.0, max_new_tokens=12, batch_size=9, seed=5)
-    (lines,) = generate.answer_prompts(policy, reference, prompts, tokenizer, args)
-    generate.seed_everything(5)
+    (lines,) = answers.answer_prompts(policy, reference, prompts, tokenizer, args)
+    answers.seed_everything(5)
     order = list(lines)
-    sampled = generate.sample_responses(policy, [prompts[index] for index in order], tokenizer, args)
-    ratio = generate.response_log_probs(policy, sampled, 1.0) - generate.response_log_probs(reference, sampled, 1.0)
+    sampled = answers.sample_responses(policy, [prompts[index] for index in order], tokenizer, args)
+    ratio = answers.response_log_probs(policy, sampled, 1.0) - answers.response_log_probs(reference, sampled, 1.0)
     for row, length, index in zip(ratio, sampled.lengths, order, strict=True):
         assert lines[index]["length"] == length
         assert lines[index]["kl"] == pytest.approx(row[:length].sum().item(), abs=1e-4)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tests.helpers import Result, Workshop, flags, read_weights, run_function, run_script
 from utils import export_checkpoint
-from utils.errors import run_main
+from utils.process.errors import run_main
 
 SCRIPT = "utils/export_checkpoint.py"
 KEPT = {"keep_checkpoints": True, "checkpoint_interval": 1, "checkpoints_kept": 9}

@@ -5,8 +5,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from eval import front_quality
-from eval.front_quality import (
+from eval.reporting import front_quality
+from eval.reporting.front_quality import (
     average_seeds,
     dominated_share,
     draw_scores,
@@ -17,7 +17,7 @@ from eval.front_quality import (
     row_hypervolumes,
     spacing,
 )
-from eval.runs import find_fronts
+from eval.results.runs import find_fronts
 from tests.evaluations import make_run, noisy_run
 
 

@@ -26,17 +26,17 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param
 from transformers import AutoModelForCausalLM, GenerationConfig, MistralConfig, MistralForCausalLM
 
-from step3_gapo.actor import Actor
 from step3_gapo.arguments import algorithm_of, parse_args
 from step3_gapo.ppo import clipped_surrogate_loss
 from step3_gapo.rollout import Experience
 from step3_gapo.update import ActorUpdate, Scalars
 from tests.helpers import flags, run_function
 from tests.updates import policy_step
-from utils import engines
-from utils.distributed import init_distributed, rank, shutdown_distributed, world_size
-from utils.models import DTYPES, load_causal_lm
-from utils.objectives import Objective
+from utils.engines import engines
+from utils.models.loading import DTYPES, load_causal_lm
+from utils.policy.actor import Actor
+from utils.process.distributed import init_distributed, rank, shutdown_distributed, world_size
+from utils.scoring.objectives import Objective
 
 NAMES = ("a", "b", "c", "d")
 ROWS, PROMPT, TIME, VOCABULARY = 24, 7, 6, 53

@@ -15,10 +15,10 @@ from tests.test_resume import STEP1, supervised_flags
 from tests.test_step3_engine import build
 from utils.data.encoding import Encoded
 from utils.data.records import Dialogue
-from utils.distributed import init_distributed, rank, shutdown_distributed, world_size
-from utils.engines import Engine, gathered_weights, make_training_engine
-from utils.supervised import Task
-from utils.supervised import optimizer_step as supervised_step
+from utils.engines.engines import Engine, gathered_weights, make_training_engine
+from utils.process.distributed import init_distributed, rank, shutdown_distributed, world_size
+from utils.supervised.run import Task
+from utils.supervised.run import optimizer_step as supervised_step
 
 
 def spoil_returns(experience: Experience, name: str) -> None:

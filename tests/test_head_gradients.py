@@ -7,10 +7,11 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from step3_gapo import ppo
-from step3_gapo.head_gradients import add_head_gradients, global_gram, surrogate_slopes
-from step3_gapo.policy_forward import response_logits
 from tests.helpers import run_function
-from utils.distributed import init_distributed, rank, shutdown_distributed
+from utils.gradients.head import add_head_gradients, global_gram, surrogate_slopes
+from utils.policy.forward import response_logits
+from utils.policy.log_probs import log_probs_of
+from utils.process.distributed import init_distributed, rank, shutdown_distributed
 
 VOCABULARY, FEATURES, OBJECTIVES, CLIP = 50, 16, 3, 0.1
 LENGTHS = (6, 1, 4, 3, 6, 2)  # actions of each response
@@ -44,7 +45,7 @@ class Case:
             length = self.mask.shape[1]
             logits = response_logits(self.model, self.input_ids[rows], self.attention_mask[rows], length)
         hook.remove()
-        log_probs = ppo.log_probs_of(logits, self.actions[rows], self.temperature)
+        log_probs = log_probs_of(logits, self.actions[rows], self.temperature)
         slopes = surrogate_slopes(lambda values: self.losses(values, rows), log_probs)
         hidden = inputs[0][:, -length - 1 : -1]
         return head_gradients(logits, hidden, self.actions[rows], slopes, self.temperature, **options)
@@ -52,7 +53,7 @@ class Case:
     def autograd_gradients(self) -> torch.Tensor:
         """The same by differentiating every loss through the whole model."""
         logits = response_logits(self.model, self.input_ids, self.attention_mask, self.mask.shape[1])
-        losses = self.losses(ppo.log_probs_of(logits, self.actions, self.temperature))
+        losses = self.losses(log_probs_of(logits, self.actions, self.temperature))
         weight = self.model.lm_head.weight
         return torch.stack([torch.autograd.grad(loss, weight, retain_graph=True)[0].flatten() for loss in losses])
 
@@ -90,7 +91,7 @@ def make_case(temperature: float = 1.0) -> Case:
     with torch.no_grad():
         logits = response_logits(model, case.input_ids, case.attention_mask, time)
         # Ratios on either side of the clip range: some slopes are 0, some are not.
-        case.old_log_probs = ppo.log_probs_of(logits, case.actions, temperature) + 0.1 * torch.randn(rows, time)
+        case.old_log_probs = log_probs_of(logits, case.actions, temperature) + 0.1 * torch.randn(rows, time)
     return case
 
 
@@ -109,7 +110,7 @@ def test_some_tokens_are_clipped_and_some_are_not() -> None:
     case = make_case()
     with torch.no_grad():
         logits = response_logits(case.model, case.input_ids, case.attention_mask, case.mask.shape[1])
-        log_probs = ppo.log_probs_of(logits, case.actions)
+        log_probs = log_probs_of(logits, case.actions)
     zero = surrogate_slopes(case.losses, log_probs)[:, case.mask > 0].eq(0).float().mean()
     assert 0.1 < zero < 0.9
 

@@ -17,10 +17,10 @@ COMMIT, OTHER = "0123456789" * 4, "abcdef0123" * 4
 LOAD = """
 import json, sys
 from utils.data.sources import parse_spec
-from utils.errors import UserError
-from utils.hub import commit_of
-from utils.models import load_causal_lm, load_tokenizer
-from utils.pin_revisions import main as pin
+from utils.process.errors import UserError
+from utils.cli.hub import commit_of
+from utils.models.loading import load_causal_lm, load_tokenizer
+from utils.launch.pin_revisions import main as pin
 PINNED = ["--model", "org/policy", "--model", "org/policy@v1", "--model", ".",
           "--data", "org/prompts:0.5,org/prompts@train@refs/pr/1"]
 for kind, name in json.loads(sys.argv[1]):

@@ -19,11 +19,11 @@ import pytest
 from scipy.stats import binomtest
 
 from eval import judge
-from eval.judge_client import read_retry_after
-from eval.judge_criteria import BUILT_IN, read_scores
+from eval.judging.client import read_retry_after
+from eval.judging.criteria import BUILT_IN, read_scores
 from tests.helpers import ROOT, Result, Workshop, flags, free_port, run_function, run_script
-from utils.errors import run_main
-from utils.plain_text import printable
+from utils.process.errors import run_main
+from utils.process.plain_text import printable
 from utils.safe_rlhf_mini import gold_scores
 
 KEY = "sk-a-key-that-must-stay-secret"

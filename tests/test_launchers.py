@@ -33,7 +33,7 @@ def pipeline(body: str) -> str:
     return f"""
 set -euo pipefail
 PRESET=test
-source {ROOT}/utils/pieces.sh
+source {ROOT}/utils/launch/pieces.sh
 pipeline() {{
 {body}
 }}
@@ -97,7 +97,8 @@ def test_other_versions_are_taken_on_demand(tmp_path: Path) -> None:
     python = interpreter(tmp_path / "other", torch="2.9.1", scipy="1.2")
     torch, scipy = (re.search(rf"^{name}==(\S+)", (ROOT / "requirements.txt").read_text(), re.M)[1]
                     for name in ("torch", "scipy"))  # fmt: skip
-    script = "source utils/setup_environment.sh; bash -c 'source utils/setup_environment.sh; echo $PYTHON is taken'"
+    setup = "source utils/launch/setup_environment.sh"
+    script = f"{setup}; bash -c '{setup}; echo $PYTHON is taken'"
     refused = bash(script, ROOT, PYTHON=str(python))
     assert refused.returncode == 2 and refused.stdout == "" and refused.stderr.count("\n") == 1
     others = [f"torch 2.9.1 in place of {torch}", f"scipy 1.2 in place of {scipy}"]
@@ -177,10 +178,12 @@ def test_a_launcher_keeps_the_exit_code_and_copies_the_output(tmp_path: Path) ->
 def test_a_launcher_tells_how_a_command_ended_that_says_nothing(tmp_path: Path) -> None:
     for python, line in (("kill -9 $$", "was killed (SIGKILL: by hand, or there was no memory left)"),
                          ("kill -11 $$", "was ended by SIGSEGV"), ("exit 3", "ended with exit code 3")):  # fmt: skip
-        script = f"source utils/launch.sh; PYTHON={tmp_path}/python; launch x.py {tmp_path}/log; echo not reached"
+        script = (
+            f"source utils/launch/launch.sh; PYTHON={tmp_path}/python; launch x.py {tmp_path}/log; echo not reached"
+        )
         (tmp_path / "python").write_text(f"#!/bin/sh\n{python}\n")
         (tmp_path / "python").chmod(0o755)
-        result = bash(f"bash -c '{script}' utils/launch.sh", ROOT)
+        result = bash(f"bash -c '{script}' utils/launch/launch.sh", ROOT)
         assert result.returncode != 0 and "not reached" not in result.stdout
         errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
         assert errors == [f"error: x.py {line}"] and errors[0] in (tmp_path / "log").read_text()

@@ -15,20 +15,20 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Qwen
 
 from step3_gapo.arguments import parse_args
 from step3_gapo.critics import critic_modules
-from step3_gapo.scorers import make_scorer
 from tests.architectures import SIZES, make_classifier, random_model, tokenizer
 from tests.helpers import Workshop, flags, run_function
 from tests.test_models_of_others import make, row_of
 from tests.test_score_models import FULL, safe_rlhf_model
-from utils import arrival
-from utils.arrival import arriving, copy_of, is_partitioned, whole
-from utils.distributed import init_distributed, is_main
-from utils.engines import engine_config, place
-from utils.fingerprint import INDEX, find_tensors, tensor_shapes
-from utils.lora import with_adapters
-from utils.models import DTYPES, load_causal_lm, load_tokenizer, new_score_model
-from utils.objectives import Objective
-from utils.stored_tensors import ReadingProgress, StoredTensor
+from utils.engines import arrival
+from utils.engines.arrival import arriving, copy_of, is_partitioned, whole
+from utils.engines.engines import engine_config, place
+from utils.models.fingerprint import INDEX, find_tensors, tensor_shapes
+from utils.models.loading import DTYPES, load_causal_lm, load_tokenizer, new_score_model
+from utils.models.lora import with_adapters
+from utils.models.stored_tensors import ReadingProgress, StoredTensor
+from utils.process.distributed import init_distributed, is_main
+from utils.scoring.objectives import Objective
+from utils.scoring.scorers import make_scorer
 
 EVERY = ("llama_tied", "gpt2", "gpt_neox", "mixtral", "deepseek_v3", "gemma3_vision", "opt_projected", "qwen3_5")
 
@@ -61,7 +61,7 @@ def check_same(model: nn.Module, expected: dict[str, torch.Tensor]) -> None:
 
 
 def test_a_long_reading_is_shown(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("utils.stored_tensors.SECONDS_OF_SILENCE", 0.0)
+    monkeypatch.setattr("utils.models.stored_tensors.SECONDS_OF_SILENCE", 0.0)
     progress = ReadingProgress("org/policy")
     progress.total, progress.start = 8 * 10**9, progress.start - 30
     progress(2 * 10**9)

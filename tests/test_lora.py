@@ -15,19 +15,20 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from step3_gapo import ppo
-from step3_gapo.policy_forward import response_logits
 from step3_gapo.rlhf_engine import RLHFEngine
 from step3_gapo.rollout import Experience, make_rollout
 from step3_gapo.update import optimizer_step
 from tests.helpers import STEP3, Workshop, distance, read_weights, run_function, run_script
 from tests.test_step3_engine import build, of_all_ranks
-from utils import engines
-from utils.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapters
-from utils.distributed import is_main, rank, seed_everything, shutdown_distributed, world_size
-from utils.engines import gathered_weights
-from utils.errors import UserError
-from utils.lora import is_adapter, merged_weights, with_adapters
-from utils.models import check_causal_lm, load_causal_lm, load_tokenizer, same_tokenizer
+from utils.engines import engines
+from utils.engines.engines import gathered_weights
+from utils.models.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapters
+from utils.models.loading import check_causal_lm, load_causal_lm, load_tokenizer, same_tokenizer
+from utils.models.lora import is_adapter, merged_weights, with_adapters
+from utils.policy.forward import response_logits
+from utils.policy.log_probs import log_probs_of
+from utils.process.distributed import is_main, rank, seed_everything, shutdown_distributed, world_size
+from utils.process.errors import UserError
 
 DIM, ROWS, STEPS = 4, 4, 2
 NAMES = ("helpfulness", "harmlessness")
@@ -110,7 +111,7 @@ def plain_policy(base: PreTrainedModel, engine: RLHFEngine, args: argparse.Names
 
 def log_probs(model: PreTrainedModel, experience: Experience) -> torch.Tensor:
     logits = response_logits(model, experience.input_ids, experience.attention_mask, experience.mask.shape[1])
-    return ppo.log_probs_of(logits, experience.actions, 1.0)
+    return log_probs_of(logits, experience.actions, 1.0)
 
 
 def check_gram(

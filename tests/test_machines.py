@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import ROOT, STEP3, Workshop, free_port, read_metrics, read_weights, untimed
-from utils.distributed import check_local_ranks
-from utils.errors import UserError
+from utils.process.distributed import check_local_ranks
+from utils.process.errors import UserError
 
 CHANGES = {"zero_stage": 2, "max_steps": 2, "gradient_accumulation_steps": 2}
 
 
 def start(script: str, log: Path, arguments: list[str], **variables: object) -> subprocess.Popen:
-    """`launch` of utils/launch.sh, as the training scripts call it."""
-    command = f'source utils/launch.sh; launch {script} {log} "$@"'
+    """`launch` of utils/launch/launch.sh, as the training scripts call it."""
+    command = f'source utils/launch/launch.sh; launch {script} {log} "$@"'
     environment = os.environ | {"PYTHON": sys.executable} | {key: str(value) for key, value in variables.items()}
     return subprocess.Popen(
-        ["bash", "-c", command, "utils/launch.sh", *arguments],
+        ["bash", "-c", command, "utils/launch/launch.sh", *arguments],
         cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -80,10 +80,10 @@ def test_machines_that_do_not_fit_are_refused_before_anything_is_written(
         hosts = tmp_path_factory.mktemp("hosts") / "hosts"
         hosts.write_text(variables["HOSTFILE"])
         variables, line = variables | {"HOSTFILE": str(hosts)}, line.replace("HOSTS", str(hosts))
-    script = f"source utils/launch.sh; launch {STEP3} {tmp_path}/logs/x.log; echo not reached"
+    script = f"source utils/launch/launch.sh; launch {STEP3} {tmp_path}/logs/x.log; echo not reached"
     environment = os.environ | {"PYTHON": sys.executable} | variables
     result = subprocess.run(
-        ["bash", "-c", script, "utils/launch.sh"], cwd=ROOT, env=environment, capture_output=True, text=True
+        ["bash", "-c", script, "utils/launch/launch.sh"], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert (result.returncode, result.stderr, result.stdout) == (2, f"error: {line}\n", "")
     assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from utils import make_base
-from utils.errors import UserError
+from utils.process.errors import UserError
 from utils.safe_rlhf_mini.generate import corpus
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,8 +13,8 @@ from tests.helpers import STEP3, Result, flags, run_script
 from tests.test_architectures import STAGE, write_data
 from tests.test_export_checkpoint import KEPT, check_same_files, exported
 from tests.test_turn_endings import ENDINGS
-from utils.lora import check_targets
-from utils.models import load_causal_lm, new_score_model
+from utils.models.loading import load_causal_lm, new_score_model
+from utils.models.lora import check_targets
 
 BIAS = "model.layers.1.mlp.gate.e_score_correction_bias"  # a buffer of DeepSeek-V3, which is stored
 

@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import minimize
 from torchjd.aggregation import MGDAWeighting
 
-from step3_gapo.multi_objective import (
+from utils.gradients.multi_objective import (
     cosine_matrix,
     gapo_coefficients,
     inverse_norms,

@@ -22,12 +22,12 @@ from transformers import (
 )
 
 from step3_gapo.main import main
-from step3_gapo.policy_forward import ChunkedLogProbs, PolicyForward
 from tests.benchmarks.synthetic import Load, arguments_of, make_actor, make_experience, make_update
 from tests.helpers import STEP3, Workshop, distance, read_metrics, run_function, untimed
-from utils import parking
 from utils.data.batching import groups_by_tokens
-from utils.distributed import init_distributed, shutdown_distributed
+from utils.engines import parking
+from utils.policy.forward import ChunkedLogProbs, PolicyForward
+from utils.process.distributed import init_distributed, shutdown_distributed
 
 TEMPERATURE = 0.7
 MEMORY = Load(size="1m", dtype="fp32", batch=4, prompt=8, response=120)

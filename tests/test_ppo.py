@@ -9,7 +9,8 @@ from step3_gapo import ppo
 from step3_gapo.rollout import training_score
 from tests.benchmarks.pieces import plain_advantages
 from utils.data.batching import left_pad, right_pad
-from utils.models import position_ids_from_mask
+from utils.models.loading import position_ids_from_mask
+from utils.policy.log_probs import log_probs_and_entropy, log_probs_of, response_mask
 
 EOS, PAD = 2, 0
 
@@ -36,7 +37,7 @@ def close(actual: torch.Tensor, expected: object, tolerance: float = 1e-6) -> No
     ],
 )
 def test_response_mask(response: list[int], expected: list[int]) -> None:
-    mask = ppo.response_mask(torch.tensor([response]), EOS)
+    mask = response_mask(torch.tensor([response]), EOS)
     assert mask.dtype == torch.float32
     assert mask.tolist() == [expected]
 
@@ -61,15 +62,15 @@ def test_log_probs_and_entropy_are_of_the_sampled_distribution(temperature: floa
     odds = 3.0 ** (1 / temperature)  # logits (0, ln 3): the second token is 3^(1/T) times as likely
     p = [1 / (1 + odds), odds / (1 + odds)]
     logits = torch.tensor([[[0.0, math.log(3)], [0.0, math.log(3)]]])
-    close(ppo.log_probs_of(logits, torch.tensor([[0, 1]]), temperature), [[math.log(p[0]), math.log(p[1])]])
-    _, entropy = ppo.log_probs_and_entropy(logits, torch.tensor([[0, 1]]), temperature)
+    close(log_probs_of(logits, torch.tensor([[0, 1]]), temperature), [[math.log(p[0]), math.log(p[1])]])
+    _, entropy = log_probs_and_entropy(logits, torch.tensor([[0, 1]]), temperature)
     close(entropy, [[-sum(q * math.log(q) for q in p)] * 2])
 
 
 def test_log_probs_are_float32_under_bf16() -> None:
     logits = torch.randn(1, 3, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
-    log_probs = ppo.log_probs_of(logits, torch.tensor([[1, 2, 3]]), 0.7)
-    _, entropy = ppo.log_probs_and_entropy(logits, torch.tensor([[1, 2, 3]]))
+    log_probs = log_probs_of(logits, torch.tensor([[1, 2, 3]]), 0.7)
+    _, entropy = log_probs_and_entropy(logits, torch.tensor([[1, 2, 3]]))
     assert log_probs.dtype == entropy.dtype == torch.float32
     close(log_probs[0, 1].double(), (logits[0, 1].double() / 0.7).log_softmax(-1)[2], 1e-5)
 
@@ -250,12 +251,12 @@ def test_chunks_do_not_change_log_probs_entropy_or_gradients(shape: tuple[int, i
     actions, slopes = torch.randint(shape[2], shape[:2]), torch.randn(shape[:2])
     expected_all = (logits.float() / 0.7).log_softmax(dim=-1)
     expected = expected_all.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
-    actual = ppo.log_probs_of(logits, actions, 0.7)
+    actual = log_probs_of(logits, actions, 0.7)
     torch.testing.assert_close(actual, expected)
     gradients = [torch.autograd.grad(x, logits, slopes)[0] for x in (actual, expected)]
     assert gradients[0].dtype == dtype
     torch.testing.assert_close(*gradients)
-    beside, entropy = ppo.log_probs_and_entropy(logits, actions, 0.7)
+    beside, entropy = log_probs_and_entropy(logits, actions, 0.7)
     assert torch.equal(beside, actual) and not entropy.requires_grad
     assert torch.equal(torch.autograd.grad(beside, logits, slopes)[0], gradients[0])
     expected_entropy = -(expected_all.exp() * expected_all).sum(dim=-1)
@@ -266,5 +267,5 @@ def test_no_float32_copy_of_bf16_logits_is_kept_for_the_way_back() -> None:
     logits = torch.randn(4, 5, 100).bfloat16().requires_grad_()
     kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        ppo.log_probs_of(logits, torch.zeros(4, 5, dtype=torch.int64))
+        log_probs_of(logits, torch.zeros(4, 5, dtype=torch.int64))
     assert [(tensor.dtype, tensor.numel()) for tensor in kept] == [(torch.bfloat16, 2000), (torch.int64, 20)]

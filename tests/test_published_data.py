@@ -14,8 +14,8 @@ from utils.data.encoding import fit_lengths
 from utils.data.records import Row
 from utils.data.registry import detect_format
 from utils.data.token_lengths import describe_lengths
-from utils.errors import UserError
-from utils.models import load_tokenizer
+from utils.models.loading import load_tokenizer
+from utils.process.errors import UserError
 
 ALTERNATING = (
     "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"

@@ -23,10 +23,10 @@ import torch
 
 from tests.helpers import ROOT, STEP3, Result, Workshop, free_port, launch, read_metrics, run_function
 from utils import errors, rank_watch
-from utils.distributed import all_reduce_sum, init_distributed, rank, shutdown_distributed
-from utils.errors import Failure, UserError, run_main, writing
-from utils.rank_watch import beat, watch_ranks
-from utils.reward_functions import Retries, RewardFunction
+from utils.process.distributed import all_reduce_sum, init_distributed, rank, shutdown_distributed
+from utils.process.errors import Failure, UserError, run_main, writing
+from utils.process.rank_watch import beat, watch_ranks
+from utils.scoring.reward_functions import Retries, RewardFunction
 
 SECONDS_TO_END = 60
 KILLED = r"was killed or crashed \(process \d+ is gone\)"
@@ -190,8 +190,8 @@ def test_ranks_that_fail_alike_end_with_their_exit_code(tmp_path: Path, misfortu
 
 MEET_IT = """
 import sys, time
-from utils.arguments import Parser, add_deepspeed_arguments
-from utils.errors import fail
+from utils.cli.arguments import Parser, add_deepspeed_arguments
+from utils.process.errors import fail
 parser = Parser()
 if "a stage" in sys.argv:
     add_deepspeed_arguments(parser)
@@ -359,8 +359,8 @@ def deepspeed(ranks: int) -> list[str]:
 
 def launch_script(ranks: int, folder: Path) -> list[str]:
     """As a training script does it."""
-    script = f'source utils/launch.sh; RANKS={ranks}; launch {STEP3} {folder}/launch.log "$@"; exit'
-    return ["bash", "-c", script, "utils/launch.sh"]
+    script = f'source utils/launch/launch.sh; RANKS={ranks}; launch {STEP3} {folder}/launch.log "$@"; exit'
+    return ["bash", "-c", script, "utils/launch/launch.sh"]
 
 
 def test_killing_one_of_three_ranks_ends_the_command(train: Callable[..., Run]) -> None:

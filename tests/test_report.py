@@ -13,15 +13,15 @@ import pytest
 from PIL import Image
 
 from eval import report
-from eval.label_placement import overlap_areas, place_labels
-from eval.report_conflict import find_conflict
-from eval.report_curves import smooth
-from eval.report_samples import choose_samples
-from eval.report_tables import build_table, format_number, mark_best
-from eval.report_weights import coefficient_share, share_curve
-from eval.runs import find_fronts, load_runs, parse_run_name, sort_names
-from eval.seeds import group_runs
-from utils.errors import run_main
+from eval.reporting.conflict import find_conflict
+from eval.reporting.curves import smooth
+from eval.reporting.label_placement import overlap_areas, place_labels
+from eval.reporting.samples import choose_samples
+from eval.reporting.seeds import group_runs
+from eval.reporting.tables import build_table, format_number, mark_best
+from eval.reporting.weights import coefficient_share, share_curve
+from eval.results.runs import find_fronts, load_runs, parse_run_name, sort_names
+from utils.process.errors import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = {"sft": (0.0, 1.0), "morlhf_0.5": (0.3, 2.0), "gapo_p1": (0.5, 2.0)}

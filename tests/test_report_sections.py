@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from eval import report
-from eval.report_curves import MOST_LINES, method_rows, tag_curve
-from eval.report_gold import build_gold_table, find_anchor
-from eval.report_judge import find_judgement
-from eval.report_plane import find_moves, short_label
-from eval.report_results import compute_numbers
-from eval.report_samples import choose_samples
-from eval.report_summary import comparison_tables, quality_tables, summarize_report
-from eval.runs import SINGLE_RUNS, Run, find_fronts, parse_run_name
-from eval.seeds import group_runs
+from eval.reporting.curves import MOST_LINES, method_rows, tag_curve
+from eval.reporting.gold import build_gold_table, find_anchor
+from eval.reporting.judge import find_judgement
+from eval.reporting.plane import find_moves, short_label
+from eval.reporting.results import compute_numbers
+from eval.reporting.samples import choose_samples
+from eval.reporting.seeds import group_runs
+from eval.reporting.summary import comparison_tables, quality_tables, summarize_report
+from eval.results.runs import SINGLE_RUNS, Run, find_fronts, parse_run_name
 from tests.evaluations import make_run, noisy_run, write_runs
 
 NOISE = np.random.default_rng(7).normal(size=(30, 2))

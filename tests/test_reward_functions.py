@@ -12,11 +12,11 @@ from transformers import AutoTokenizer
 from examples.reward_functions import conciseness, format
 from step3_gapo.arguments import parse_args
 from step3_gapo.critics import separate_critic
-from step3_gapo.scorers import FunctionScorer
 from tests.helpers import STEP3, Workshop, flags, read_metrics, run_script
 from tests.test_score_models import MESSAGES, RESPONSES, sample
-from utils.models import load_causal_lm
-from utils.objectives import Objective
+from utils.models.loading import load_causal_lm
+from utils.scoring.objectives import Objective
+from utils.scoring.scorers import FunctionScorer
 
 NAMES = ["helpfulness", "harmlessness", "conciseness"]
 CONCISENESS = "conciseness=examples.reward_functions:conciseness"
@@ -42,7 +42,7 @@ def test_a_function_is_asked_for_texts_and_dialogues(workshop: Workshop, tmp_pat
     body = "return [len(p) + 100 * len(r) + 10000 * len(m) for p, r, m in zip(prompts, responses, messages)]"
     objective = Objective("rule", "function", f"{rule_file(tmp_path, body)}:rule")
     scorer = FunctionScorer(objective, objective.load_function())
-    with mock.patch("step3_gapo.scorers.beat") as beat:  # else a slow one would be taken for a rank that is stuck
+    with mock.patch("utils.scoring.scorers.beat") as beat:  # else a slow one would be taken for a rank that is stuck
         scored = scorer.score(sample(AutoTokenizer.from_pretrained(workshop.base)), Namespace())
     beat.assert_called_once_with("calling the function of rule")
     expected = [len(m[-1]["content"]) + 100 * len(r) + 10000 * len(m) for m, r in zip(MESSAGES, RESPONSES, strict=True)]

@@ -16,7 +16,7 @@ import pytest
 from tests.helpers import ROOT, STEP3, Result, Workshop, flags, free_port, read_metrics, run_script, untimed
 from tests.test_chat import talk
 from tests.test_reward_functions import rule_file
-from utils.reward_functions import Retries
+from utils.scoring.reward_functions import Retries
 
 FLAKY = """
 CALLS, TRIES = [], []

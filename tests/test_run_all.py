@@ -167,9 +167,7 @@ def test_a_dry_run_says_what_would_be_done_and_leaves_no_trace(run_all, tmp_path
     code, said, calls = run_all(RUNS="gapo_p1 rewarded_soup_0.4", DRY_RUN="1")
     assert code == 0 and not (tmp_path / "out put").exists(), said
     (checked,) = calls  # the evaluation's flags: the stand-in has nothing to say of them
-    assert re.match(
-        r"utils/check_evaluation.py --no_prompts 'eval/generate.py' .*'eval/score.py' .*'eval/judge.py'", checked
-    )
+    assert re.match(r"eval/check.py --no_prompts 'eval/generate.py' .*'eval/score.py' .*'eval/judge.py'", checked)
     assert said.splitlines()[1:-1] == [
         "[data] would be made",
         "[sft] would be trained; a dry run checks it once base is made",
@@ -201,7 +199,7 @@ def test_a_dry_run_lets_the_base_stand_in_for_what_is_trained_from_it(run_all, t
     (tmp_path / "out put/base/config.json").touch()
     code, said, calls = run_all("--dry_run", RUNS="gapo_p1")
     assert code == 0 and said.count("stands in for it") == 3, said
-    (made,) = of("utils/stand_in", calls)
+    (made,) = of("utils/launch/stand_in", calls)
     policy, reward, cost = re.search(r"--policy (\S+) .*=(\S+) .*=(\S+)", made).groups()
     assert f"--model_name_or_path {policy} " in of("step2_reward/main", calls)[0]
     (call,) = of("step3_gapo/main", calls)

@@ -11,13 +11,13 @@ import torch
 from transformers import AutoTokenizer
 
 from eval.chat import PageStreamer
-from eval.chat_page import Lines
+from eval.chatting.page import Lines
 from step3_gapo.tracking import sample_table
 from tests.bad_inputs import Bench, edit_json, pickled, with_code
 from tests.helpers import Workshop, flags, run_command, run_script
-from utils.arguments import safe_name
-from utils.models import load_tokenizer, same_tokenizer
-from utils.plain_text import printable
+from utils.cli.arguments import safe_name
+from utils.models.loading import load_tokenizer, same_tokenizer
+from utils.process.plain_text import printable
 
 ATTACK = (
     "<script>alert(1)</script> | [x](http://evil.example)\n<img src=http://evil.example> \x1b]0;title\x07\r\u202egnp"

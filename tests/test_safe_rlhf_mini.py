@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from utils.data import load_dialogues, load_pairs, load_prompts
-from utils.errors import run_main
+from utils.process.errors import run_main
 from utils.safe_rlhf_mini import __main__ as command_line
 from utils.safe_rlhf_mini import gold_scores
 from utils.safe_rlhf_mini.generate import (

@@ -15,7 +15,7 @@ from step3_gapo.rollout import Experience, make_rollout, training_score
 from tests.helpers import Workshop, distance, run_function
 from tests.test_step3_engine import build
 from tests.updates import policy_step
-from utils.distributed import shutdown_distributed
+from utils.process.distributed import shutdown_distributed
 
 SCALED = "harmlessness"
 SCALES = (1e-3, 1e4)

@@ -24,17 +24,17 @@ from transformers import (
 
 from step3_gapo.arguments import parse_args
 from step3_gapo.critics import critic_from_scores
-from step3_gapo.sampled import Sampled
-from step3_gapo.scorers import make_scorer, score_responses
 from tests.architectures import ARCHITECTURES, random_model
 from tests.architectures import tokenizer as byte_tokenizer
 from tests.helpers import Workshop, flags, run_function, run_script
 from utils.data.encoding import Encoded, encode_prompt, encode_response
 from utils.data.records import Prompt
-from utils.distributed import init_distributed
-from utils.errors import UserError
-from utils.models import load_tokenizer
-from utils.objectives import Objective
+from utils.models.loading import load_tokenizer
+from utils.policy.sampled import Sampled
+from utils.process.distributed import init_distributed
+from utils.process.errors import UserError
+from utils.scoring.objectives import Objective
+from utils.scoring.scorers import make_scorer, score_responses
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
          "max_position_embeddings": 256, "initializer_range": 0.3}  # fmt: skip

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.report_tables import build_table, build_tables
-from eval.runs import find_stand_ins, load_runs, parse_run_name
-from eval.seeds import group_runs
+from eval.reporting.seeds import group_runs
+from eval.reporting.tables import build_table, build_tables
+from eval.results.runs import find_stand_ins, load_runs, parse_run_name
 from tests.evaluations import make_run, noisy_run, write_runs
 from tests.helpers import run_script
 

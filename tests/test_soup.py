@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from tests.helpers import Result, Workshop, flags, read_weights, run_script
-from utils.fingerprint import weights_fingerprint
+from utils.models.fingerprint import weights_fingerprint
 
 HEAD = "lm_head.weight"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.errors import run_main
+from utils.process.errors import run_main
 from utils.split_data import main, opening, split_of
 
 ROOT = Path(__file__).resolve().parents[1]

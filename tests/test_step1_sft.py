@@ -16,10 +16,10 @@ from utils import make_base
 from utils.data import load_dialogues
 from utils.data.encoding import Encoded, fit_lengths
 from utils.data.records import Dialogue
-from utils.errors import UserError, run_main
-from utils.model_export import export_model
-from utils.models import load_tokenizer, new_score_model
-from utils.supervised import epoch_steps, hold_out, split_evenly
+from utils.models.export import export_model
+from utils.models.loading import load_tokenizer, new_score_model
+from utils.process.errors import UserError, run_main
+from utils.supervised.run import epoch_steps, hold_out, split_evenly
 
 WORDS = "how can i bake the bread fix my bike first then wait for a friend".split()
 EPOCHS = 2

@@ -24,11 +24,11 @@ from utils import make_base
 from utils.data import load_pairs
 from utils.data.batching import left_pad, right_pad
 from utils.data.encoding import Encoded, fit_lengths
-from utils.distributed import seed_everything
-from utils.errors import run_main
-from utils.model_export import export_model
-from utils.models import load_tokenizer, new_score_model
-from utils.supervised import epoch_steps
+from utils.models.export import export_model
+from utils.models.loading import load_tokenizer, new_score_model
+from utils.process.distributed import seed_everything
+from utils.process.errors import run_main
+from utils.supervised.run import epoch_steps
 
 WORDS = "how can i bake the bread fix my bike first then wait for a friend".split()
 EPOCHS = 2

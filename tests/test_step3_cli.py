@@ -33,7 +33,7 @@ from tests.helpers import (
     run_script,
     untimed,
 )
-from utils.fingerprint import weights_fingerprint
+from utils.models.fingerprint import weights_fingerprint
 
 OBJECTIVES = ("helpfulness", "harmlessness")
 COMMON_TAGS = {

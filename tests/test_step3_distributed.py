@@ -26,8 +26,8 @@ from tests.helpers import (
     untimed,
 )
 from tests.test_step3_engine import check_against_plain_torch, engine_flags
-from utils.distributed import init_distributed, rank, shutdown_distributed, world_size
-from utils.errors import UserError
+from utils.process.distributed import init_distributed, rank, shutdown_distributed, world_size
+from utils.process.errors import UserError
 
 EVERYTHING = {
     "gradient_checkpointing": True, "ppo_epochs": 2, "gradient_accumulation_steps": 2,

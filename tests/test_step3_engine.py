@@ -23,8 +23,6 @@ from transformers import (
 
 from step3_gapo.arguments import algorithm_of, objectives_of, parse_args
 from step3_gapo.main import read_prompts
-from step3_gapo.multi_objective import gapo_coefficients
-from step3_gapo.policy_forward import response_logits
 from step3_gapo.rlhf_engine import RLHFEngine
 from step3_gapo.rollout import Experience, Rollout, make_rollout
 from step3_gapo.tracking import rollout_scalars
@@ -33,7 +31,12 @@ from tests.helpers import Workshop, read_weights, run_command, run_function
 from tests.updates import critic_step, policy_step
 from utils.data.batching import left_pad
 from utils.data.encoding import encode_prompt, encode_response
-from utils.distributed import (
+from utils.engines.engines import gathered_weights
+from utils.gradients.multi_objective import gapo_coefficients
+from utils.models.loading import load_tokenizer, position_ids_from_mask, sampling_config
+from utils.models.token_head import TokenHead
+from utils.policy.forward import response_logits
+from utils.process.distributed import (
     init_distributed,
     is_main,
     rank,
@@ -41,9 +44,6 @@ from utils.distributed import (
     shutdown_distributed,
     world_size,
 )
-from utils.engines import gathered_weights
-from utils.models import load_tokenizer, position_ids_from_mask, sampling_config
-from utils.token_head import TokenHead
 
 EOS = 2
 ROWS, TEMPERATURE, KL, GAMMA, LAMBDA, CLIP, PENALTY, LEARNING_RATE = 8, 0.7, 0.3, 0.98, 0.9, 0.1, 0.25, 1e-3

@@ -11,15 +11,15 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
-from step3_gapo.scorers import make_scorer, score_responses
 from tests import architectures
 from tests.helpers import Workshop, run_function
 from tests.test_score_models import ARGS, FINISHED, MESSAGES, RESPONSES, sample, score_file
 from utils.data.encoding import render_dialogue
-from utils.distributed import init_distributed
-from utils.errors import UserError
-from utils.models import load_tokenizer
-from utils.objectives import Objective
+from utils.models.loading import load_tokenizer
+from utils.process.distributed import init_distributed
+from utils.process.errors import UserError
+from utils.scoring.objectives import Objective
+from utils.scoring.scorers import make_scorer, score_responses
 
 TURNS = "{%- for m in messages -%}"
 END = "{%- endfor -%}"

@@ -13,11 +13,11 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralModel
 
 from tests.helpers import STEP3, Workshop, read_metrics, run_function, run_script
-from utils.distributed import device, init_distributed, is_main, rank, shutdown_distributed, world_size
-from utils.engines import Engine, make_training_engine
-from utils.models import DTYPES
-from utils.reshape_checkpoint import MOMENTS, load_engine
-from utils.token_head import TokenHead
+from utils.checkpoints.reshape import MOMENTS, load_engine
+from utils.engines.engines import Engine, make_training_engine
+from utils.models.loading import DTYPES
+from utils.models.token_head import TokenHead
+from utils.process.distributed import device, init_distributed, is_main, rank, shutdown_distributed, world_size
 
 VOCABULARY, ROWS, TIME, STEPS = 101, 6, 12, 3
 NEXT = 99  # number of the step that both sides take after loading

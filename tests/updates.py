@@ -5,7 +5,7 @@ import argparse
 from step3_gapo.critics import Critic
 from step3_gapo.rollout import Experience
 from step3_gapo.update import ActorUpdate, Scalars, accumulate_critic_gradient, optimizer_step
-from utils.zero_gradients import step_if_finite
+from utils.gradients.zero import step_if_finite
 
 
 def policy_step(update: ActorUpdate, batches: list[Experience], on_policy: bool = False) -> Scalars | None:

@@ -20,14 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
 
-from utils.arguments import Parser, add_loading_arguments
-from utils.arrival import persistent_buffers
-from utils.checkpoint import BEST, ENGINES, read_manifest, step_folders, verify
-from utils.errors import Failure, UserError, run_main
-from utils.fingerprint import model_fingerprint
-from utils.lora import export_adapted_model, with_adapters
-from utils.model_export import export_model
-from utils.models import (
+from utils.checkpoints.checkpoints import BEST, ENGINES, read_manifest, step_folders, verify
+from utils.checkpoints.reshape import read_saved, whole_shapes
+from utils.cli.arguments import Parser, add_loading_arguments
+from utils.engines.arrival import persistent_buffers
+from utils.models.export import export_model
+from utils.models.fingerprint import model_fingerprint
+from utils.models.loading import (
     DTYPES,
     allow,
     check_causal_lm,
@@ -38,8 +37,9 @@ from utils.models import (
     load_config,
     load_tokenizer,
 )
-from utils.output import check_writable, finished_directory
-from utils.reshape_checkpoint import read_saved, whole_shapes
+from utils.models.lora import export_adapted_model, with_adapters
+from utils.output.files import check_writable, finished_directory
+from utils.process.errors import Failure, UserError, run_main
 
 TRAINED = {"sft": "model", "reward": "model", "gapo": "actor"}  # by stage: the engine that a run exports
 PREFIX = {"reward": "model."}  # by stage: what holds the exported model in its engine (step2_reward's LastTokenScore)
@@ -189,7 +189,7 @@ def read_adapted_policy(
 
 
 def skeleton(description: Path, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
-    """The model that `utils.model_export.describe_model` described, its parameters on the meta device."""
+    """The model that `utils.models.export.describe_model` described, its parameters on the meta device."""
     config = load_config(str(description), "CHECKPOINT")
     auto_class = AutoModelForSequenceClassification if is_score_model(config) else language_model_class(config)
     with torch.device("meta"):

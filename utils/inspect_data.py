@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.arguments import (
+from utils.cli.arguments import (
     Parser,
     add_loading_arguments,
     check_output_file,
@@ -27,9 +27,9 @@ from utils.arguments import (
 from utils.data.loading import VIEWS, Inspection, and_others, inspect_source
 from utils.data.records import Dialogue, Pair, Record, SourceSummary, describe_formats
 from utils.data.sources import Source, parse_spec
-from utils.errors import UserError, run_main
-from utils.output import check_writable, write_json
-from utils.plain_text import printable
+from utils.output.files import check_writable, write_json
+from utils.process.errors import UserError, run_main
+from utils.process.plain_text import printable
 
 if TYPE_CHECKING:  # it takes seconds, which who asks for no tokens does not need to wait
     from transformers import PreTrainedTokenizerBase
@@ -181,7 +181,7 @@ def open_tokenizer(args: argparse.Namespace) -> "PreTrainedTokenizerBase | None"
     """The tokenizer to measure with, if one was named. Raises `UserError` if it has no chat template."""
     if args.tokenizer is None:
         return None
-    from utils.models import allow, load_tokenizer
+    from utils.models.loading import allow, load_tokenizer
 
     allow(args)
     tokenizer = load_tokenizer(args.tokenizer, "--tokenizer")

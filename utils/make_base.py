@@ -22,13 +22,13 @@ from transformers import LlamaTokenizer, MistralConfig, MistralForCausalLM, PreT
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.arguments import Parser, fraction, positive_int, seed  # noqa: E402
+from utils.cli.arguments import Parser, fraction, positive_int, seed  # noqa: E402
 from utils.data import ReadingSummary, load_dialogues, load_pairs, load_prompts  # noqa: E402
 from utils.data.records import Record  # noqa: E402
-from utils.errors import UserError, run_main  # noqa: E402
-from utils.model_export import export_model  # noqa: E402
-from utils.models import first_line  # noqa: E402
-from utils.output import check_writable, finished_directory  # noqa: E402
+from utils.models.export import export_model  # noqa: E402
+from utils.models.loading import first_line  # noqa: E402
+from utils.output.files import check_writable, finished_directory  # noqa: E402
+from utils.process.errors import UserError, run_main  # noqa: E402
 
 UNK, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<pad>"  # ids 0 to 3
 ROLES = ("system", "user", "assistant")

@@ -15,13 +15,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.arguments import Parser, check_output_file, fraction, named_value, seed
+from utils.cli.arguments import Parser, check_output_file, fraction, named_value, seed
 from utils.data.loading import View, inspect_source, load_view
 from utils.data.records import Message, ReadingSummary, Row
 from utils.data.registry import Format
 from utils.data.sources import Source
-from utils.errors import UserError, run_main
-from utils.output import check_writable, write_json, write_text
+from utils.output.files import check_writable, write_json, write_text
+from utils.process.errors import UserError, run_main
 
 SPLITS = ("train", "validation", "test")
 

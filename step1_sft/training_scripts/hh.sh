@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Stage 1, preset hh: a randomly initialized decoder learns from human dialogues and instructions.
-source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch/launch.sh"
 
 OUTPUT=${OUTPUT:-output/hh}
 default_ranks 1

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Stage 1, preset mistral_7b: Mistral-7B learns UltraChat-200k. The paper takes a ready policy; these are the usual
 # settings for such policies, a batch of 128 conversations on 8 GPUs.
-source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch/launch.sh"
 
 OUTPUT=${OUTPUT:-output/mistral_7b}
 default_ranks 8

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Stage 1, preset tiny: a randomly initialized decoder learns to answer like the SafeRLHF-mini demonstrations.
-source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch/launch.sh"
 
 OUTPUT=${OUTPUT:-output/tiny}
 default_ranks 1

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Stage 2, preset hh: the cost model of harmlessness, from labelled safety pairs and HH-RLHF's harmless pairs.
-source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch/launch.sh"
 
 OUTPUT=${OUTPUT:-output/hh}
 default_ranks 1

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Stage 2, preset hh: the reward model of helpfulness, from HH-RLHF's chosen and rejected answers.
-source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch/launch.sh"
 
 OUTPUT=${OUTPUT:-output/hh}
 default_ranks 1

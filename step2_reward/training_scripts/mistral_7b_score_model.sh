@@ -1,6 +1,6 @@
 # Sourced by mistral_7b_{helpfulness,harmlessness}.sh: `train_score_model OBJECTIVE KIND`, on the policy's decoder. The
 # paper takes ready models; these are Safe RLHF's settings, a batch of 128 pairs on 8 GPUs.
-source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch/launch.sh"
 
 OUTPUT=${OUTPUT:-output/mistral_7b}
 default_ranks 8

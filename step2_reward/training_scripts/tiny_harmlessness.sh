@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Stage 2, preset tiny: the cost model of harmlessness, from the safer answer and the safety labels.
-source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch/launch.sh"
 
 OUTPUT=${OUTPUT:-output/tiny}
 default_ranks 1

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Stage 2, preset tiny: the reward model of helpfulness, from the better answer of every pair.
-source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch/launch.sh"
 
 OUTPUT=${OUTPUT:-output/tiny}
 default_ranks 1

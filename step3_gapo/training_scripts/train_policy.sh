@@ -2,7 +2,7 @@
 # (see run_names.sh). From anywhere: ACTOR_MODEL, REWARD_MODEL and COST_MODEL, LORA_DIM, and STEP3_FLAGS, which holds any
 # further flags and comes last, so that it counts.
 
-source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch/launch.sh"
 source step3_gapo/training_scripts/run_names.sh
 
 make_soup() { # of run $1

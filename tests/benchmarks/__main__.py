@@ -17,7 +17,7 @@ from tests.benchmarks.arguments import parse_settings
 from tests.benchmarks.ranks import run_ranks
 from tests.benchmarks.section import Job, Settings
 from tests.benchmarks.tables import as_data, heading, markdown
-from utils.errors import run_main
+from utils.process.errors import run_main
 
 MODULES = (step, memory, loading, plan, growth, accumulation, rollout, generation, pieces, peers)
 SECTIONS = {module.__name__.rpartition(".")[2]: module.SECTION for module in MODULES}

@@ -9,10 +9,10 @@ from tests.benchmarks.accumulation import MICRO_BATCHES
 from tests.benchmarks.peer_environment import check_environment
 from tests.benchmarks.section import Settings
 from tests.benchmarks.synthetic import SIZES, Load
-from utils.arguments import Parser, positive_int
-from utils.errors import UserError
-from utils.models import DTYPES
-from utils.output import check_writable
+from utils.cli.arguments import Parser, positive_int
+from utils.models.loading import DTYPES
+from utils.output.files import check_writable
+from utils.process.errors import UserError
 
 PEERS = "peers"
 STAGES = (0, 1, 2, 3)

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from transformers import CompileConfig, ContinuousBatchingConfig, GenerationConfig
 
-from step3_gapo.actor import Actor, hybrid_engine_obstacle
-from step3_gapo.decoding import COMPACT_AT
-from step3_gapo.ppo import response_mask
 from tests.benchmarks.measure import ratio_of, seconds_of, single, time_in_turns
 from tests.benchmarks.section import Job, Row, Section, Settings, in_order
 from tests.benchmarks.synthetic import EOS, PAD, SIZES, Load, arguments_of, make_actor, random_experience
-from utils.distributed import device, seed_everything
+from utils.policy.actor import Actor, hybrid_engine_obstacle
+from utils.policy.log_probs import response_mask
+from utils.policy.sampling import COMPACT_AT
+from utils.process.distributed import device, seed_everything
 
 MEAN = 1 / 4  # of the longest response allowed: lengths are geometric, and one row in fifty runs to the limit
 GPU_SHARE = 0.3  # of the free memory, for keys and values: in training, other models are there, too

@@ -10,10 +10,10 @@ from tests.benchmarks.measure import give_memory_back, resident_peak, seconds_of
 from tests.benchmarks.ranks import run_ranks
 from tests.benchmarks.section import Job, Row, Section, Settings
 from tests.benchmarks.synthetic import SIZES, Load, arguments_of, make_decoder
-from utils.arrival import arriving
-from utils.distributed import all_gather_objects
-from utils.engines import engine_config, place
-from utils.models import DTYPES, load_causal_lm
+from utils.engines.arrival import arriving
+from utils.engines.engines import engine_config, place
+from utils.models.loading import DTYPES, load_causal_lm
+from utils.process.distributed import all_gather_objects
 
 SHARDS, FLOAT32 = 5, 4  # files of the model, about; bytes
 ALLOWED_SHARDS = 1.2

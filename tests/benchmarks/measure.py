@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from utils.distributed import all_reduce_max, device, world_size
+from utils.process.distributed import all_reduce_max, device, world_size
 
 Seconds = dict[str, torch.Tensor]  # variant -> [rounds] float64
 MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3  # names of options of glibc's mallopt

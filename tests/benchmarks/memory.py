@@ -7,7 +7,7 @@ from tests.benchmarks.section import Job, Row, Section, Settings
 from tests.benchmarks.step import BASELINE, FLAGS, SCOPES
 from tests.benchmarks.synthetic import SIZES, Load, arguments_of, make_actor, make_experience, make_update
 from tests.updates import policy_step
-from utils.distributed import all_reduce_sum, device
+from utils.process.distributed import all_reduce_sum, device
 
 SEQUENCES, LENGTH = 2, 16  # a rank; tokens of prompt and of response: activations shall not hide the gradients
 FLOAT32, MEGABYTE = 4, 2**20

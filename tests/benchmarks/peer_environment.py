@@ -5,7 +5,7 @@ import sys
 import venv
 from pathlib import Path
 
-from utils.errors import Failure, UserError
+from utils.process.errors import Failure, UserError
 
 REQUIREMENTS = Path(__file__).with_name("peers.txt")
 # Run by the environment's own Python; the pins come on the command line.

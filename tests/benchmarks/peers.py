@@ -22,7 +22,7 @@ from tests.benchmarks.ranks import BenchmarkError
 from tests.benchmarks.section import Job, Row, Section, Settings, in_order
 from tests.benchmarks.synthetic import SIZES, Load
 from tests.helpers import ROOT, flags, run_command
-from utils.metrics import Progress
+from utils.output.metrics import Progress
 
 GENERATIONS = 8  # responses to a prompt: GRPO compares them
 FEW, MANY, LARGE = 32, 128, 10**6  # responses of a step, many for fewer parameters than this

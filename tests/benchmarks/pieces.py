@@ -5,9 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from step3_gapo.head_gradients import head_residual
-from step3_gapo.policy_forward import ChunkedLogProbs, scaled_logits
-from step3_gapo.ppo import generalized_advantage_estimate, log_probs_and_entropy, log_probs_of, token_chunks
+from step3_gapo.ppo import generalized_advantage_estimate
 from step3_gapo.rollout import Experience
 from step3_gapo.update import ActorUpdate
 from tests.benchmarks.measure import ratio_of, time_in_turns
@@ -23,9 +21,12 @@ from tests.benchmarks.synthetic import (
     make_update,
 )
 from tests.updates import policy_step
-from utils.distributed import device, seed_everything
-from utils.models import DTYPES
-from utils.zero_gradients import shard_gram
+from utils.gradients.head import head_residual
+from utils.gradients.zero import shard_gram
+from utils.models.loading import DTYPES
+from utils.policy.forward import ChunkedLogProbs, scaled_logits
+from utils.policy.log_probs import log_probs_and_entropy, log_probs_of, token_chunks
+from utils.process.distributed import device, seed_everything
 
 TEMPERATURE = 0.8
 LOGITS = ((32, 96, 768), (4, 96, 32000))  # [batch, time, vocabulary]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tests.helpers import FORKSERVER, free_port
-from utils.distributed import init_distributed, shutdown_distributed
+from utils.process.distributed import init_distributed, shutdown_distributed
 
 
 class BenchmarkError(RuntimeError):

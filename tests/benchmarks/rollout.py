@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import torch
 
-from step3_gapo.actor import Actor
 from tests.benchmarks.measure import ratio_of, time_in_turns
 from tests.benchmarks.section import Job, Row, Section, Settings, in_order
 from tests.benchmarks.synthetic import (
@@ -18,7 +17,8 @@ from tests.benchmarks.synthetic import (
     make_actor,
     make_experience,
 )
-from utils.distributed import rank, seed_everything
+from utils.policy.actor import Actor
+from utils.process.distributed import rank, seed_everything
 
 AT_LEAST, LARGE = 8.0, 10**7  # times as fast, for so many parameters: below, both ways mostly run Python
 PROMPTS, LENGTH = 8, 32  # a rank; tokens of prompt and of response of the larger models

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import torch
 
-from step3_gapo.actor import Actor
 from step3_gapo.critics import Critic
 from step3_gapo.rollout import Experience
 from tests.benchmarks.measure import Ratio, Seconds, ratio_of, time_in_turns
@@ -19,6 +18,7 @@ from tests.benchmarks.synthetic import (
     make_update,
 )
 from tests.updates import critic_step, policy_step
+from utils.policy.actor import Actor
 
 BASELINE = "morlhf"
 SCOPES = ("last_layer", "full")

@@ -11,18 +11,18 @@ from unittest import mock
 import torch
 from transformers import GenerationConfig, MistralForCausalLM, PreTrainedModel
 
-from step3_gapo.actor import Actor
 from step3_gapo.arguments import algorithm_of, parse_args
 from step3_gapo.critics import Critic, zero_head
 from step3_gapo.rollout import Experience
 from step3_gapo.update import ActorUpdate
 from tests.helpers import flags
-from utils import engines
-from utils.distributed import device, rank, seed_everything
-from utils.engines import make_training_engine
-from utils.models import DTYPES
-from utils.objectives import Objective
-from utils.token_head import TokenHead
+from utils.engines import engines
+from utils.engines.engines import make_training_engine
+from utils.models.loading import DTYPES
+from utils.models.token_head import TokenHead
+from utils.policy.actor import Actor
+from utils.process.distributed import device, rank, seed_everything
+from utils.scoring.objectives import Objective
 
 PAD, BOS, EOS, FIRST_PIECE = 0, 1, 2, 3
 TOTAL_STEPS = 100_000  # of the learning-rate schedule: more than any benchmark takes

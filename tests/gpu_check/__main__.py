@@ -14,9 +14,9 @@ import torch
 
 from tests.gpu_check.jobs import Job, Settings, run_jobs
 from tests.gpu_check.record import Record
-from utils.arguments import Parser, positive_float
-from utils.errors import run_main
-from utils.output import check_writable
+from utils.cli.arguments import Parser, positive_float
+from utils.output.files import check_writable
+from utils.process.errors import run_main
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 JOBS = [

@@ -21,7 +21,7 @@ from unittest import mock
 import torch
 
 from tests.helpers import FORKSERVER
-from utils.plain_text import printable
+from utils.process.plain_text import printable
 
 OK, FAILED, MISSING, LATE = "ok", "failed", "not there", "no time left"
 REASON_LENGTH = 300

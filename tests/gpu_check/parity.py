@@ -17,7 +17,7 @@ from tests.benchmarks.synthetic import (
     make_update,
 )
 from tests.gpu_check.jobs import Checks, NotThere, Settings
-from utils.distributed import device, init_distributed
+from utils.process.distributed import device, init_distributed
 
 OBJECTIVES, MICRO_BATCHES = 2, 2
 RATE = 1e-3  # large enough for a step to be seen in the weights

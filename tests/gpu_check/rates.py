@@ -3,7 +3,7 @@
 import torch
 
 from tests.benchmarks.measure import seconds_of
-from utils.distributed import device
+from utils.process.distributed import device
 
 TERA = 10**12
 ROUNDS, PRODUCTS = 3, 10

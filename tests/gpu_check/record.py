@@ -5,7 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from tests.gpu_check.jobs import FAILED, LATE, MISSING, OK, Job, Row
-from utils.output import write_text
+from utils.output.files import write_text
 
 COLUMNS = ("section", "check", "status", "result", "seconds")
 

@@ -13,8 +13,8 @@ from tests.benchmarks.synthetic import Load, arguments_of, make_actor, make_expe
 from tests.gpu_check.jobs import Checks, Settings
 from tests.helpers import STEP3, distance, flags, read_weights, run_command, run_script
 from tests.updates import policy_step
-from utils.distributed import init_distributed
-from utils.engines import gathered_weights
+from utils.engines.engines import gathered_weights
+from utils.process.distributed import init_distributed
 
 STAGES, OBJECTIVES = (0, 2, 3), 2
 LOAD = Load("tiny", "bf16", 4, 8, 8)

@@ -7,15 +7,15 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, LlamaForCausalLM
 
-from step3_gapo.actor import Actor, hybrid_engine_obstacle
-from step3_gapo.decoding import COMPACT_AT
 from tests.benchmarks.generation import SAMPLING, Prompts, static_cache
 from tests.benchmarks.measure import seconds_of
 from tests.benchmarks.synthetic import EOS, TOTAL_STEPS, Load, arguments_of, make_decoder, make_experience
 from tests.gpu_check.jobs import Checks, NotThere, Settings
 from tests.gpu_check.rates import TERA, matrix_rate
 from tests.gpu_check.versions import has_nvcc
-from utils.distributed import init_distributed
+from utils.policy.actor import Actor, hybrid_engine_obstacle
+from utils.policy.sampling import COMPACT_AT
+from utils.process.distributed import init_distributed
 
 MEAN_LENGTH = 1 / 4  # of a response, over the longest allowed
 ROUNDS = 1

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import torch
 from transformers import GenerationConfig
 
-from step3_gapo.actor import Actor
 from step3_gapo.algorithms import compares_gradients
 from step3_gapo.critics import Critic
 from step3_gapo.rollout import Experience
@@ -27,10 +26,11 @@ from tests.benchmarks.synthetic import (
 )
 from tests.gpu_check.jobs import Checks, Settings
 from tests.gpu_check.rates import TERA, matrix_rate
-from utils.distributed import init_distributed
-from utils.lora import with_adapters
-from utils.memory_plan import critic_moments, fullest, policy_moments, step_moments
-from utils.memory_sizes import DEVICE, GIB, Memory, PlannedModel, Surroundings, shape_of
+from utils.memory.plan import critic_moments, fullest, policy_moments, step_moments
+from utils.memory.sizes import DEVICE, GIB, Memory, PlannedModel, Surroundings, shape_of
+from utils.models.lora import with_adapters
+from utils.policy.actor import Actor
+from utils.process.distributed import init_distributed
 
 OBJECTIVES = 2
 CHUNK, LORA_DIM, ROUNDS = 512, 16, 3

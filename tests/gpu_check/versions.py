@@ -14,7 +14,7 @@ from torch.utils.cpp_extension import CUDA_HOME
 
 from tests.gpu_check.jobs import Checks, NotThere, Settings
 from tests.helpers import ROOT
-from utils.memory_sizes import GIB
+from utils.memory.sizes import GIB
 
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "accelerate", "datasets", "torchjd", "numpy", "tensorboard")
 FOLDERS = ("step1_sft", "step2_reward", "step3_gapo", "eval", "utils")

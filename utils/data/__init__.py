@@ -1,4 +1,4 @@
-"""Data in: files, folders and hub data sets of several formats as prompts, dialogues and pairs."""
+"""Data in: files, folders and hub data sets as prompts, dialogues and pairs. Only what needs no model may enter."""
 
 from utils.data.loading import load_dialogues, load_pairs, load_prompts
 from utils.data.records import (

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from utils.data.records import Dialogue, Message, Pair, Prompt, ReadingSummary, Record
-from utils.errors import UserError
+from utils.process.errors import UserError
 
 
 class Unfit(UserError):

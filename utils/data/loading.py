@@ -25,8 +25,8 @@ from utils.data.records import (
 )
 from utils.data.registry import LABELS, Format, NotOffered, detect_format
 from utils.data.sources import Source, parse_spec
-from utils.errors import UserError
-from utils.plain_text import printable
+from utils.process.errors import UserError
+from utils.process.plain_text import printable
 
 
 @dataclass(frozen=True)

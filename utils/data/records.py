@@ -9,8 +9,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from utils.errors import UserError
-from utils.plain_text import printable
+from utils.process.errors import UserError
+from utils.process.plain_text import printable
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 

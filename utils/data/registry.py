@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from utils.data.records import Dialogue, Pair, Prompt, Row
-from utils.errors import UserError
+from utils.process.errors import UserError
 
 LABELS = ("better", "safer")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from utils.data.records import Row
-from utils.errors import UserError
+from utils.process.errors import UserError
 
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<split>[\w.-]+)(@(?P<revision>[\w./-]+))?)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")  # as `datasets` calls the folder of a copy
@@ -245,7 +245,7 @@ def _read_hub(name: str) -> Iterator[Located]:
     import datasets
     import huggingface_hub
 
-    from utils.hub import describe_hub_error, reach_hub
+    from utils.cli.hub import describe_hub_error, reach_hub
 
     match = HUB_NAME.fullmatch(name)
     huggingface_hub.logging.set_verbosity_error()  # no warning for each retry: the last failure is reported

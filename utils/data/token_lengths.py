@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from utils.data.encoding import Encoded, Writer
 from utils.data.records import Record
-from utils.metrics import Progress
+from utils.output.metrics import Progress
 
 BINS, WIDTH = 8, 40  # rows of a histogram, and characters of its longest bar
 QUIET_SECONDS = 10  # before progress is shown

@@ -4,9 +4,9 @@ import argparse
 import json
 from pathlib import Path
 
-from utils.arguments import Parser, positive_int
-from utils.errors import UserError, run_main
-from utils.output import check_writable, write_text
+from utils.cli.arguments import Parser, positive_int
+from utils.output.files import check_writable, write_text
+from utils.process.errors import UserError, run_main
 from utils.safe_rlhf_mini.generate import all_prompts, corpus
 from utils.safe_rlhf_mini.gold import gold_scores
 

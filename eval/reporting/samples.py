@@ -1,0 +1,150 @@
+"""Which test prompts to show side by side, and whose answers.
+
+The prompts are those where the chosen policies differ most, of every labelled kind. The policies are a few that span
+the trade-off; the others' answers are there to be unfolded, further seeds of a policy are left out.
+"""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.results.runs import Run, find_conditions, read_json_lines
+from eval.results.shapes import TEXT, Leaf, Maybe, find_difference
+from utils.process.errors import UserError
+
+LABEL = {
+    "prompt": TEXT,
+    "risky": Maybe(Leaf("true or false", lambda value: isinstance(value, bool))),
+    "category": Maybe(Leaf("text or a number", lambda value: isinstance(value, str | int))),
+}
+KINDS = {True: "risky", False: "benign", None: ""}
+CHOSEN = ("mgda", "gapo_p1", "safe_rlhf")  # after the SFT model and the experts, before the last of P-GAPO
+MOST_CHOSEN = 8  # so many policies are shown without choosing
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One policy's response to the prompt; `scores` has a line an objective."""
+
+    run: Run
+    row: dict[str, Any]
+    scores: list["Score"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """`best` marks the highest model score among the policies on this prompt."""
+
+    objective: str
+    value: float
+    gold: float | None
+    best: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt with the chosen policies' answers, and the others'; `kind` is 'risky', 'benign' or ''."""
+
+    prompt: str
+    source: str
+    kind: str
+    earlier_turns: list[dict[str, str]]
+    answers: list[Answer]
+    others: list[Answer]
+
+
+def read_labels(path: Path | None) -> dict[str, dict[str, Any]]:
+    """{prompt: its row} of a file of labelled prompts; 'risky' and 'category' are used where present.
+
+    Raises:
+        UserError: a file that cannot be read, or a label of another kind.
+    """
+    if path is None or not path.is_file():
+        return {}
+    rows = [row for row in read_json_lines(path) if "prompt" in row]
+    for row in rows:
+        if difference := find_difference(row, LABEL):
+            raise UserError(f"{path}: {difference}")
+    return {row["prompt"]: row for row in rows}
+
+
+def shared_rows(runs: list[Run]) -> list[list[dict[str, Any]]]:
+    """Prompts that every run answered: a list of rows (one a run) for each, in the order of the first run."""
+    by_source = [{row["source"]: row for row in run.evaluation["rows"]} for run in runs]
+    return [
+        [rows[source] for rows in by_source] for source in by_source[0] if all(source in rows for rows in by_source)
+    ]
+
+
+def spreads(rows: list[list[dict[str, Any]]]) -> np.ndarray:
+    """How much the policies differ on each prompt [n]: std over runs relative to the std over all, summed."""
+    names = [name for name in rows[0][0]["scores"] if all(name in row["scores"] for row in rows[0])]
+    scores = np.array([[[row["scores"][name] for name in names] for row in answers] for answers in rows])  # [n, r, m]
+    overall = scores.std(axis=(0, 1))
+    return (scores.std(axis=1) / np.where(overall > 0, overall, 1.0)).sum(axis=-1)
+
+
+def choose_prompts(rows: list[list[dict[str, Any]]], labels: dict[str, dict[str, Any]], count: int) -> list[int]:
+    """Indices of `count` prompts: widest spread first, risky and benign in turn, all categories first.
+
+    Deterministic: ties go to the earlier prompt.
+    """
+    order = np.argsort(-spreads(rows).round(9), kind="stable").tolist()
+    by_kind: dict[bool | None, dict[Any, list[int]]] = {}
+    for index in order:
+        label = labels.get(rows[index][0]["prompt"], {})
+        categories = by_kind.setdefault(label.get("risky"), {})
+        categories.setdefault(label.get("category"), []).append(index)
+    queues = []
+    for kind in sorted(by_kind, key=lambda kind: (kind is None, not kind)):
+        rounds = itertools.zip_longest(*by_kind[kind].values())
+        queues.append([index for one_round in rounds for index in one_round if index is not None])
+    chosen = [index for turn in itertools.zip_longest(*queues) for index in turn if index is not None][:count]
+    return sorted(
+        chosen,
+        key=lambda index: (not labels.get(rows[index][0]["prompt"], {}).get("risky"), order.index(index)),
+    )
+
+
+def choose_runs(runs: list[Run]) -> tuple[list[Run], list[Run]]:
+    """(chosen, others): the first seed of every policy, those of the default condition chosen from."""
+    first = list({run.name.group: run for run in reversed(runs)}.values())[::-1]
+    if len(first) <= MOST_CHOSEN:
+        return first, []
+    conditions = find_conditions(first)
+    default = {run.name.base: run for run in first if run.name.condition == conditions[0]}
+    experts = [base for base, run in default.items() if run.name.family == "ppo"]
+    fronts = [base for base, run in default.items() if run.name.family == "p_gapo"]
+    bases = ["sft", *experts, *CHOSEN, *fronts[-1:]]
+    chosen = [default[base] for base in bases if base in default] or first[:MOST_CHOSEN]
+    return chosen, [run for run in first if run not in chosen]
+
+
+def build_sample(runs: list[Run], rows: list[dict[str, Any]], kind: str, shown: int) -> Sample:
+    """`rows` are the runs' answers to one prompt; the first `shown` of them are shown at once."""
+    best = {
+        name: max(row["scores"][name] for row in rows if name in row["scores"])
+        for name in dict.fromkeys(name for row in rows for name in row["scores"])
+    }
+    answers = []
+    for run, row in zip(runs, rows, strict=True):
+        gold = row.get("gold") or {}
+        scores = [Score(name, value, gold.get(name), value == best[name]) for name, value in row["scores"].items()]
+        answers.append(Answer(run, row, scores))
+    turns = rows[0].get("messages", [])[:-1]
+    return Sample(rows[0]["prompt"], rows[0]["source"], kind, turns, answers[:shown], answers[shown:])
+
+
+def choose_samples(runs: list[Run], labels: dict[str, dict[str, Any]], count: int) -> list[Sample]:
+    """Up to `count` prompts with the policies' answers; empty when the policies share no prompt."""
+    chosen, others = choose_runs(runs)
+    rows = shared_rows([*chosen, *others])
+    if not rows:
+        return []
+    shown = len(chosen)
+    kinds = [KINDS[labels.get(answers[0]["prompt"], {}).get("risky")] for answers in rows]
+    indices = choose_prompts([answers[:shown] for answers in rows], labels, count)
+    return [build_sample([*chosen, *others], rows[index], kinds[index], shown) for index in indices]

@@ -1,0 +1,1 @@
+"""Plans of memory, without a model loaded. What counts bytes may enter."""

@@ -1,0 +1,241 @@
+"""What a run needs of memory, phase by phase: arithmetic on the sizes of its models and its flags.
+
+A phase is made of moments, each with what lies in memory then; the fullest counts. See `utils.memory.sizes` for what is
+counted of weights, optimizers and activations.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from utils.memory.sizes import DEVICE, FLOAT, HEAD_CHUNK, HOST, Ledger, Memory, PlannedModel, Surroundings
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What lies in memory at the fullest moments of a phase, that of the device and that of the host."""
+
+    name: str
+    ledger: Ledger
+
+    def total(self, place: str) -> int:
+        return sum(size for (where, _), size in self.ledger.items() if where == place)
+
+
+def phases_of(models: list[PlannedModel], args: argparse.Namespace, around: Surroundings) -> list[Phase]:
+    """Phases of a run, in their order."""
+    memory = Memory(models, args, around)
+    moments = GAPO_MOMENTS if models[0].use == "policy" else SUPERVISED_MOMENTS
+    return [fullest(name, make(memory)) for name, make in moments.items()]
+
+
+def fullest(name: str, moments: Iterator[Ledger]) -> Phase:
+    """A phase from its moments: what is on the device when that is fullest, on the host when that is fullest."""
+    phases, ledger = [Phase(name, ledger) for ledger in moments], Ledger()
+    for place in (DEVICE, HOST):
+        most = max(phases, key=lambda phase: phase.total(place))
+        ledger.update({entry: size for entry, size in most.ledger.items() if entry[0] == place})
+    return Phase(name, ledger)
+
+
+def loading_moments(memory: Memory) -> Iterator[Ledger]:
+    """Of a group the first is read, each parameter straight to its place, the others are copied; then their engines."""
+    arrived: list[PlannedModel] = []
+    running: list[PlannedModel] = []
+    for group in loaded_together(memory):
+        there = memory.libraries() + memory.with_only(running).optimizers()
+        reading = being_read(memory, group[0]) + unparked(memory, group[0])
+        yield there + memory.with_only([*arrived, group[0]]).weights() + reading
+        arrived += group
+        yield there + memory.with_only(arrived).weights() + unparked(memory, group[0])
+        for model in group:
+            there = memory.libraries() + memory.with_only(running).optimizers() + memory.with_only(arrived).weights()
+            yield there + flattened(memory, model, there)
+            running.append(model)
+
+
+def loaded_together(memory: Memory) -> list[list[PlannedModel]]:
+    """The models in the order in which they are loaded, those that start from the same weights together.
+
+    A critic that starts from its score model comes with that, which makes no difference: all copies are made before the
+    first engine that trains.
+    """
+    uses = {use: [model for model in memory.models if model.use == use] for use in ("policy", "reference", "critic")}
+    others = [[model] for model in memory.models if model.use not in uses]
+    order = ("policy", "reference", "critic") if memory.lora else ("reference", "critic", "policy")
+    together = [model for use in order for model in uses[use]]
+    return [*others, together] if together else others
+
+
+def being_read(memory: Memory, model: PlannedModel) -> Ledger:
+    """A parameter as it is stored, float32 at most, and in the type of the run; on the device when it is shared out."""
+    largest = min(memory.base_numbers(model), model.shape.largest)
+    ledger = Ledger({(memory.place(True), "parameter being read"): (FLOAT + memory.width) * largest})
+    if memory.stage == 3 and memory.around.on_gpu:
+        ledger[DEVICE, "gathered weights"] = memory.width * largest
+    return ledger
+
+
+def unparked(memory: Memory, model: PlannedModel) -> Ledger:
+    """What a model takes of the device before it is parked on the host."""
+    if memory.parked and not model.trained and memory.stage < 3 and memory.around.on_gpu:
+        return Ledger({(DEVICE, "frozen weights"): memory.width * memory.base_numbers(model)})
+    return Ledger()
+
+
+def flattened(memory: Memory, model: PlannedModel, arrived: Ledger) -> Ledger:
+    """ZeRO-1 and 2 copy what is trained into one piece: on the device where there is room, else on the host."""
+    if memory.stage not in (1, 2) or not model.trained:
+        return Ledger()
+    size = memory.width * memory.trained_numbers(model)
+    if Phase("", arrived).total(DEVICE) + size <= memory.around.memory:
+        return Ledger({(DEVICE, "flattening"): size})
+    return Ledger({(memory.place(True), "flattening"): 2 * size})  # the parameters come along
+
+
+def generation_moments(memory: Memory) -> Iterator[Ledger]:
+    policy, rows = memory.models[0], memory.args.per_device_prompt_batch_size
+    vocabulary = policy.shape.vocabulary
+    now = memory.visitor(policy)
+    if memory.stage == 3:
+        now[DEVICE, "gathered weights"] = memory.width * policy.shape.parameters  # the whole policy
+    now[DEVICE, "keys and values"] = memory.key_values(policy, rows)
+    now[DEVICE, "logits"] = rows * vocabulary * (memory.width + 3 * FLOAT)
+    now[DEVICE, "activations"] = memory.working(policy, rows * memory.around.longest[0])
+    yield memory.resident() + now
+
+
+def kept_states(memory: Memory) -> Ledger:
+    """The head inputs of a rollout, where micro-batches accumulate and last-layer gradients are compared."""
+    args, policy = memory.args, memory.models[0]
+    if not (
+        memory.accumulates
+        and args.gram_per == "step"
+        and memory.around.compares
+        and args.gradient_scope == "last_layer"
+    ):
+        return Ledger()
+    tokens = args.per_device_prompt_batch_size * args.generation_batches * memory.around.longest[1]
+    return Ledger({(DEVICE, "kept head inputs"): tokens * policy.shape.hidden * memory.width})
+
+
+def scoring_moments(memory: Memory) -> Iterator[Ledger]:
+    rows = memory.rows()
+    for model in memory.models:
+        now = memory.visitor(model)
+        now[DEVICE, "activations"] = memory.working(model, rows * sum(memory.around.longest))
+        if model.use in ("policy", "reference"):
+            now[DEVICE, "logits"] = memory.logits(model, rows * memory.around.longest[1], 1)
+        yield memory.resident() + now + kept_states(memory)
+
+
+def policy_moments(memory: Memory) -> Iterator[Ledger]:
+    """The objectives' gradients are compared; the backward pass begins; it ends."""
+    policy, around, rows = memory.models[0], memory.around, memory.rows()
+    tokens = rows * around.longest[1]
+    base = memory.resident() + memory.visitor(policy) + kept_states(memory)
+    full = memory.args.gradient_scope == "full"
+    activations = Ledger({(DEVICE, "activations"): memory.activations(policy, rows)})
+    shards = Ledger()
+    if full:
+        part = memory.trained_numbers(policy) // around.ranks
+        shards[memory.place(memory.offload), "objectives' gradients"] = around.objectives * part * FLOAT
+    elif around.compares:
+        head = policy.shape.vocabulary * policy.shape.hidden
+        chunk = 3 * min(tokens, HEAD_CHUNK) * policy.shape.vocabulary
+        compared = Ledger({(DEVICE, "objectives' gradients"): FLOAT * (around.objectives * head + chunk)})
+        compared[DEVICE, "logits"] = memory.logits(policy, tokens, 1)
+        yield base + activations + compared
+    begins = base + activations + shards
+    begins[DEVICE, "logits"] += memory.logits(policy, tokens, 2)
+    if memory.accumulates:
+        begins[DEVICE, "gradients"] += memory.gradient(policy)
+    yield begins
+    ends = base + shards
+    if full and memory.stage < 3 and around.objectives > 1:
+        ends = ends + activations  # kept for the next objective's backward pass
+        ends[DEVICE, "logits"] += memory.logits(policy, tokens, 1)
+    ends[DEVICE, "gradients"] += memory.gradient(policy)
+    ends[DEVICE, "reduction"] += memory.reduction(policy)
+    yield ends
+
+
+def critic_moments(memory: Memory) -> Iterator[Ledger]:
+    """Every critic's backward pass begins, and ends; the gradients before it stay."""
+    there = memory.gradient(memory.models[0])
+    for critic in memory.in_turn[1:]:
+        base = memory.resident() + memory.visitor(critic) + kept_states(memory)
+        own = memory.gradient(critic)
+        begins, ends = Ledger(base), Ledger(base)
+        begins[DEVICE, "activations"] += memory.activations(critic, memory.rows())
+        begins[DEVICE, "gradients"] += there + (own if memory.accumulates else 0)
+        ends[DEVICE, "gradients"] += there + own
+        ends[DEVICE, "reduction"] += memory.reduction(critic)
+        yield begins
+        yield ends
+        there += own
+
+
+def step_moments(memory: Memory) -> Iterator[Ledger]:
+    """One engine after another takes its step, and drops its gradient."""
+    for number, model in enumerate(memory.in_turn):
+        waiting = sum(memory.gradient(later) for later in memory.in_turn[number + 1 :])
+        yield memory.resident() + memory.step(model) + Ledger({(DEVICE, "gradients"): waiting})
+
+
+def supervised_moments(memory: Memory) -> Iterator[Ledger]:
+    (model,), args = memory.models, memory.args
+    rows = args.per_device_train_batch_size * sequences(model)
+    base = memory.resident() + memory.visitor(model)
+    begins, ends = Ledger(base), Ledger(base)
+    begins[DEVICE, "activations"] = memory.activations(model, rows)
+    begins[DEVICE, "logits"] = supervised_logits(memory, rows, 3 * FLOAT)
+    if memory.accumulates:
+        begins[DEVICE, "gradients"] += memory.gradient(model)
+    ends[DEVICE, "gradients"] += memory.gradient(model)
+    ends[DEVICE, "reduction"] = memory.reduction(model)
+    yield begins
+    yield ends
+
+
+def evaluation_moments(memory: Memory) -> Iterator[Ledger]:
+    (model,) = memory.models
+    rows = memory.args.per_device_eval_batch_size * sequences(model)
+    now = memory.visitor(model)
+    now[DEVICE, "activations"] = memory.working(model, rows * sum(memory.around.longest))
+    now[DEVICE, "logits"] = supervised_logits(memory, rows, memory.width + 2 * FLOAT)
+    yield memory.resident() + now
+
+
+def export_moments(memory: Memory) -> Iterator[Ledger]:
+    """The main rank collects the whole model on the CPU; safetensors copies it once more while it writes."""
+    model, adapters = memory.models[0], getattr(memory.args, "lora_export", "merged") == "adapter"
+    numbers = memory.trained_numbers(model) if adapters else model.shape.parameters
+    size = 2 * memory.width * numbers
+    if memory.around.on_gpu:
+        size //= memory.around.ranks_here  # of the machine's memory, which is counted by rank
+    yield memory.resident() + Ledger({(memory.place(True), "exported weights"): size})
+
+
+def sequences(model: PlannedModel) -> int:
+    """Sequences of an example: a pair is two."""
+    return 2 if model.use == "pairs" else 1
+
+
+def supervised_logits(memory: Memory, rows: int, size: int) -> int:
+    """Bytes of the logits of whole sequences and their float32 copies; a score model has none."""
+    (model,) = memory.models
+    if model.use == "pairs":
+        return 0
+    return rows * sum(memory.around.longest) * model.shape.vocabulary * size
+
+
+GAPO_MOMENTS = {
+    "loading": loading_moments, "generation": generation_moments, "scoring": scoring_moments,
+    "policy update": policy_moments, "critic update": critic_moments, "optimizer step": step_moments,
+    "export": export_moments,
+}  # fmt: skip
+SUPERVISED_MOMENTS = {
+    "loading": loading_moments, "training": supervised_moments, "evaluation": evaluation_moments,
+    "optimizer step": step_moments, "export": export_moments,
+}  # fmt: skip

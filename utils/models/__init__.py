@@ -1,0 +1,1 @@
+"""Models on disk and in memory: loading, checking, adapters, export. Losses and training may not enter."""

@@ -1,0 +1,1 @@
+"""A policy at work: forward pass, log-probabilities, sampling. Rewards and losses may not enter."""

@@ -1,0 +1,88 @@
+"""Prompts with the policy's responses, as every model of a rollout reads them, and their micro-batches."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from utils.data.batching import groups_by_tokens
+from utils.data.encoding import Encoded
+from utils.process.distributed import all_reduce_max, device
+
+
+@dataclass
+class Sampled:
+    """Prompts and the policy's responses to them, as tokens and as text; tensors on this rank's device.
+
+    Attributes:
+        input_ids, attention_mask: [batch, prompt + response] int64, prompts left-padded, responses right-padded.
+        mask: [batch, time] float32 over the response, 1 on actions (everything up to and including EOS).
+        finished: [batch] float32, 1 where the response ended by itself, with EOS.
+    """
+
+    prompts: list[Encoded]
+    responses: list[str]
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    mask: torch.Tensor
+    finished: torch.Tensor
+
+    def micro_batches(self, args: argparse.Namespace) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]]:
+        """(rows, input_ids, attention_mask, time) of one micro-batch after another; as many of them on every rank."""
+        for rows in micro_batch_rows(self.attention_mask, self.mask, args):
+            ids, attention, mask = self.input_ids[rows], self.attention_mask[rows], self.mask[rows]
+            if args.micro_batch_tokens:
+                columns, time = columns_in_use(attention, mask)
+                yield rows, ids[:, columns], attention[:, columns], time
+            else:
+                yield rows, ids, attention, mask.shape[1]
+
+
+def by_micro_batch(
+    run: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor], sampled: Sampled, args: argparse.Namespace
+) -> torch.Tensor:
+    """What a model says of every action, from passes that bound the memory.
+
+    Args:
+        run: (input_ids, attention_mask, time) of a micro-batch -> [rows, time, ...].
+
+    Returns:
+        [batch, time, ...], zero where a micro-batch has no column.
+    """
+    result = None
+    for rows, ids, attention, time in sampled.micro_batches(args):
+        part = run(ids, attention, time)
+        if result is None:
+            result = part.new_zeros(*sampled.mask.shape, *part.shape[2:])
+        result[rows, :time] = part
+    return result
+
+
+def micro_batch_rows(attention_mask: torch.Tensor, mask: torch.Tensor, args: argparse.Namespace) -> list[torch.Tensor]:
+    """Rows of one micro-batch after another: `--per_device_train_batch_size` each, or by `--micro_batch_tokens`.
+
+    Args:
+        attention_mask: [batch, prompt + response].
+        mask: [batch, time] over the response.
+
+    Returns:
+        [k] int64 indices each, as many on every rank: ZeRO's collectives have to meet.
+    """
+    if not args.micro_batch_tokens:
+        return list(torch.arange(len(mask), device=mask.device).split(args.per_device_train_batch_size))
+    responses = mask.sum(dim=-1).long()
+    prompts = attention_mask.sum(dim=-1) - responses
+    lengths = torch.stack([prompts, responses], dim=-1).tolist()
+    groups = groups_by_tokens(lengths, args.micro_batch_tokens)
+    most = int(all_reduce_max(torch.tensor(len(groups), device=device())))
+    groups = groups_by_tokens(lengths, args.micro_batch_tokens, at_least=most)
+    return [torch.tensor(group, device=mask.device) for group in groups]
+
+
+def columns_in_use(attention_mask: torch.Tensor, mask: torch.Tensor) -> tuple[slice, int]:
+    """The columns of a micro-batch that are not padding in every row, and how many of them are the response's."""
+    width, time = mask.shape[1], int(mask.sum(dim=-1).max())
+    prompt = attention_mask.shape[1] - width
+    longest = int(attention_mask[:, :prompt].sum(dim=-1).max()) if prompt else 0
+    return slice(prompt - longest, prompt + time), time

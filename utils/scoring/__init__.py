@@ -1,0 +1,1 @@
+"""What judges responses: objectives, score models, functions. Training may not enter."""

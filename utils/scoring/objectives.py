@@ -1,0 +1,182 @@
+"""The named objectives of a run: data, not code. Nothing outside the benchmark knows what any of them means."""
+
+import argparse
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from utils.cli.arguments import named_value, non_negative_int, seconds
+from utils.models.fingerprint import model_facts
+from utils.process.errors import AT_ONCE, Problems, UserError
+from utils.scoring.reward_functions import Retries, RewardFunction, function_fingerprint, load_reward_function
+from utils.scoring.score_models import ScoreModel, check_score_model, load_score_model, shares_tokens_of
+
+KINDS = {
+    "reward": "model (value = score, centered)",
+    "cost": "model (value = -cost)",
+    "function": "function (prompts, responses) -> values, higher is better",
+}
+FLAGS = {"reward": "reward_model", "cost": "cost_model", "function": "reward_function"}
+CHOICES = {
+    "label": "of an objective's model with several labels the one whose logit is the score, by index or name",
+    "template": "a chat template (Jinja) for an objective's model, in place of its tokenizer's",
+}  # how a score model is read
+OBJECTIVE_FLAGS = (*FLAGS.values(), *(f"score_{choice}" for choice in CHOICES))
+NONE_GIVEN = "--reward_model/--cost_model: at least one objective is needed (or a --reward_function)"
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One named thing to improve, higher is better.
+
+    Attributes:
+        kind: "reward", "cost" or "function".
+        path: folder or hub name of its score model; module:function of a function.
+        label: index or name of the label of a score model with several.
+        template: file of its chat template, in place of its tokenizer's.
+        scale: factor on the value during training (1 except in experiments on scale).
+        optimized: False for objectives that are scored and logged only.
+        retries: of a function that fails.
+    """
+
+    name: str
+    kind: str
+    path: str
+    label: str | None = None
+    template: str | None = None
+    scale: float = 1.0
+    optimized: bool = True
+    retries: Retries = Retries()
+
+    @property
+    def flag(self) -> str:
+        return f"--{FLAGS[self.kind]} {self.name}"
+
+    @property
+    def is_function(self) -> bool:
+        return self.kind == "function"
+
+    def check(self) -> None:
+        """Raises: UserError: no such function, or one that takes other arguments, or see `check_score_model`."""
+        if self.is_function:
+            self.load_function()
+        else:
+            check_score_model(self.path, self.flag, self.kind, self.label, self.template)
+
+    def load_function(self) -> RewardFunction:
+        """The function of an objective that is one."""
+        return load_reward_function(self.path, self.flag, self.retries)
+
+    def load_model(self, dtype: torch.dtype = torch.float32) -> ScoreModel:
+        """The score model of any other objective."""
+        return load_score_model(self.path, self.flag, self.kind, self.label, self.template, dtype)
+
+    def shares_tokens_of(self, policy_tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Whether the objective's model has a value for every token of the policy, so that it can start a critic."""
+        return shares_tokens_of(policy_tokenizer, self.path, self.flag, self.template)
+
+    def facts(self) -> dict[str, str]:
+        """Fingerprints of what the values depend on; see `model_facts`."""
+        if self.is_function:
+            return {self.flag: function_fingerprint(self.path, self.flag)}
+        return model_facts(self.path, self.flag) | self.template_facts()
+
+    def template_facts(self) -> dict[str, str]:
+        """sha256 of the chat template, if a file gives it."""
+        if self.template is None:
+            return {}
+        return {f"--score_template {self.name}": hashlib.sha256(Path(self.template).read_bytes()).hexdigest()}
+
+
+def add_score_arguments(parser: argparse._ActionsContainer) -> None:
+    """`--reward_model`, `--cost_model`, `--reward_function`, for any number of objectives each, and how to use them."""
+    for kind, what in KINDS.items():
+        parser.add_argument(
+            f"--{FLAGS[kind]}",
+            type=named_value,
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="NAME=MODULE:FUNCTION" if kind == "function" else "NAME=PATH",
+            help=f"an objective and its {what}; may be repeated",
+        )
+    for choice, what in CHOICES.items():
+        parser.add_argument(
+            f"--score_{choice}",
+            type=named_value,
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="NAME=LABEL" if choice == "label" else "NAME=FILE",
+            help=what,
+        )
+    parser.add_argument(
+        "--reward_retries",
+        type=non_negative_int,
+        default=3,
+        metavar="N",
+        help="times that a function which raises an exception is called again, before the run ends",
+    )
+    parser.add_argument(
+        "--reward_retry_wait",
+        type=seconds,
+        default=1.0,
+        metavar="SECONDS",
+        help="before the first of these; twice as long before each further one, up to a minute",
+    )
+
+
+def are_given(args: argparse.Namespace) -> bool:
+    """Whether the command line names an objective, or says how to read the model of one."""
+    return any(getattr(args, flag) for flag in OBJECTIVE_FLAGS)
+
+
+def named_objectives(args: argparse.Namespace) -> list[Objective]:
+    """The objectives of `add_score_arguments`: rewards, costs, functions, each in the order given.
+
+    Raises:
+        UserError: see `declared_objectives` and `Objective.check`.
+    """
+    objectives = declared_objectives(args)
+    for objective in objectives:
+        objective.check()
+    return objectives
+
+
+def declared_objectives(args: argparse.Namespace, problems: Problems = AT_ONCE) -> list[Objective]:
+    """The same before anyone has looked at their models and functions.
+
+    Problems: none, a name given twice, a label or template of no model.
+    """
+    labels, templates = dict(args.score_label), dict(args.score_template)
+    retries = Retries(args.reward_retries, args.reward_retry_wait)
+    objectives = [
+        Objective(name, kind, path, retries=retries)
+        if kind == "function"
+        else Objective(name, kind, path, labels.get(name), templates.get(name))
+        for kind, flag in FLAGS.items()
+        for name, path in getattr(args, flag)
+    ]
+    if not objectives:
+        problems.add(NONE_GIVEN)
+    names = [objective.name for objective in objectives]
+    for name in names:
+        if names.count(name) > 1:
+            problems.add(f"--reward_model/--cost_model/--reward_function: the objective {name} is given twice")
+    for choice in CHOICES:
+        problems.take(check_choices, f"--score_{choice}", getattr(args, f"score_{choice}"), objectives)
+    return objectives
+
+
+def check_choices(flag: str, choices: list[tuple[str, str]], objectives: list[Objective]) -> None:
+    """Raises: UserError: a label or template given twice, or for something other than a score model."""
+    models = [objective.name for objective in objectives if not objective.is_function]
+    for name, value in choices:
+        if name not in models:
+            there = f"there are {', '.join(models)}" if models else "there are only functions"
+            raise UserError(f"{flag} {name}={value}: no objective with such a model ({there})")
+        if [given for given, _ in choices].count(name) > 1:
+            raise UserError(f"{flag} {name}: is given twice")

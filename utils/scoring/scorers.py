@@ -1,0 +1,130 @@
+"""What responses are worth: frozen reward and cost models, functions, and their values of a batch of responses."""
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from utils.data.batching import right_pad
+from utils.engines.arrival import arriving, copy_of
+from utils.engines.engines import Engine, engine_config, make_frozen_engine
+from utils.engines.parking import park, resident
+from utils.models.loading import DTYPES, same_tokenizer
+from utils.models.token_head import TokenHead
+from utils.policy.sampled import Sampled, by_micro_batch
+from utils.process.distributed import device
+from utils.process.rank_watch import beat
+from utils.scoring.objectives import Objective
+from utils.scoring.reward_functions import RewardFunction
+from utils.scoring.score_models import Reading, ScoreModel
+
+
+@dataclass
+class Scored:
+    """Objective values of a batch of responses.
+
+    Attributes:
+        values: [batch] float32, in original units.
+        truncated: [batch] float32, 1 where a score model had to read the dialogue without its beginning; None where
+            every dialogue fits for sure.
+    """
+
+    values: torch.Tensor
+    truncated: torch.Tensor | None = None
+
+
+@dataclass
+class FunctionScorer:
+    """An objective that is a function of the texts."""
+
+    objective: Objective
+    function: RewardFunction
+
+    starts_critic = False
+
+    def score(self, sampled: Sampled, args: argparse.Namespace) -> Scored:
+        """Call the function once for this rank's responses."""
+        records = [prompt.record for prompt in sampled.prompts]
+        messages, sources = [record.messages for record in records], [record.source for record in records]
+        prompts = [turns[-1]["content"] for turns in messages]
+        beat(f"calling the function of {self.objective.name}")
+        values = self.function(prompts, sampled.responses, messages, sources)
+        return Scored(torch.tensor(values, dtype=torch.float32, device=device()))
+
+
+@dataclass
+class ModelScorer:
+    """A frozen reward or cost model.
+
+    Attributes:
+        starts_critic: whether it has a value for every token of the policy.
+        critic_start: a copy of it that is to become a critic, until it has.
+    """
+
+    objective: Objective
+    model: ScoreModel
+    engine: Engine
+    starts_critic: bool
+    critic_start: TokenHead | None = None
+
+    @property
+    def reads_policy_tokens(self) -> bool:
+        """Whether its ids of every dialogue are the policy's, that is, prompt and response apart and up to EOS."""
+        return self.starts_critic and self.model.reading is Reading.APART
+
+    def score(self, sampled: Sampled, args: argparse.Namespace) -> Scored:
+        """Value of every response, from the score at its last token.
+
+        A model of stage 2 with the policy's tokenizer reads the policy's tokens; any other reads the texts through its
+        own tokenizer and template.
+        """
+        truncated = None
+        if not self.reads_policy_tokens:
+            sampled, truncated = in_other_tokens(sampled, self.model)
+
+        def run(ids: torch.Tensor, attention: torch.Tensor, time: int) -> torch.Tensor:
+            return self.engine(ids, attention)[:, -time:].squeeze(-1)
+
+        with resident(self.engine.module):
+            scores = by_micro_batch(run, sampled, args)  # [batch, time]
+        last = sampled.mask.sum(dim=-1, keepdim=True).long() - 1
+        return Scored(self.model.values(scores.gather(-1, last).squeeze(-1)), truncated)
+
+
+Scorer = FunctionScorer | ModelScorer
+
+
+def make_scorer(objective: Objective, args: argparse.Namespace, policy_tokenizer: PreTrainedTokenizerBase) -> Scorer:
+    """What scores an objective; a model is loaded into a frozen engine."""
+    if objective.is_function:
+        return FunctionScorer(objective, objective.load_function())
+    beat(f"loading the {objective.kind} model of {objective.name}")
+    with arriving(engine_config(args, frozen=True)):
+        model = objective.load_model(DTYPES[args.dtype])
+    same = model.scores_tokens and same_tokenizer(model.tokenizer, policy_tokenizer)
+    has_critic = objective.optimized and args.critic == "separate" and not args.lora_dim
+    start = copy_of(model.module, engine_config(args)) if same and has_critic else None
+    engine = make_frozen_engine(model.module, args)
+    if args.park_frozen_models and args.zero_stage < 3:
+        park(engine.module)
+    return ModelScorer(objective, model, engine, same, start)
+
+
+@torch.no_grad()
+def score_responses(scorer: Scorer, sampled: Sampled, args: argparse.Namespace) -> Scored:
+    """Objective value of every response."""
+    return scorer.score(sampled, args)
+
+
+def in_other_tokens(sampled: Sampled, model: ScoreModel) -> tuple[Sampled, torch.Tensor]:
+    """The same dialogues in a score model's own ids and chat template, and `Scored.truncated`."""
+    rows, truncated = [], []
+    for prompt, response, finished in zip(sampled.prompts, sampled.responses, sampled.finished.tolist(), strict=True):
+        ids, cut = model.encode(prompt.record.messages, response, bool(finished), prompt.record.source)
+        rows.append(ids)
+        truncated.append(float(cut))
+    ids, attention = (t.to(device()) for t in right_pad(rows, model.tokenizer.pad_token_id))
+    other = dataclasses.replace(sampled, input_ids=ids, attention_mask=attention, mask=attention.float())
+    return other, torch.tensor(truncated, device=device())
