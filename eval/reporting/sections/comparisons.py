@@ -43,7 +43,7 @@ def comparison_tables(numbers: Numbers) -> list[tuple[str, str, Table, bool]]:
     tables: dict[tuple[str, str, bool], Pairs] = {}
     for entry in numbers.comparisons:
         name = parse_run_name(entry["method"])
-        of_fronts = name.family in FRONT_FAMILIES and not is_single_method(name)
+        of_fronts = name.text in FRONT_FAMILIES or not is_single_method(name)
         pairs = tables.setdefault((entry["condition"], FAMILY_LABELS.get(name.family, name.family), of_fronts), {})
         pairs.setdefault((entry["method"], entry["other"]), {})[entry["metric"]] = entry
     return [(title, method, comparison_table(pairs), fronts) for (title, method, fronts), pairs in tables.items()]
