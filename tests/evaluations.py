@@ -21,7 +21,7 @@ def make_run(
     objectives: tuple[str, ...] = OBJECTIVES,
     kinds: tuple[str, ...] = (),
 ) -> Run:
-    """A run whose prompts scored `scores`, [prompts, m]; `gold` likewise. `kinds` of the objectives are told if given."""
+    """A run whose prompts scored `scores`, [prompts, m]; `gold` likewise; `kinds` of its objectives, if told."""
     rows = []
     for index, values in enumerate(np.asarray(scores, dtype=float)):
         row = {"prompt": f"Prompt {index}", "source": f"test.jsonl:{index + 1}", "response": f"answer of {name}"}

@@ -167,7 +167,8 @@ def make(report):
     words = ["<b> & *", Mark("so", "strong"), Break(), "on"]
     return Section("My own section", "Own", [
         Heading("Head"), Text(words), Points([["one"], words]), Figures(table, folded="more"),
-        Picture("mine.png", "Mine"), Cards([("Card", [Text(["inside"])])]), Html(Markup("<hr>"), Markup("---")), Text(["paper"], only="markdown"),
+        Picture("mine.png", "Mine"), Cards([("Card", [Text(["inside"])])]), Html(Markup("<hr>"), Markup("---")),
+        Text(["paper"], only="markdown"),
     ])
 """
 
