@@ -36,6 +36,7 @@ from eval.results.rows import FIELDS, Row, read_rows
 from eval.results.runs import find_args, read_json
 from eval.results.trained_objectives import trained_objectives
 from utils.cli.arguments import Parser, add_loading_arguments, check_output_file, positive_int
+from utils.cli.plugins import load_function
 from utils.data.batching import right_pad
 from utils.models.loading import DTYPES, allow, first_line
 from utils.output.files import check_writable, write_json
@@ -43,7 +44,7 @@ from utils.output.metrics import Progress
 from utils.process.distributed import device
 from utils.process.errors import UserError, run_main
 from utils.scoring.objectives import Objective, add_score_arguments, are_given, named_objectives
-from utils.scoring.reward_functions import RewardFunction, load_function
+from utils.scoring.reward_functions import RewardFunction
 
 Gold = Callable[[list[str], list[str]], dict[str, list[float]]]
 RowScorer = Callable[[list[Row]], tuple[list[float], int]]  # see `load_row_scorer`

@@ -133,6 +133,14 @@ def named_number(text: str) -> tuple[str, float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NUMBER") from None
 
 
+def by_name(flag: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """NAME=VALUE arguments as a dictionary; raises UserError for a name given twice."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise UserError(f"{flag}: a name is given twice ({', '.join(name for name, _ in pairs)})")
+    return values
+
+
 def positive_int(text: str) -> int:
     """argparse type of an integer >= 1."""
     return bounded_int(text, 1, LARGEST_INT)

@@ -96,15 +96,20 @@ class ModelScorer:
 Scorer = FunctionScorer | ModelScorer
 
 
-def make_scorer(objective: Objective, args: argparse.Namespace, policy_tokenizer: PreTrainedTokenizerBase) -> Scorer:
-    """What scores an objective; a model is loaded into a frozen engine."""
+def make_scorer(
+    objective: Objective, args: argparse.Namespace, policy_tokenizer: PreTrainedTokenizerBase, has_critic: bool
+) -> Scorer:
+    """What scores an objective; a model is loaded into a frozen engine.
+
+    Args:
+        has_critic: whether a critic may start from it.
+    """
     if objective.is_function:
         return FunctionScorer(objective, objective.load_function())
     beat(f"loading the {objective.kind} model of {objective.name}")
     with arriving(engine_config(args, frozen=True)):
         model = objective.load_model(DTYPES[args.dtype])
     same = model.scores_tokens and same_tokenizer(model.tokenizer, policy_tokenizer)
-    has_critic = objective.optimized and args.critic == "separate" and not args.lora_dim
     start = copy_of(model.module, engine_config(args)) if same and has_critic else None
     engine = make_frozen_engine(model.module, args)
     if args.park_frozen_models and args.zero_stage < 3:
