@@ -282,7 +282,7 @@ def test_few_policies_are_shown_side_by_side():
     runs = [noisy_run(f"{base}{suffix}", (0, 0)) for base in bases for suffix in ("", "#43", "@imbalanced")]
     sample, *_ = choose_samples(runs, {}, 1)
     shown = [answer.run.name.text for answer in sample.answers]
-    chosen = ["sft", "ppo_helpfulness", "ppo_harmlessness", "mgda", "gapo_p1", "safe_rlhf", "p_gapo_0.8"]
+    chosen = ["sft", "ppo_helpfulness", "ppo_harmlessness", *SINGLE_RUNS[:3], "gapo_p1", "p_gapo_0.8"]
     assert shown == chosen
     others = {answer.run.name.text for answer in sample.others}
     assert others == {base + suffix for base in bases for suffix in ("", "@imbalanced")} - set(chosen)

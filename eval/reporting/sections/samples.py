@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from eval.reporting.blocks import PAGE, Block, Html, Report, Section, Text, fill
+from eval.reporting.comparisons import FRONT, METHOD, NO_METHODS, is_own, is_single_method
 from eval.reporting.plots import run_style
 from eval.results.runs import Run, find_conditions, read_json_lines
 from eval.results.shapes import TEXT, Leaf, Maybe, find_difference
@@ -24,7 +25,6 @@ LABEL = {
     "category": Maybe(Leaf("text or a number", lambda value: isinstance(value, str | int))),
 }
 KINDS = {True: "risky", False: "benign", None: ""}
-CHOSEN = ("mgda", "gapo_p1", "safe_rlhf")  # after the SFT model and the experts, before the last of P-GAPO
 MOST_CHOSEN = 8  # so many policies are shown without choosing
 
 
@@ -113,16 +113,21 @@ def choose_prompts(rows: list[list[dict[str, Any]]], labels: dict[str, dict[str,
 
 
 def choose_runs(runs: list[Run]) -> tuple[list[Run], list[Run]]:
-    """(chosen, others): the first seed of every policy, those of the default condition chosen from."""
+    """(chosen, others): the first seed of every policy, those of the default condition chosen from.
+
+    Chosen are the start, the experts, what the others are compared with, the last point of its front, and as many
+    others as there is room for.
+    """
     first = list({run.name.group: run for run in reversed(runs)}.values())[::-1]
     if len(first) <= MOST_CHOSEN:
         return first, []
-    conditions = find_conditions(first)
-    default = {run.name.base: run for run in first if run.name.condition == conditions[0]}
-    experts = [base for base, run in default.items() if run.name.family == "ppo"]
-    fronts = [base for base, run in default.items() if run.name.family == "p_gapo"]
-    bases = ["sft", *experts, *CHOSEN, *fronts[-1:]]
-    chosen = [default[base] for base in bases if base in default] or first[:MOST_CHOSEN]
+    members = [run for run in first if run.name.condition == find_conditions(first)[0]]
+    ends = [run for run in members if run.name.family in NO_METHODS]
+    single = [run for run in members if is_single_method(run.name)]
+    compared = [run for run in single if run.name.base == METHOD or is_own(run.name.family)]
+    points = [run for run in members if run.name.family == FRONT][-1:]
+    wanted = [*ends, *compared, *points, *(run for run in single if run not in compared)] or members
+    chosen = [run for run in members if run in wanted[:MOST_CHOSEN]]
     return chosen, [run for run in first if run not in chosen]
 
 
