@@ -109,7 +109,7 @@ def test_a_users_own_method_is_compared_and_named():
     ]  # fmt: skip
     leader = summarize_report(numbers)[0].leaders[0]
     assert leader.leader.startswith("mine ") and leader.ties == []
-    assert leader.standings["mine"] == {"ahead": ["MGDA", "UPGrad"], "level": [], "behind": []}
+    assert leader.standings["mine"] == {"ahead": ["GAPO p=1", "MGDA", "UPGrad"], "level": [], "behind": []}
     assert leader.standings["GAPO p=1"] == {"ahead": ["MGDA", "UPGrad"], "level": [], "behind": ["mine"]}
     assert [method for _, method, *_ in comparison_tables(numbers)] == ["GAPO", "mine"]
     without = compute_numbers([run for run in runs if run.name.base in ("mgda", "upgrad")])
