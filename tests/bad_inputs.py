@@ -1041,8 +1041,10 @@ def config_files() -> dict[str, tuple]:
     return {
         "config: no such flag": given(
             step3, "kl_coef: 0.1\n", "run.yaml: kl_coef: main.py has no such flag", "did you mean kl_coeff?"),
-        "config: settings of another stage": given(step1, '{"actor_model": "x"}', "args.json: actor_model", name="args.json"),
-        "config: a value that the flag refuses": given(generate, "temperature: -1\n", "run.yaml: temperature: -1 is not"),
+        "config: settings of another stage": given(
+            step1, '{"actor_model": "x"}', "args.json: actor_model: main.py has no such flag", name="args.json"),
+        "config: a value that the flag refuses": given(
+            generate, "temperature: -1\n", "run.yaml: temperature: -1 is not a positive number"),
         "config: two values for one": given(soup, "base: [a, b]\n", "run.yaml: base: takes one value, not 2"),
         "config: a switch for a value": given(make_base, "seed: true\n", "run.yaml: seed: takes a value, not true"),
         "config: no YAML": given(chat, "seed: 1\n\tseed: 2\n", "run.yaml: line 2: not valid YAML"),
