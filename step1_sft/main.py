@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from utils.cli.arguments import (
+    OF_THE_RANKS,
     Parser,
     add_checkpoint_arguments,
     add_data_arguments,
@@ -74,7 +75,7 @@ def main() -> None:
     problems.report()
     note_steps(args, training_examples.total)
     if args.dry_run:
-        return print_supervised_dry_run(args, architecture, training_examples, validation_examples)
+        return print_supervised_dry_run(args, "sft", architecture, training_examples, validation_examples)
     check_output(args.output_dir, args.fresh)
 
     # Engine.
@@ -121,7 +122,7 @@ def main() -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description="Step 1: supervised fine-tuning on responses.")
+    parser = Parser(description="Step 1: supervised fine-tuning on responses.", facts=OF_THE_RANKS)
     add_data_arguments(parser, "dialogues")
     add_supervised_arguments(parser)
     parser.add_argument(

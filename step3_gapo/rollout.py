@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import pad
 
 from step3_gapo import ppo
 from step3_gapo.critics import Critic
@@ -14,14 +13,12 @@ from step3_gapo.experience import Experience, NamedTensors
 from step3_gapo.needs import Needs, estimator_of
 from step3_gapo.rlhf_engine import RLHFEngine
 from utils.combining.algorithm import Algorithm, ScoreLevel
-from utils.data.batching import left_pad
-from utils.data.encoding import Encoded, end_ids, response_text
+from utils.data.encoding import Encoded
 from utils.engines.parking import resident
 from utils.policy.actor import Actor
 from utils.policy.forward import PolicyForward
-from utils.policy.log_probs import finished, response_mask
-from utils.policy.sampled import Sampled, by_micro_batch
-from utils.process.distributed import all_gather_rows, all_reduce_sum, device
+from utils.policy.sampled import Sampled, by_micro_batch, sample_responses
+from utils.process.distributed import all_gather_rows, all_reduce_sum
 from utils.process.rank_watch import beat
 from utils.scoring.objectives import Objective
 from utils.scoring.scorers import score_responses
@@ -43,7 +40,9 @@ class Rollout:
 def make_rollout(engine: RLHFEngine, prompts: list[Encoded], algorithm: Algorithm, args: argparse.Namespace) -> Rollout:
     """Let the policy answer `prompts` and compute everything the update needs."""
     start = time.monotonic()
-    sampled = sample_responses(engine, prompts, args)
+    with engine.actor.gathered():  # once for all
+        generate = engine.actor.generate
+        sampled = sample_responses(generate, prompts, engine.tokenizer, args.per_device_prompt_batch_size)
     generated = time.monotonic()
     beat("scoring")
     log_probs, hidden = actor_log_probs(engine.actor, sampled, engine.needs, args)
@@ -63,38 +62,6 @@ def make_rollout(engine: RLHFEngine, prompts: list[Encoded], algorithm: Algorith
     seconds = (generated - start, time.monotonic() - generated)
     truncated = {name: part.truncated for name, part in scored.items() if part.truncated is not None}
     return Rollout(experience, prompts, sampled.responses, truncated, experience.not_finite(), *seconds)
-
-
-@torch.no_grad()
-def sample_responses(engine: RLHFEngine, prompts: list[Encoded], args: argparse.Namespace) -> Sampled:
-    """One response a prompt, `--per_device_prompt_batch_size` prompts at a time, parameters gathered once for all."""
-    pad_id, ends = engine.tokenizer.pad_token_id, end_ids(engine.tokenizer)
-    ids, attention = (t.to(device()) for t in left_pad([prompt.prompt for prompt in prompts], pad_id))
-    size = args.per_device_prompt_batch_size
-    with engine.actor.gathered():
-        sequences = []
-        for batch in zip(ids.split(size), attention.split(size), strict=True):
-            beat("generating")
-            sequences.append(engine.actor.generate(*batch))
-    responses = [sequence[:, ids.shape[1] :] for sequence in sequences]  # each [size, its longest response]
-    width = max(response.shape[1] for response in responses)
-    masks = [response_mask(response, ends) for response in responses]
-    mask = torch.cat([pad(mask, (0, width - mask.shape[1])) for mask in masks])
-    response_ids = torch.cat([pad(r, (0, width - r.shape[1]), value=pad_id) for r in responses])
-    response_ids = response_ids.masked_fill(mask == 0, pad_id)
-    lengths = mask.sum(dim=-1).long().tolist()
-    texts = [
-        response_text(engine.tokenizer, row[:length])
-        for row, length in zip(response_ids.tolist(), lengths, strict=True)
-    ]
-    return Sampled(
-        prompts,
-        texts,
-        input_ids=torch.cat([ids, response_ids], dim=1),
-        attention_mask=torch.cat([attention, mask.long()], dim=1),
-        mask=mask,
-        finished=finished(response_ids, mask, ends),
-    )
 
 
 @torch.no_grad()

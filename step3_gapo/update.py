@@ -29,16 +29,13 @@ class Look:
     """What is known of a micro-batch before the backward pass of its combined loss.
 
     Attributes:
-        log_probs: [rows, time], without gradient.
-        losses, slopes: [m] and [m, rows, time], see `loss_slopes`; none where no gradients are compared.
-        output: of the pass it comes from, where that one goes on.
+        output: of a forward pass that goes on; None where another one follows.
+        losses: [m], where their gradients are compared.
     """
 
     batch: Experience
-    log_probs: torch.Tensor
-    losses: torch.Tensor | None
-    slopes: torch.Tensor | None
     output: PolicyOutput | None
+    losses: torch.Tensor | None
 
 
 class ActorUpdate:
@@ -72,14 +69,14 @@ class ActorUpdate:
                 return step.forget()
             logged.append(scalars)
             for look in looks:
-                loss, slope = self.combined(look, coefficients, actions)
-                output = step.descend(look.batch, look.output, slope, boundary=look.batch is batches[-1])
+                output = look.output or step.forward(look.batch)
+                loss, slope = self.combined(look.batch, output.log_probs, coefficients, actions)
+                step.descend(output, slope, boundary=look.batch is batches[-1])
                 losses.append(loss)
                 statistics.append(self.statistics(look.batch, output))
                 output = look.output = None  # its graph and logits, before another pass makes them
         step.finish(coefficients)
-        means = {tag: sum(one[tag] for one in logged) / len(logged) for tag in logged[0]}
-        return means | self.step_scalars(losses, statistics, actions)
+        return mean_scalars(logged) | self.step_scalars(losses, statistics, actions)
 
     @property
     def scope(self) -> str | None:
@@ -102,13 +99,12 @@ class ActorUpdate:
         """
         again = self.scope == "last_layer" and len(group) > 1
         known = PolicyOutput(batch.log_probs, batch.hidden) if on_policy and batch.hidden is not None else None
-        output, losses, slopes = step.look(batch, again, known), None, None
-        log_probs = output.log_probs.detach()
+        output, losses = step.look(batch, again, known), None
         if self.needs.gram:
             total = count_actions(group)
-            losses, slopes = loss_slopes(lambda values: self.losses(values, batch, total), log_probs)
+            losses, slopes = loss_slopes(lambda values: self.losses(values, batch, total), output.log_probs)
             step.compare(batch, output, slopes)
-        return Look(batch, log_probs, losses, slopes, None if again else output)
+        return Look(batch, None if again else output, losses)
 
     def weigh(self, gram: torch.Tensor | None, looks: list[Look]) -> tuple[torch.Tensor | None, Scalars | None]:
         """Coefficients [m] of the losses, or weights of what they are mixed from, where there are some.
@@ -142,31 +138,31 @@ class ActorUpdate:
         return [self.policy_loss(log_probs, batch, batch.advantages[name], total, self.args) for name in self.names]
 
     def combined(
-        self, look: Look, coefficients: torch.Tensor | None, total: torch.Tensor
+        self, batch: Experience, log_probs: torch.Tensor, coefficients: torch.Tensor | None, total: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The combined loss of a micro-batch and its slope [rows, time]: Σ c_i L_i, or the loss of one advantage.
+        """The combined loss of a micro-batch, a scalar, and its slope [rows, time].
 
-        The two differ, by where they clip, once the policy has moved.
+        Σ c_i L_i, whose slope is Σ c_i ∂L_i/∂log π; or the loss of one advantage. The two differ, by where they clip,
+        once the policy has moved.
         """
-        batch = look.batch
-        if not isinstance(self.algorithm, GradientLevel):
-            advantage = self.mixed_advantage(look)
-            mixed = lambda values: [self.policy_loss(values, batch, advantage, total, self.args)]
-            losses, slopes = loss_slopes(mixed, look.log_probs)
-            return losses[0], slopes[0]
-        # With coefficients a micro-batch, its losses are means over its own actions.
-        share = count_actions([batch]) / total if self.args.gram_per == "micro_batch" else 1.0
-        weights = coefficients.tolist()
-        loss = sum(c * loss for c, loss in zip(weights, look.losses, strict=True))
-        slope = sum(c * slope for c, slope in zip(weights, look.slopes, strict=True))
-        return share * loss, share * slope
 
-    def mixed_advantage(self, look: Look) -> torch.Tensor:
-        """The advantage of a method that has one loss; [rows, time] float32."""
-        batch = look.batch
+        def loss(values: torch.Tensor) -> list[torch.Tensor]:
+            if isinstance(self.algorithm, GradientLevel):
+                losses = self.losses(values, batch, total)
+                return [sum(c * loss for c, loss in zip(coefficients.tolist(), losses, strict=True))]
+            return [self.policy_loss(values, batch, advantage, total, self.args)]
+
+        advantage = self.mixed_advantage(batch, log_probs.detach())
+        losses, slopes = loss_slopes(loss, log_probs)
+        return losses[0], slopes[0]
+
+    def mixed_advantage(self, batch: Experience, log_probs: torch.Tensor) -> torch.Tensor | None:
+        """The advantage of a method that has one loss, [rows, time] float32; None of one that weighs several."""
+        if isinstance(self.algorithm, GradientLevel):
+            return None
         advantages = torch.stack([batch.advantages[name] for name in self.names])
         if isinstance(self.algorithm, AdvantageLevel):
-            return self.algorithm.mix(advantages, torch.exp(look.log_probs - batch.log_probs), batch.mask)
+            return self.algorithm.mix(advantages, torch.exp(log_probs - batch.log_probs), batch.mask)
         return advantages[0]
 
     # --- what is logged, and what is kept
@@ -218,6 +214,12 @@ class ActorUpdate:
             self.algorithm.load_state_dict(state["adaptive"])
 
 
+def mean_scalars(groups: list[Scalars]) -> Scalars:
+    """Mean over groups of micro-batches, tag by tag; what is the same in all of them is left as it is."""
+    columns = {tag: [scalars[tag] for scalars in groups] for tag in groups[0]}
+    return {tag: v[0] if min(v) == max(v) else sum(v) / len(v) for tag, v in columns.items()}
+
+
 def count_actions(batches: list[Experience]) -> torch.Tensor:
     """Actions in these micro-batches of all ranks; scalar."""
     return all_reduce_sum(sum(batch.mask.sum() for batch in batches))
@@ -227,13 +229,14 @@ def gram_scalars(gram: torch.Tensor, coefficients: torch.Tensor | None, names: l
     """What a Gram matrix says of a step: norms, cosines; with coefficients, the update's length and its progress on
     every objective."""
     norms, cosines = gram.diagonal().clamp(min=0).sqrt(), cosine_matrix(gram)
-    scalars = {}
+    scalars, progress = {}, None
     if coefficients is not None:
         progress = gram @ coefficients  # ⟨Δ, g_i⟩
         scalars["gradient/direction_norm"] = (coefficients @ progress).clamp(min=0).sqrt().item()
-        scalars |= {f"gradient/progress/{name}": progress[i].item() for i, name in enumerate(names)}
     for i, name in enumerate(names):
         scalars[f"gradient/norm/{name}"] = norms[i].item()
+        if progress is not None:
+            scalars[f"gradient/progress/{name}"] = progress[i].item()
         for j in range(i):
             scalars[f"gradient/cosine/{names[j]}_{name}"] = cosines[i, j].item()
     return scalars

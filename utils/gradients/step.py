@@ -5,8 +5,8 @@ Every loss reaches the parameters through the log-probabilities of the actions a
 that of their combination, Σ c_i ∂L_i/∂log π. (A loss that read anything else of the policy, its entropy or its logits,
 would need another way in: `tests/test_objective_step.py` shows where it would go wrong.)
 
-An optimizer step, in turn: `look` and `compare` for every micro-batch, `gram`, `descend` for every micro-batch,
-`finish`.
+An optimizer step, in turn: `look` and `compare` for every micro-batch, `gram`, `descend` for every micro-batch (after
+another `forward`, where `look` was without a graph), `finish`.
 """
 
 from collections.abc import Callable, Sequence
@@ -73,7 +73,7 @@ class ObjectiveStep:
         """A forward pass of the policy.
 
         Args:
-            again: another pass follows (`descend` makes it), so that this one needs no graph.
+            again: another pass follows, so that this one needs no graph.
             known: what an earlier pass of the same policy has left, to go by in its place.
         """
         if again and known is not None:
@@ -121,20 +121,16 @@ class ObjectiveStep:
         gradients, self.head = self.head, None
         return gradients.gram()
 
-    def descend(
-        self, batch: MicroBatch, output: PolicyOutput | None, slope: torch.Tensor | None, boundary: bool
-    ) -> PolicyOutput:
+    def descend(self, output: PolicyOutput, slope: torch.Tensor, boundary: bool) -> None:
         """Backward pass of a micro-batch's combined loss; at scope full there was one a loss.
 
         Args:
-            output: of a pass with its graph; None to make it here.
+            output: of a pass with its graph.
             slope: [rows, time] of the combined loss.
             boundary: whether it is the step's last.
         """
-        output = output or self.forward(batch)
         if self.scope != "full":
             self.backward(output.log_probs, slope, boundary)
-        return output
 
     def finish(self, coefficients: torch.Tensor) -> None:
         """Leave the gradient of the combined loss in the engine; `coefficients` [m] are those of all its losses."""
