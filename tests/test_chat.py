@@ -225,6 +225,7 @@ def endless(workshop: Workshop, tmp_path: Path) -> Path:
     return tmp_path / "endless"
 
 
+@pytest.mark.slow
 def test_interrupted(endless: Path) -> None:
     """Ctrl-C ends the answer, which is shown up to there; the next question is answered with it in the history."""
     arguments = flags(policy=f"endless={endless}", greedy=True, max_new_tokens=450)
