@@ -26,6 +26,8 @@ from utils.safe_rlhf_mini import gold_scores
 from utils.scoring.score_models import load_score_model
 from utils.scoring.scorers import last_token_scores
 
+pytestmark = pytest.mark.slow
+
 QUESTION, SECOND = "How do I bake a cake?", "And what about the bread?"
 VALUES = re.compile(r"\[(helpfulness .*)\]")
 
@@ -225,7 +227,6 @@ def endless(workshop: Workshop, tmp_path: Path) -> Path:
     return tmp_path / "endless"
 
 
-@pytest.mark.slow
 def test_interrupted(endless: Path) -> None:
     """Ctrl-C ends the answer, which is shown up to there; the next question is answered with it in the history."""
     arguments = flags(policy=f"endless={endless}", greedy=True, max_new_tokens=450)

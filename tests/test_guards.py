@@ -21,6 +21,8 @@ from utils.process.distributed import init_distributed, rank, shutdown_distribut
 from utils.supervised.run import Task
 from utils.supervised.run import optimizer_step as supervised_step
 
+pytestmark = pytest.mark.slow
+
 
 def spoil_returns(experience: Experience, name: str) -> None:
     experience.returns[name][0, 0] = torch.nan

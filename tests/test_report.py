@@ -23,6 +23,8 @@ from eval.reporting.tables import build_table, format_number, mark_best
 from eval.results.runs import find_fronts, load_runs, parse_run_name, sort_names
 from utils.process.errors import run_main
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = {"sft": (0.0, 1.0), "morlhf_0.5": (0.3, 2.0), "gapo_p1": (0.5, 2.0)}
 TINY = SMOKE | {
