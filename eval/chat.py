@@ -22,19 +22,13 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from eval.chatting.page import Columns, Lines, new_page
 from eval.results.grading import Gold, grade, load_gold
 from eval.results.rows import Row
-from utils.cli.arguments import Parser, add_loading_arguments, named_value, positive_int, seed, temperature
+from utils.cli.arguments import Parser, add_loading_arguments
+from utils.cli.types import named_value, positive_int, seed, temperature
 from utils.data.encoding import encode_prompt, end_ids, response_text
 from utils.data.records import Message
-from utils.models.loading import (
-    DTYPES,
-    allow,
-    check_causal_lm,
-    check_positions,
-    load_causal_lm,
-    load_tokenizer,
-    positions_of,
-    sampling_config,
-)
+from utils.models.checking import check_causal_lm, check_positions
+from utils.models.configs import DTYPES, allow, load_tokenizer, positions_of, sampling_config
+from utils.models.loading import load_causal_lm
 from utils.process.distributed import device, seed_everything
 from utils.process.errors import UserError, run_main
 from utils.process.plain_text import printable
