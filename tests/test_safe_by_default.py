@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from eval.chat import PageStreamer
+from eval.chatting.conversation import PageStreamer
 from eval.chatting.page import Lines
 from step3_gapo.tracking import sample_table
 from tests.bad_inputs import Bench, edit_json, pickled, with_code
