@@ -30,26 +30,18 @@ from utils.cli.arguments import (
     add_dry_run_arguments,
     add_supervised_arguments,
     check_deepspeed_arguments,
-    non_negative_float,
-    positive_int,
-    safe_name,
 )
+from utils.cli.types import non_negative_float, positive_int, safe_name
 from utils.data import load_pairs
 from utils.data.batching import right_pad
 from utils.data.encoding import Encoded
+from utils.data.registry import preference_labels
 from utils.engines.arrival import arriving
 from utils.engines.engines import Engine, engine_config, make_training_engine
 from utils.memory.dry_run import settle_ranks
-from utils.models.loading import (
-    DTYPES,
-    allow,
-    check_decoder,
-    check_dialogues,
-    load_tokenizer,
-    new_score_model,
-    position_ids_from_mask,
-    score_tokens,
-)
+from utils.models.checking import check_decoder, check_dialogues
+from utils.models.configs import DTYPES, allow, load_tokenizer
+from utils.models.loading import new_score_model, position_ids_from_mask, score_tokens
 from utils.output.files import check_output
 from utils.process.distributed import (
     device,
@@ -60,18 +52,10 @@ from utils.process.distributed import (
 )
 from utils.process.errors import Problems, run_main
 from utils.process.rank_watch import watch_ranks
-from utils.supervised.run import (
-    Run,
-    Task,
-    export,
-    note_steps,
-    per_example,
-    print_summary,
-    print_supervised_dry_run,
-    read_examples,
-    steps_per_epoch,
-    train,
-)
+from utils.supervised.examples import read_examples
+from utils.supervised.run import Run, export, note_steps, print_summary, print_supervised_dry_run, train
+from utils.supervised.steps import per_example, steps_per_epoch
+from utils.supervised.task import Task
 
 PREFERENCE_LABELS = {"reward": "better", "cost": "safer"}  # defaults of --preference_label by kind
 
@@ -91,7 +75,7 @@ def main() -> None:
     if args.kind == "cost" and not has_safety_labels(pairs):
         print_main("note: no safety labels in --data: the cost is ordered, but its zero divides nothing")
     if args.dry_run:
-        return print_supervised_dry_run(args, architecture, pairs, held_out)
+        return print_supervised_dry_run(args, "reward", architecture, pairs, held_out)
     check_output(args.output_dir, args.fresh)
 
     # Engine.
@@ -147,7 +131,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     group.add_argument(
         "--preference_label",
-        choices=tuple(PREFERENCE_LABELS.values()),
+        choices=tuple(preference_labels()),
         help="which of the data's preferences orders a pair (default: better for a reward, safer for a cost)",
     )
     group.add_argument(
