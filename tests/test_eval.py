@@ -333,8 +333,8 @@ def generate_killed(arguments: list[str], where: str) -> None:
     module, name, calls, first_half_written = {
         "before a batch is kept": (PartialFile, "append", 2, False),
         "while a batch is written": (PartialFile, "append", 3, True),
-        "before the responses": (generate, "write_text", 1, False),
-        "before the settings": (generate, "write_json", 1, False),
+        "before the responses": (answers, "write_text", 1, False),
+        "before the settings": (answers, "write_json", 1, False),
         "before the parts are removed": (PartialFile, "remove", 1, False),
     }[where]
     killed_in(module, name, calls, generate, first_half_written)
