@@ -20,8 +20,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from eval.chatting.page import Columns, Lines, new_page
+from eval.results.grading import Gold, grade, load_gold
 from eval.results.rows import Row
-from eval.score import Gold, RowScorer, grade, load_gold, load_row_scorer
 from utils.cli.arguments import Parser, add_loading_arguments, named_value, positive_int, seed, temperature
 from utils.data.encoding import encode_prompt, end_ids, response_text
 from utils.data.records import Message
@@ -39,6 +39,7 @@ from utils.process.distributed import device, seed_everything
 from utils.process.errors import UserError, run_main
 from utils.process.plain_text import printable
 from utils.scoring.objectives import Objective, add_score_arguments, are_given, named_objectives
+from utils.scoring.scorers import RowScorer, load_row_scorer
 
 HELP = """\
 /reset     forget the conversation

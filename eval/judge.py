@@ -28,8 +28,8 @@ from eval.judging.client import AnswerCache, ChatClient, Endpoint, Refused
 from eval.judging.criteria import BUILT_IN, Criteria, question, read_criteria, read_reasons, read_scores, reminder
 from eval.judging.responses import Source, check_answered, get_responses, open_source, read_prompts, select_prompts
 from eval.results.answers import add_sampling_arguments
+from eval.results.grading import Gold, grade, load_gold, mean_and_interval, score_gold
 from eval.results.rows import Row
-from eval.score import Gold, grade, load_gold, mean_and_interval, score_gold
 from utils.cli.arguments import (
     Parser,
     add_data_arguments,

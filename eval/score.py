@@ -19,34 +19,29 @@ was killed, too.
 
 import argparse
 import hashlib
-import math
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
-from torch import nn
 
+from eval.results.grading import check_values, grade, load_gold, mean_and_interval, score_gold
 from eval.results.partial import PartialFile, model_identity
 from eval.results.rows import FIELDS, Row, read_rows
 from eval.results.runs import find_args, read_json
 from eval.results.trained_objectives import trained_objectives
 from utils.cli.arguments import Parser, add_loading_arguments, check_output_file, positive_int
-from utils.data.batching import right_pad
-from utils.models.loading import DTYPES, allow, first_line
+from utils.models.loading import DTYPES, allow
 from utils.output.files import check_writable, write_json
 from utils.output.metrics import Progress
 from utils.process.distributed import device
 from utils.process.errors import UserError, run_main
 from utils.scoring.objectives import Objective, add_score_arguments, are_given, named_objectives
-from utils.scoring.reward_functions import RewardFunction, load_function
+from utils.scoring.scorers import load_row_scorer
 
-Gold = Callable[[list[str], list[str]], dict[str, list[float]]]
-RowScorer = Callable[[list[Row]], tuple[list[float], int]]  # see `load_row_scorer`
 ENTRIES = ("objective", "scorer", "values", "truncated")  # of the scores of a run by one model or function
 
 
@@ -86,15 +81,6 @@ def objectives_of(args: argparse.Namespace) -> list[Objective]:
     return trained_objectives(args, Path(args.output_dir).parent, [Path(file).stem for file in args.responses])
 
 
-def load_gold(spec: str) -> Gold:
-    """The function that 'module:function' names.
-
-    Raises:
-        UserError: there is no such module or function, or it fails to be imported.
-    """
-    return load_function(spec, f"--gold {spec}")
-
-
 def read_responses(files: list[str]) -> dict[str, list[Row]]:
     """{run: its rows}.
 
@@ -107,25 +93,6 @@ def read_responses(files: list[str]) -> dict[str, list[Row]]:
             raise UserError(f"--responses {file}: the run {file.stem} is given twice")
         runs[file.stem] = read_rows(file, "--responses", FIELDS)
     return runs
-
-
-@torch.no_grad()
-def last_token_scores(
-    module: nn.Module, dialogues: Sequence[list[int]], pad_token_id: int, batch_size: int
-) -> torch.Tensor:
-    """The score at the last token of each dialogue; [n] float32 on the CPU. Like lengths go together.
-
-    Args:
-        module: see `ScoreModel.module`.
-    """
-    order = sorted(range(len(dialogues)), key=lambda index: len(dialogues[index]))
-    scores = torch.empty(len(dialogues))
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        ids, mask = (t.to(device()) for t in right_pad([dialogues[index] for index in indices], pad_token_id))
-        last = mask.sum(dim=-1, keepdim=True) - 1  # [rows, 1]
-        scores[indices] = module(ids, mask).squeeze(-1).gather(-1, last).squeeze(-1).cpu()
-    return scores
 
 
 class Scores:
@@ -238,76 +205,6 @@ def score_runs(
         yield run, values, truncated
 
 
-def load_row_scorer(objective: Objective, dtype: torch.dtype, batch_size: int) -> RowScorer:
-    """The objective's values of responses, and how many of them its model had to read without their beginning."""
-    if objective.is_function:
-        return function_scorer(objective.load_function())
-    model = objective.load_model(dtype)
-    model.module.to(device()).eval()
-
-    def score(rows: list[Row]) -> tuple[list[float], int]:
-        encoded = [model.encode(row["messages"], row["response"], row["finished"], row["source"]) for row in rows]
-        dialogues, truncated = zip(*encoded, strict=True)
-        scores = last_token_scores(model.module, dialogues, model.tokenizer.pad_token_id, batch_size)
-        return model.values(scores).tolist(), sum(truncated)
-
-    return score
-
-
-def function_scorer(function: RewardFunction) -> RowScorer:
-    """The same of a function, which reads everything."""
-
-    def score(rows: list[Row]) -> tuple[list[float], int]:
-        columns = ([row[field] for row in rows] for field in ("prompt", "response", "messages", "source"))
-        return function(*columns), 0
-
-    return score
-
-
-def grade(gold: Gold, spec: str, rows: list[Row]) -> dict[str, list[float]]:
-    """{objective: the gold value of every row}.
-
-    Raises:
-        UserError: the function fails, or does not give one finite number a response.
-    """
-    try:
-        found = gold([row["prompt"] for row in rows], [row["response"] for row in rows])
-        graded = {str(name): [float(value) for value in values] for name, values in found.items()}
-    except (Exception, SystemExit) as error:  # a function of the user's may raise, and return, anything
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"--gold {spec}: cannot grade (prompts, responses) ({reason})") from error
-    for name, values in graded.items():
-        if len(values) != len(rows):
-            raise UserError(f"--gold {spec}: {len(values)} values of {name} for {len(rows)} responses")
-        check_values(rows, name, values, f"--gold {spec}")
-    return graded
-
-
-def score_gold(gold: Gold, spec: str, runs: dict[str, list[Row]]) -> None:
-    """Write the gold values into `gold` of every row.
-
-    Raises:
-        UserError: see `grade`.
-    """
-    for rows in runs.values():
-        for name, values in grade(gold, spec, rows).items():
-            for row, value in zip(rows, values, strict=True):
-                row.setdefault("gold", {})[name] = value
-
-
-def check_values(rows: list[Row], name: str, values: list[float], flag: str) -> None:
-    """Raises: UserError: a value is not finite."""
-    for row, value in zip(rows, values, strict=True):
-        if not math.isfinite(value):
-            raise UserError(f"{flag}: the score of {name} is {value} on the response to {row['source']}")
-
-
-def mean_and_interval(values: list[float]) -> dict[str, float]:
-    """Mean and half-width of its normal 95% interval; a single value has no spread to judge by and gets 0."""
-    half_width = 1.96 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return {"mean": statistics.fmean(values), "ci95": half_width}
-
-
 def summarize_scores(rows: list[Row], part: str, cost_name: str | None) -> dict[str, Any]:
     """Statistics of `scores` or `gold`: every objective, their average, the percentage of harmless responses.
 
@@ -348,7 +245,7 @@ def main() -> None:
     sample = next(iter(runs.values()))[:1]  # what is wrong with a function is known before models load
     for objective in objectives:
         if objective.is_function:
-            function_scorer(objective.load_function())(sample)
+            load_row_scorer(objective)(sample)
     if gold:
         grade(gold, args.gold, sample)
     for run in runs:

@@ -3,13 +3,13 @@
 import argparse
 import dataclasses
 import math
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from step3_gapo.adaptive_weights import LagrangianWeights, MirrorDescentWeights
-from step3_gapo.algorithms import ALGORITHMS, REWARD_LEVEL, WEIGHTED, Algorithm, build_algorithm, preference_weights
-from step3_gapo.gram_weightings import GRAM_WEIGHTINGS, weighting_options
+from step3_gapo.advantages import ESTIMATORS
+from step3_gapo.needs import METHODS, critics_start_from_scores, method_named, method_of
+from step3_gapo.policy_losses import DEFAULT as DEFAULT_LOSS
+from step3_gapo.policy_losses import POLICY_LOSSES
 from utils.cli.arguments import (
     Parser,
     adam_beta,
@@ -19,40 +19,39 @@ from utils.cli.arguments import (
     add_dry_run_arguments,
     add_loading_arguments,
     add_optimization_arguments,
+    by_name,
     fraction,
     named_number,
-    named_value,
     non_negative_float,
     non_negative_int,
     positive_float,
     positive_int,
     temperature,
 )
+from utils.combining.algorithm import (
+    Algorithm,
+    GradientLevel,
+    ScoreLevel,
+    add_options,
+    build,
+    options_of,
+    owners,
+    preference_weights,
+)
+from utils.combining.registry import describe
 from utils.models.loading import allow, check_positions, load_config, load_tokenizer
 from utils.policy.sampling import COMPACT_AT
 from utils.process.errors import AT_ONCE, Problems, UserError
 from utils.scoring.objectives import Objective, add_score_arguments, declared_objectives
 from utils.scoring.score_models import is_ours
 
-# Options of one algorithm, and their defaults; those of ppo_lagrangian are Safe RLHF's.
-ALGORITHM_OPTIONS = {
-    "gapo": {"rescale_power": 1.0},
-    "ppo_lagrangian": {
-        "cost_threshold": [],
-        "lambda_init": 1.0,
-        "lambda_learning_rate": 0.01,
-        "lambda_max": 10.0,
-        "episode_cost_window": 128,
-    },
-    "fast_rl": {"mirror_step_size": 0.1},
-}
+OWN = "FILE.py:CLASS"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Step 3: align a policy to several objectives with PPO, GAPO and their relatives.")
     add_objective_arguments(parser)
-    add_algorithm_arguments(parser)
-    add_adaptive_arguments(parser)
+    add_algorithm_arguments(parser, own_method_of(argv))
     add_gradient_arguments(parser)
     add_data_arguments(parser, "prompts")
     add_rollout_arguments(parser)
@@ -66,12 +65,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_dry_run_arguments(parser)
     args = parser.parse_args(argv)
     allow(args)
-    for name, default in ALGORITHM_OPTIONS.get(args.algorithm, {}).items():
-        if getattr(args, name) is None:
-            setattr(args, name, default)
+    vars(args).update(options_of(method_of(args), args))
     set_lora_defaults(args)
     if args.gradient_scope is None:
-        args.gradient_scope = "full" if args.lora_dim and args.algorithm not in REWARD_LEVEL else "last_layer"
+        weighs_gradients = issubclass(method_of(args), GradientLevel)
+        args.gradient_scope = "full" if args.lora_dim and weighs_gradients else "last_layer"
     return args
 
 
@@ -104,92 +102,57 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_algorithm_arguments(parser: argparse.ArgumentParser) -> None:
+def own_method_of(argv: list[str] | None) -> list[type[Algorithm]]:
+    """The user's class that `--algorithm FILE.py:Class` names, whose flags have to be known before the others are read.
+
+    Raises:
+        UserError: see `own_method`.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--algorithm", nargs="?")
+    name = early.parse_known_args(argv)[0].algorithm
+    return [method_named(name)] if name and ":" in name else []
+
+
+def algorithm_name(text: str) -> str:
+    """argparse type of `--algorithm`."""
+    if ":" not in text and text not in METHODS:
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(METHODS)})")
+    return text
+
+
+def add_algorithm_arguments(parser: argparse.ArgumentParser, own: list[type[Algorithm]]) -> None:
     group = parser.add_argument_group("how the objectives combine")
+    methods = [*METHODS.values(), *own]
     group.add_argument(
         "--algorithm",
-        choices=ALGORITHMS,
+        type=algorithm_name,
         required=True,
-        help="ppo: one objective; morlhf: fixed weights of the rewards; ppo_lagrangian (Safe RLHF): rewards under"
-        " constraints on the costs; fast_rl: weights of the rewards by mirror descent; mgda: min-norm weights of the"
-        " gradients; gapo: min-norm weights of rescaled gradients; p_gapo: preference over unit"
-        " gradients; the others: torchjd's weightings of the gradients (fairgrad: with alpha=1, as by"
-        " default, the solution of Nash-MTL)",
+        metavar=f"{{{','.join(METHODS)},{OWN}}}",
+        help=f"a method, or {OWN}, one of your own (see examples). {describe(methods)}",
     )
     group.add_argument(
-        "--rescale_power",
-        type=non_negative_float,
+        "--advantage",
+        choices=list(ESTIMATORS),
         default=None,
-        metavar="P",
-        help="gapo: gradients are divided by the P-th power of their norm; 1 unless given",
+        help="how advantages are estimated; what serves the method unless given (gae: with critics)",
     )
+    group.add_argument("--policy_loss", choices=list(POLICY_LOSSES), default=None, help=f"{DEFAULT_LOSS} unless given")
     group.add_argument(
         "--preference",
         type=named_number,
         nargs="+",
         default=[],
         metavar="NAME=W",
-        help=f"{', '.join(WEIGHTED)}: weight of every objective, sum 1 (default: equal)",
-    )
-    group.add_argument(
-        "--weighting_options",
-        type=named_value,
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="torchjd's weightings: "
-        + ", ".join(
-            f"{name} {key}={default}"
-            for name, weighting in GRAM_WEIGHTINGS.items()
-            for key, (_, default) in weighting.options.items()
-        ),
+        help="weight of every objective, sum 1 (default: equal), for "
+        + ", ".join(method.name for method in methods if method.reads_preference),
     )
     group.add_argument(
         "--normalize_coefficients",
         action="store_true",
-        help="gradient-level algorithms: scale the coefficients of the losses to sum 1",
+        help="methods that weigh gradients: scale the coefficients of the losses to sum 1",
     )
-
-
-def add_adaptive_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("weights that follow the scores")
-    group.add_argument(
-        "--cost_threshold",
-        type=named_number,
-        nargs="+",
-        default=None,
-        metavar="NAME=D",
-        help="ppo_lagrangian: mean training cost that is allowed (after --score_scale); 0 unless given",
-    )
-    group.add_argument(
-        "--lambda_init",
-        type=non_negative_float,
-        default=None,
-        help="ppo_lagrangian: multiplier at the start; 1 unless given, 0 stays 0",
-    )
-    group.add_argument(
-        "--lambda_learning_rate",
-        type=positive_float,
-        default=None,
-        help="ppo_lagrangian: step size of log λ, once a rollout; 0.01 unless given (runs of thousands of rollouts)",
-    )
-    group.add_argument(
-        "--lambda_max", type=positive_float, default=None, help="ppo_lagrangian: upper bound of λ; 10 unless given"
-    )
-    group.add_argument(
-        "--episode_cost_window",
-        type=positive_int,
-        default=None,
-        metavar="N",
-        help="ppo_lagrangian: episodes of all ranks in the mean cost; 128 unless given",
-    )
-    group.add_argument(
-        "--mirror_step_size",
-        type=non_negative_float,
-        default=None,
-        metavar="ETA",
-        help="fast_rl: step size of mirror descent, once a rollout; 0.1 unless given",
-    )
+    add_options(group, methods)
 
 
 def add_gradient_arguments(parser: argparse.ArgumentParser) -> None:
@@ -375,7 +338,7 @@ def check_tokens(
     truncate), without room for the longest sequence, or for all ids."""
     if objective.is_function:
         return
-    critic = args.critic == "separate" and not args.lora_dim and objective.name not in args.monitor
+    critic = critics_start_from_scores(args) and objective.name not in args.monitor
     reads = critic or is_ours(load_config(objective.path, objective.flag))
     if reads and objective.shares_tokens_of(policy_tokenizer):
         length = args.max_prompt_length + args.max_new_tokens
@@ -398,85 +361,41 @@ def check_vocabulary(objective: Objective, actor_model: str) -> None:
 def algorithm_of(
     args: argparse.Namespace, objectives: list[Objective], problems: Problems = AT_ONCE
 ) -> Algorithm | None:
-    """The algorithm for the optimized objectives; None where flags do not fit together, which are the problems."""
+    """The method for the optimized objectives; None where flags do not fit together, which are the problems."""
     optimized = [objective for objective in objectives if objective.optimized]
     if objectives and not optimized:
         problems.add("--monitor: no objective is left to optimize")
     check_algorithm_options(args, problems)
     if not optimized:
         return None
-    names = [objective.name for objective in optimized]
-    preference = problems.take(by_name, "--preference", args.preference)
-    problems.take(preference_weights, args.algorithm, names, preference)
-    options = problems.take(by_name, "--weighting_options", args.weighting_options)
-    problems.take(weighting_options, args.algorithm, options)
-    return problems.take(make_algorithm, args, optimized, preference, options)
-
-
-def make_algorithm(
-    args: argparse.Namespace, optimized: list[Objective], preference: dict[str, float], options: dict[str, str]
-) -> Algorithm:
-    """Raises: UserError: see `lagrangian_of`, `mirror_descent_of` and `build_algorithm`."""
-    names = [objective.name for objective in optimized]
-    if args.algorithm == "ppo_lagrangian":
-        return Algorithm(args.algorithm, adaptive=lagrangian_of(args, optimized))
-    if args.algorithm == "fast_rl":
-        return Algorithm(args.algorithm, adaptive=mirror_descent_of(args, names))
-    return build_algorithm(args.algorithm, names, preference, args.rescale_power, args.normalize_coefficients, options)
+    method, names = method_of(args), [objective.name for objective in optimized]
+    preference = problems.take(by_name, "--preference", args.preference) if method.reads_preference else {}
+    problems.take(preference_weights, method, names, preference)
+    options = options_of(method, args)
+    kinds = [objective.kind for objective in optimized]
+    return problems.take(build, method, names, kinds, preference, options, args.normalize_coefficients)
 
 
 def check_algorithm_options(args: argparse.Namespace, problems: Problems = AT_ONCE) -> None:
-    """Problems: options that the algorithm does not read."""
-    for algorithm, options in ALGORITHM_OPTIONS.items():
-        for name in options:
-            if algorithm != args.algorithm and getattr(args, name) is not None:
-                problems.add(f"--{name}: --algorithm {args.algorithm} has none (it serves {algorithm})")
-    if args.algorithm in REWARD_LEVEL:
+    """Problems: options that the method does not read."""
+    method = method_of(args)
+    for option, names in owners(list(METHODS.values())):
+        if option not in method.options and getattr(args, option.name) is not None:
+            problems.add(f"--{option.name}: --algorithm {args.algorithm} has none (it serves {', '.join(names)})")
+    if args.preference and not method.reads_preference:
+        readers = ", ".join(known.name for known in METHODS.values() if known.reads_preference)
+        problems.add(f"--preference: --algorithm {args.algorithm} has none (it serves {readers})")
+    if not issubclass(method, GradientLevel):
         if args.normalize_coefficients:
-            problems.add(f"--normalize_coefficients: --algorithm {args.algorithm} weighs rewards, not gradients")
+            problems.add(f"--normalize_coefficients: --algorithm {args.algorithm} weighs no gradients")
         if args.gradient_scope == "full":
             problems.add(f"--gradient_scope full: --algorithm {args.algorithm} compares no gradients")
+    if args.log_gradients and issubclass(method, ScoreLevel):
+        problems.add(f"--log_gradients: --algorithm {args.algorithm} mixes the scores, there is one gradient")
     if args.gradient_scope == "full" and args.gram_per == "micro_batch":
         problems.add("--gram_per micro_batch: serves --gradient_scope last_layer, where it spares work")
     if args.gram_per == "micro_batch" and args.micro_batch_tokens:
         problems.add("--micro_batch_tokens: sorts sequences by length; --gram_per micro_batch wants them at random")
-
-
-def lagrangian_of(args: argparse.Namespace, objectives: list[Objective]) -> LagrangianWeights:
-    """Safe RLHF's weights: rewards are maximized, costs kept below their thresholds."""
-    costs = [objective.name for objective in objectives if objective.kind == "cost"]
-    if not 0 < len(costs) < len(objectives):
-        raise UserError("--algorithm ppo_lagrangian: at least one --reward_model and one --cost_model are optimized")
-    thresholds = by_name("--cost_threshold", args.cost_threshold)
-    for name in thresholds:
-        if name not in costs:
-            raise UserError(f"--cost_threshold {name}: no such cost (there are {', '.join(costs)})")
-    if args.lambda_init > args.lambda_max:
-        raise UserError(f"--lambda_init {args.lambda_init:g}: is above --lambda_max {args.lambda_max:g}")
-    return LagrangianWeights(
-        [objective.name for objective in objectives],
-        [objective.kind == "cost" for objective in objectives],
-        [thresholds.get(name, 0.0) for name in costs],
-        args.lambda_init,
-        args.lambda_learning_rate,
-        args.lambda_max,
-        args.episode_cost_window,
-    )
-
-
-def mirror_descent_of(args: argparse.Namespace, names: list[str]) -> MirrorDescentWeights:
-    """Fast RL's weights; raises UserError where there is nothing to weigh."""
-    if len(names) < 2:
-        raise UserError(f"--algorithm fast_rl: weighs several objectives; there is one ({names[0]}), use ppo")
-    return MirrorDescentWeights(names, args.mirror_step_size)
-
-
-def by_name(flag: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """NAME=VALUE arguments as a dictionary; raises UserError for a name given twice."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise UserError(f"{flag}: a name is given twice ({', '.join(name for name, _ in pairs)})")
-    return values
 
 
 def check_batch_sizes(args: argparse.Namespace) -> int:

@@ -12,7 +12,6 @@ from utils.engines.engines import Engine, engine_config, make_training_engine
 from utils.models.loading import DTYPES, trunk_of
 from utils.models.lora import with_adapters
 from utils.models.token_head import TokenHead
-from utils.scoring.objectives import Objective
 from utils.scoring.score_models import ScoreModel
 from utils.scoring.scorers import Scorer
 
@@ -26,45 +25,48 @@ class Critic:
 
 
 def build_critics(
-    args: argparse.Namespace, objectives: list[Objective], modules: list[TokenHead], total_steps: int
+    args: argparse.Namespace, names: list[str], modules: list[TokenHead], total_steps: int
 ) -> list[Critic]:
     """The value models in their engines."""
     return [
-        Critic(names, make_training_engine(module, args, args.critic_learning_rate, total_steps))
-        for names, module in zip(critic_groups(args, objectives), modules, strict=True)
+        Critic(group, make_training_engine(module, args, args.critic_learning_rate, total_steps))
+        for group, module in zip(critic_groups(args, names), modules, strict=True)
     ]
 
 
 def critic_modules(
-    policy: PreTrainedModel, args: argparse.Namespace, objectives: list[Objective], scorers: list[Scorer]
+    policy: PreTrainedModel, args: argparse.Namespace, names: list[str], scorers: list[Scorer]
 ) -> list[TokenHead]:
-    """One critic an objective, started from its reward or cost model; or one trunk with a head an objective.
+    """One critic a name, started from its objective's reward or cost model; or one trunk with a head a name.
 
     Args:
         policy: has no engine yet.
+        names: see `Needs.critics`.
     """
+    if not names:
+        return []
     if args.lora_dim:
-        return adapted_critics(policy, args, objectives)
+        return adapted_critics(policy, args, names)
     if args.critic == "shared":
-        return [critic_from_policy(policy, args, len(objectives))]
+        return [critic_from_policy(policy, args, len(names))]
     scorer_of = {scorer.objective.name: scorer for scorer in scorers}
-    return [separate_critic(scorer_of[objective.name], policy, args) for objective in objectives]
+    return [separate_critic(scorer_of.get(name), policy, args) for name in names]
 
 
-def separate_critic(scorer: Scorer, policy: PreTrainedModel, args: argparse.Namespace) -> TokenHead:
+def separate_critic(scorer: Scorer | None, policy: PreTrainedModel, args: argparse.Namespace) -> TokenHead:
     """Critic whose first values are its model's, where that has a value for every token; else from the policy."""
-    if not scorer.starts_critic:
+    if scorer is None or not scorer.starts_critic:
         return critic_from_policy(policy, args, 1)
     start, scorer.critic_start = scorer.critic_start, None
     return critic_from_scores(start, scorer.model, scorer.objective.scale, DTYPES[args.dtype])
 
 
-def adapted_critics(policy: PreTrainedModel, args: argparse.Namespace, objectives: list[Objective]) -> list[TokenHead]:
+def adapted_critics(policy: PreTrainedModel, args: argparse.Namespace, names: list[str]) -> list[TokenHead]:
     """With LoRA: trees around the parameters of `policy`, which has no engine yet, with adapters of their own."""
     width, dtype = feature_width(policy), DTYPES[args.dtype]
     return [
-        TokenHead(with_adapters(trunk_of(policy), args), zero_head(width, len(names), dtype))
-        for names in critic_groups(args, objectives)
+        TokenHead(with_adapters(trunk_of(policy), args), zero_head(width, len(group), dtype))
+        for group in critic_groups(args, names)
     ]
 
 
@@ -89,10 +91,11 @@ def critic_from_scores(start: TokenHead, model: ScoreModel, scale: float, dtype:
     return TokenHead(start.trunk, head)
 
 
-def critic_groups(args: argparse.Namespace, objectives: list[Objective]) -> list[list[str]]:
-    """Names of the objectives of each critic."""
-    names = [objective.name for objective in objectives]
-    return [names] if args.critic == "shared" else [[name] for name in names]
+def critic_groups(args: argparse.Namespace, names: list[str]) -> list[list[str]]:
+    """Which of the names (`Needs.critics`) each critic serves."""
+    if args.critic == "shared":
+        return [names] if names else []
+    return [[name] for name in names]
 
 
 def zero_head(features: int, heads: int, dtype: torch.dtype) -> nn.Linear:

@@ -5,8 +5,8 @@ import argparse
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from step3_gapo.algorithms import compares_gradients
 from step3_gapo.critics import critic_groups
+from step3_gapo.needs import Needs
 from utils.data.encoding import Encoded
 from utils.memory.dry_run import Described, optimizer_lines, print_dry_run, surroundings
 from utils.models.loading import check_causal_lm, load_config, skeleton
@@ -19,6 +19,7 @@ from utils.scoring.score_models import is_ours, loader_of
 def print_gapo_dry_run(
     args: argparse.Namespace,
     objectives: list[Objective],
+    needs: Needs,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[Encoded],
     rollouts: int,
@@ -31,10 +32,9 @@ def print_gapo_dry_run(
         rollouts: of the whole run.
         steps_a_rollout: optimizer steps of one pass over a rollout.
     """
-    optimized = [objective for objective in objectives if objective.optimized]
-    models = [policy_of(args, optimized), *score_models_of(args, objectives, tokenizer)]
+    models = [policy_of(args, needs), *score_models_of(args, objectives, needs, tokenizer)]
     longest = max(len(prompt.prompt) for prompt in prompts), args.max_new_tokens
-    around = surroundings(args, longest, len(optimized), compares_gradients(args))
+    around = surroundings(args, longest, len(needs.losses), needs.gram)
     steps = rollouts * steps_a_rollout * args.ppo_epochs
     batches = {
         "prompts": len(prompts),
@@ -61,24 +61,24 @@ def hybrid_engine_outlook(policy: PreTrainedModel) -> str:
     return f"{here}; what its kernels take is not planned"
 
 
-def policy_of(args: argparse.Namespace, optimized: list[Objective]) -> Described:
+def policy_of(args: argparse.Namespace, needs: Needs) -> Described:
     """The policy, its reference, and the critics that start from it."""
     model = check_causal_lm(args.actor_model, "--actor_model")
     uses, note = ("policy", "reference"), "own; start of the reference"
-    if args.lora_dim or args.critic == "shared":
-        groups = critic_groups(args, optimized)
+    groups = [] if needs.starts else critic_groups(args, needs.critics)
+    if groups:
         uses += ("critic",) * len(groups)
         note += f" and of {len(groups)} critic" + "s" * (len(groups) > 1)
     return Described("policy", args.actor_model, model, uses, note)
 
 
 def score_models_of(
-    args: argparse.Namespace, objectives: list[Objective], tokenizer: PreTrainedTokenizerBase
+    args: argparse.Namespace, objectives: list[Objective], needs: Needs, tokenizer: PreTrainedTokenizerBase
 ) -> list[Described]:
     """Score models, and what each objective's own critic starts from."""
     described = []
     for objective in objectives:
-        own_critic = objective.optimized and args.critic == "separate" and not args.lora_dim
+        own_critic = objective.name in needs.starts
         policy = check_causal_lm(args.actor_model, "--actor_model") if own_critic else None
         if objective.is_function:
             if own_critic:

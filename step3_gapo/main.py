@@ -5,6 +5,7 @@ deepspeed --num_accelerators 2 step3_gapo/main.py --help      several ranks
 """
 
 import argparse
+import inspect
 import sys
 import time
 from collections.abc import Iterator
@@ -17,17 +18,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from step3_gapo.algorithms import Algorithm, compares_gradients
 from step3_gapo.arguments import algorithm_of, check_batch_sizes, check_lora_options, objectives_of, parse_args
 from step3_gapo.critics import Critic
 from step3_gapo.dry_run import print_gapo_dry_run
+from step3_gapo.experience import Experience
+from step3_gapo.needs import compares_gradients, method_of, needs_of
 from step3_gapo.rlhf_engine import RLHFEngine
-from step3_gapo.rollout import Experience, Rollout, episode_scores, make_rollout
+from step3_gapo.rollout import Rollout, episode_scores, make_rollout
 from step3_gapo.tracking import Tracker, mean_scalars, rollout_scalars
 from step3_gapo.update import ActorUpdate, Scalars, optimizer_step
 from utils.checkpoints.checkpoints import Checkpoints
 from utils.checkpoints.skipped_steps import SkippedSteps
 from utils.cli.arguments import check_deepspeed_arguments, note_warmup
+from utils.cli.plugins import fingerprint_of
+from utils.combining.algorithm import Algorithm
 from utils.data import load_prompts
 from utils.data.encoding import Encoded, fit_lengths
 from utils.data.records import Prompt, ReadingSummary
@@ -80,8 +84,10 @@ def main() -> None:
     problems.report()
     updates = total_steps * args.ppo_epochs * minibatches
     note_rollouts(args, len(prompts), updates)
+    needs = needs_of(args, algorithm)
     if args.dry_run:
-        return print_gapo_dry_run(args, objectives, tokenizer, prompts, total_steps, minibatches, rollout_size(args))
+        sizes = total_steps, minibatches, rollout_size(args)
+        return print_gapo_dry_run(args, objectives, needs, tokenizer, prompts, *sizes)
     check_output(args.output_dir, args.fresh)
 
     # The checkpoint to go on from, if there is one; engines.
@@ -90,8 +96,8 @@ def main() -> None:
     seed_everything(args.seed)
     checkpoints = Checkpoints(args, "gapo", facts_of(args, objectives, prompts) if is_main() else {})
     generation = sampling_config(tokenizer, args.temperature, args.max_new_tokens)
-    engine = RLHFEngine(args, objectives, tokenizer, generation, updates)
-    actor_update = ActorUpdate(engine.actor, algorithm, [o.name for o in objectives if o.optimized], args)
+    engine = RLHFEngine(args, objectives, needs, tokenizer, generation, updates)
+    actor_update = ActorUpdate(engine.actor, algorithm, needs, args)
     skipped = SkippedSteps(args.max_skipped_steps, SKIPPING_ADVICE)
     done = restore(checkpoints, engine, actor_update, skipped)
     tracker = Tracker(args, objectives, total_steps, checkpoints) if is_main() else None
@@ -101,7 +107,7 @@ def main() -> None:
     for step, batch in enumerate(batches, start=done + 1):
         beat("rollout", step)
         seed_everything(args.seed + 1000 * step + rank())
-        rollout = make_rollout(engine, batch, args)
+        rollout = make_rollout(engine, batch, algorithm, args)
         scalars = rollout_scalars(rollout)
         scalars |= update_models(step, rollout, objectives, actor_update, engine.critics, skipped, checkpoints, args)
         if tracker:
@@ -193,9 +199,8 @@ def try_function(objective: Objective, prompts: list[Encoded]) -> None:
 
 def write_algorithm_state(algorithm: Algorithm, step: int, args: argparse.Namespace) -> None:
     """Keep the state of an algorithm that has one where people can look at it."""
-    if algorithm.adaptive:
-        state = {"step": step, **algorithm.adaptive.state_dict()}
-        write_json(Path(args.output_dir) / "algorithm_state.json", state)
+    if state := algorithm.state_dict():
+        write_json(Path(args.output_dir) / "algorithm_state.json", {"step": step, **state})
 
 
 def update_models(
@@ -209,15 +214,15 @@ def update_models(
     args: argparse.Namespace,
 ) -> Scalars:
     """All optimizer steps on a rollout; what to log of them."""
-    start, adaptive = time.monotonic(), actor_update.algorithm.adaptive
-    if adaptive and not rollout.not_finite:
+    start, algorithm = time.monotonic(), actor_update.algorithm
+    if not rollout.not_finite:
         optimized = [objective for objective in objectives if objective.optimized]
-        adaptive.observe(episode_scores(rollout.experience, optimized, args))
+        algorithm.observe(episode_scores(rollout.experience, optimized, args))
     measured: list[Scalars] = []
     for update, not_finite in optimizer_steps(rollout, actor_update, critics, args):
         skipped.observe(step, not_finite, checkpoints)
         measured.append(update)
-    scalars = mean_scalars(measured) | (adaptive.scalars() if adaptive else {})
+    scalars = mean_scalars(measured) | algorithm.scalars()
     return scalars | {"time/update": time.monotonic() - start, "skipped_steps": skipped.total}
 
 
@@ -241,6 +246,8 @@ def facts_of(args: argparse.Namespace, objectives: list[Objective], prompts: lis
         facts["base of the adapters (--actor_model)"] = facts["--actor_model"]
     for objective in objectives:
         facts |= objective.facts()
+    if ":" in args.algorithm:  # a user's own
+        facts["--algorithm's file"] = fingerprint_of(args.algorithm, inspect.getsourcefile(method_of(args)))
     return facts | {"--data": ids_fingerprint(prompt.prompt for prompt in prompts)}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from step3_gapo.critics import build_critics, critic_modules
+from step3_gapo.needs import Needs
 from utils.engines.arrival import arriving, copy_of
 from utils.engines.engines import Engine, engine_config, gathered_weights, make_frozen_engine
 from utils.engines.parking import park
@@ -32,24 +33,24 @@ class RLHFEngine:
         self,
         args: argparse.Namespace,
         objectives: list[Objective],
+        needs: Needs,
         tokenizer: PreTrainedTokenizerBase,
         generation: GenerationConfig,
         total_steps: int,
     ):
         dtype = DTYPES[args.dtype]
-        self.tokenizer, self.args = tokenizer, args
+        self.tokenizer, self.needs, self.args = tokenizer, needs, args
         beat("loading models")
-        self.scorers = [make_scorer(objective, args, tokenizer) for objective in objectives]
-        optimized = [objective for objective in objectives if objective.optimized]
+        self.scorers = [make_scorer(o, args, tokenizer, o.name in needs.starts) for o in objectives]
         with arriving(engine_config(args, frozen=True)):
             reference = load_causal_lm(args.actor_model, "--actor_model", dtype)
         policy = with_adapters(reference, args) if args.lora_dim else copy_of(reference, engine_config(args))
-        critics = critic_modules(reference, args, optimized, self.scorers)
+        critics = critic_modules(reference, args, needs.critics, self.scorers)
         frozen = make_frozen_engine(reference, args)
         if args.park_frozen_models and not args.lora_dim and args.zero_stage < 3:
             park(frozen.module)
         self.reference = PolicyForward(frozen, args.temperature, args.logits_chunk_size)
-        self.critics = build_critics(args, optimized, critics, total_steps)
+        self.critics = build_critics(args, needs.critics, critics, total_steps)
         self.actor = Actor(policy, generation, args, total_steps)
 
     def trained(self) -> dict[str, Engine]:

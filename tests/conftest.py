@@ -18,6 +18,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from tests.helpers import Workshop, flags, run_command, run_script
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--algorithm", action="append", help="a method of one's own, FILE.py:CLASS, for its checks")
+
+
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return make_workshop(tmp_path_factory.mktemp("workshop"))

@@ -6,26 +6,24 @@ import math
 import pytest
 import torch
 
-from step3_gapo.adaptive_weights import (
-    LagrangianWeights,
-    MirrorDescentWeights,
-    ascend_multipliers,
-    descend_mirror,
-    lagrangian_weights,
-)
+from step3_gapo.algorithms.fast_rl import FastRL, descend_mirror
+from step3_gapo.algorithms.ppo_lagrangian import PPOLagrangian, ascend_multipliers, lagrangian_weights
 from tests.helpers import STEP3, Workshop, read_metrics, run_script
 from tests.test_multi_objective import close, tensor
 from tests.test_step3_cli import same_weights
+from utils.combining.algorithm import build
 
 SAFE = {"algorithm": "ppo_lagrangian", "lambda_learning_rate": 0.5}
 
 
-def lagrangian(**changes: object) -> LagrangianWeights:
-    settings = {
-        "names": ["helpfulness", "harmlessness"], "constrained": [False, True], "thresholds": [0.0], "initial": 1.0,
-        "learning_rate": 0.1, "maximum": 10.0, "window": 4,
-    } | changes  # fmt: skip
-    return LagrangianWeights(**settings)
+def lagrangian(**changes: object) -> PPOLagrangian:
+    options = {"cost_threshold": [], "lambda_init": 1.0, "lambda_learning_rate": 0.1, "lambda_max": 10.0,
+               "episode_cost_window": 4} | changes  # fmt: skip
+    return build(PPOLagrangian, ["helpfulness", "harmlessness"], ["reward", "cost"], {}, options)
+
+
+def mirror_descent(step_size: float) -> FastRL:
+    return build(FastRL, ["a", "b"], ["reward", "reward"], {}, {"mirror_step_size": step_size})
 
 
 def scores(*costs: float) -> torch.Tensor:
@@ -58,13 +56,13 @@ def test_the_multiplier_moves_as_in_safe_rlhf() -> None:
 def test_the_multiplier_rises_iff_the_mean_cost_exceeds_the_threshold(
     threshold: float, costs: tuple[float, ...], rises: bool
 ) -> None:
-    method = lagrangian(thresholds=[threshold])
+    method = lagrangian(cost_threshold=[("harmlessness", threshold)])
     method.observe(scores(*costs))
     assert (method.multipliers.item() > 1) == rises != (method.multipliers.item() < 1)
 
 
 def test_the_mean_is_over_the_latest_episodes() -> None:
-    method = lagrangian(window=3)
+    method = lagrangian(episode_cost_window=3)
     method.observe(scores(9.0, 1.0, 2.0, 3.0))
     method.observe(scores(4.0))
     assert method.scalars()["lagrangian/episode_cost/harmlessness"] == pytest.approx((2 + 3 + 4) / 3)
@@ -83,7 +81,7 @@ def test_mirror_descent_shifts_weight_to_the_worse_off() -> None:
 def test_rewards_are_compared_with_their_own_history_whatever_their_scale() -> None:
     torch.manual_seed(1)
     batches = [torch.randn(6, 2) + torch.tensor([0.4 * t, -0.1 * t]) for t in range(5)]
-    plain, scaled = (MirrorDescentWeights(["a", "b"], 0.5) for _ in range(2))
+    plain, scaled = (mirror_descent(0.5) for _ in range(2))
     for batch in batches:
         plain.observe(batch)
         scaled.observe(batch * torch.tensor([1.0, 100.0]) + torch.tensor([0.0, 7.0]))
@@ -96,7 +94,7 @@ def test_rewards_are_compared_with_their_own_history_whatever_their_scale() -> N
 
 
 def test_a_constant_reward_leaves_the_weights_alone() -> None:
-    method = MirrorDescentWeights(["a", "b"], 0.5)
+    method = mirror_descent(0.5)
     for _ in range(2):
         method.observe(torch.ones(3, 2))
     close(method.weights, [0.5, 0.5])
@@ -105,7 +103,7 @@ def test_a_constant_reward_leaves_the_weights_alone() -> None:
 # --- the state
 
 
-@pytest.mark.parametrize("make", [lagrangian, lambda: MirrorDescentWeights(["a", "b"], 0.3)])
+@pytest.mark.parametrize("make", [lagrangian, lambda: mirror_descent(0.3)])
 def test_a_restored_state_goes_on_exactly(make) -> None:
     torch.manual_seed(2)
     first, second, batches = make(), make(), torch.randn(4, 3, 2)

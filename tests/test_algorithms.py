@@ -11,10 +11,12 @@ import torch
 import torchjd.aggregation
 from torchjd.aggregation import DualProj, UPGrad, UPGradWeighting
 
-from step3_gapo.algorithms import Algorithm, build_algorithm
-from step3_gapo.gram_weightings import GRAM_WEIGHTINGS
+from step3_gapo.needs import METHODS
 from tests.helpers import STEP3, Workshop, read_metrics, run_function, run_script
 from tests.test_multi_objective import close, gradients, gram_of, tensor
+from utils.combining.algorithm import Algorithm
+from utils.combining.algorithm import build as build_method
+from utils.combining.torchjd_weightings import TorchjdWeighting
 from utils.gradients.multi_objective import gapo_coefficients, min_norm_weights, p_gapo_coefficients, rescaled_gram
 from utils.process.errors import UserError
 
@@ -34,15 +36,29 @@ AGGREGATORS = {
 }  # fmt: skip
 
 
-def build(name: str, m: int, options: dict[str, str] | None = None, **changes: Any) -> Algorithm:
-    arguments = {"preference": {}, "rescale_power": None, "normalize": False, "options": options} | changes
-    return build_algorithm(name.split()[0], list("abcdefgh"[:m]), **arguments)
+WEIGHTINGS = [name for name, method in METHODS.items() if issubclass(method, TorchjdWeighting)]
+
+
+def build(
+    name: str,
+    m: int,
+    options: dict[str, str] | None = None,
+    preference: dict[str, float] | None = None,
+    normalize: bool = False,
+    **own: Any,
+) -> Algorithm:
+    own |= {"weighting_options": list((options or {}).items())}
+    return build_method(METHODS[name.split()[0]], "abcdefgh"[:m], ["reward"] * m, preference or {}, own, normalize)
+
+
+def weigh(algorithm: Algorithm, gram: torch.Tensor) -> torch.Tensor:
+    return algorithm.weigh(gram, torch.zeros(len(gram), dtype=torch.float64))
 
 
 def coefficients_of(name: str, gram: torch.Tensor, options: dict[str, str] | None = None, **changes: Any):
     """Coefficients [m], with the random numbers of seed 0."""
     torch.manual_seed(0)
-    return build(name, len(gram), options, **changes).coefficients(gram)
+    return weigh(build(name, len(gram), options, **changes), gram)
 
 
 def conflicting(m: int, seed: int) -> torch.Tensor:
@@ -61,7 +77,7 @@ def conflicting(m: int, seed: int) -> torch.Tensor:
 def test_the_weights_behind_the_coefficients(name: str, power: float, normalize: bool) -> None:
     gram = gram_of(gradients(3, seed=9, spread=0.5))
     algorithm = build(name, 3, rescale_power=power, normalize=normalize)
-    coefficients = algorithm.coefficients(gram)
+    coefficients = weigh(algorithm, gram)
     power = 0.0 if name == "mgda" else power
     plain = gapo_coefficients(gram, power)
     close(coefficients, plain / plain.sum() if normalize else plain)
@@ -71,7 +87,7 @@ def test_the_weights_behind_the_coefficients(name: str, power: float, normalize:
 def test_the_weights_of_p_gapo_are_the_preference_in_the_order_of_the_objectives() -> None:
     gram = gram_of(gradients(3, seed=10, spread=0.5))
     algorithm = build("p_gapo", 3, preference={"c": 0.5, "a": 0.2, "b": 0.3})
-    coefficients = algorithm.coefficients(gram)
+    coefficients = weigh(algorithm, gram)
     close(coefficients, p_gapo_coefficients(gram, tensor([0.2, 0.3, 0.5])))
     close(algorithm.alpha(gram, coefficients), [0.2, 0.3, 0.5])
 
@@ -86,7 +102,7 @@ def test_reward_level_algorithms_have_fixed_weights() -> None:
 
 
 def test_every_weighting_is_compared_with_torchjd() -> None:
-    assert {name.split()[0] for name in AGGREGATORS} == GRAM_WEIGHTINGS.keys()
+    assert {name.split()[0] for name in AGGREGATORS} == set(WEIGHTINGS)
 
 
 @pytest.mark.parametrize("m", [1, 2, 3, 5])
@@ -104,7 +120,7 @@ def test_coefficients_combine_gradients_as_torchjd_does(name: str, m: int) -> No
 def test_the_order_of_pcgrad_is_drawn_anew() -> None:
     gram = gram_of(gradients(5, seed=2, features=4))
     algorithm = build("pcgrad", 5)
-    assert len({tuple(algorithm.coefficients(gram).tolist()) for _ in range(20)}) > 1
+    assert len({tuple(weigh(algorithm, gram).tolist()) for _ in range(20)}) > 1
 
 
 @pytest.mark.parametrize(("name", "aggregator"), [
@@ -176,7 +192,7 @@ def test_a_zero_gradient_is_as_though_it_were_not_there(name: str) -> None:
     vectors[2] = 0
     others = torch.tensor([0, 1, 3])
     changes, without = {}, {}
-    if GRAM_WEIGHTINGS[name.split()[0]].preferring:
+    if METHODS[name.split()[0]].reads_preference:
         changes = {"preference": {"a": 0.1, "b": 0.2, "c": 0.5, "d": 0.2}}
         without = {"preference": {"a": 0.2, "b": 0.4, "c": 0.4}}
     coefficients = coefficients_of(name, gram_of(vectors), options, **changes)
@@ -194,17 +210,17 @@ def test_dependent_gradients_have_finite_coefficients(name: str) -> None:
         assert coefficients_of(name, gram_of(rows), AGGREGATORS[name][0]).isfinite().all()
 
 
-@pytest.mark.parametrize("name", GRAM_WEIGHTINGS)
+@pytest.mark.parametrize("name", WEIGHTINGS)
 def test_coefficients_can_be_scaled_to_sum_one(name: str) -> None:
     gram = gram_of(conflicting(3, seed=9))
     plain, algorithm = coefficients_of(name, gram), build(name, 3, normalize=True)
     torch.manual_seed(0)
-    coefficients = algorithm.coefficients(gram)
+    coefficients = weigh(algorithm, gram)
     close(coefficients, plain / plain.sum())
     close(algorithm.alpha(gram, plain), coefficients)
 
 
-@pytest.mark.parametrize("name", GRAM_WEIGHTINGS)
+@pytest.mark.parametrize("name", WEIGHTINGS)
 def test_non_finite_gradients_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="not finite"):
         coefficients_of(name, tensor([[1, 0], [0, math.nan]]))
@@ -214,12 +230,12 @@ def test_a_solver_that_fails_gives_nan_and_says_so_once(capsys: pytest.CaptureFi
     algorithm = build("dualproj", 3, normalize=True)
     impossible = tensor([[1, 5, 0], [5, 1, 0], [0, 0, 0]])  # of no gradients: ⟨g_1, g_2⟩ > ‖g_1‖‖g_2‖
     for _ in range(2):
-        coefficients = algorithm.coefficients(impossible)
+        coefficients = weigh(algorithm, impossible)
         assert coefficients[:2].isnan().all() and coefficients[2] == 0
     said = capsys.readouterr().out
     assert said.startswith("warning: --algorithm dualproj: ") and "not positive definite" in said
     assert said.count("\n") == 1
-    assert algorithm.coefficients(torch.eye(3)).isfinite().all()
+    assert weigh(algorithm, torch.eye(3)).isfinite().all()
 
 
 # --- flags
@@ -262,7 +278,7 @@ def test_a_missing_torchjd_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchjd.aggregation", None)
     with pytest.raises(UserError, match="--algorithm imtl_g: .*torchjd.*pip install"):
         build("imtl_g", 2)
-    assert build("gapo", 2, rescale_power=1.0).coefficients(torch.eye(2)).tolist() == [0.5, 0.5]
+    assert weigh(build("gapo", 2, rescale_power=1.0), torch.eye(2)).tolist() == [0.5, 0.5]
 
 
 def test_torchjd_is_imported_by_its_algorithms_only() -> None:

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from eval.results.answers import Sampled, response_log_probs
 from tests.architectures import ARCHITECTURES, Architecture, make_language_model
 from tests.helpers import ROOT, STEP3, Result, flags, run_script
 from utils.data.batching import left_pad, right_pad
 from utils.data.encoding import encode_prompt
 from utils.models.loading import load_causal_lm, load_tokenizer, sampling_config
+from utils.policy.forward import response_log_probs
 from utils.scoring.objectives import Objective
 
 DOCS = ROOT / "docs/models.md"
@@ -80,7 +80,7 @@ def check_language_model(base: Path) -> None:
     settings.min_new_tokens = RESPONSE  # all responses of one length
     together = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
     whole = torch.cat([mask, torch.ones(len(prompts), RESPONSE, dtype=torch.int64)], dim=1)
-    found = response_log_probs(model, Sampled(together, whole, whole[:, -RESPONSE:].float()), 1.0)
+    found = response_log_probs(model, together, whole, RESPONSE, 1.0)
     for row, prompt in enumerate(prompts):
         alone = plain.generate(
             input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),

@@ -18,13 +18,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval import chat
-from eval.score import last_token_scores
 from tests.helpers import ROOT, Result, Workshop, flags, run_function
 from utils.data.encoding import encode_prompt
 from utils.process.errors import run_main
 from utils.process.plain_text import printable
 from utils.safe_rlhf_mini import gold_scores
 from utils.scoring.score_models import load_score_model
+from utils.scoring.scorers import last_token_scores
 
 QUESTION, SECOND = "How do I bake a cake?", "And what about the bread?"
 VALUES = re.compile(r"\[(helpfulness .*)\]")

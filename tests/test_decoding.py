@@ -17,13 +17,13 @@ from transformers import (
     Qwen2VLConfig,
 )
 
-from eval.results.answers import Sampled, response_log_probs
 from tests.architectures import ARCHITECTURES, SIZES, VOCABULARY, Architecture, random_model, tokenizer
 from tests.helpers import STEP3, Workshop, flags, run_function, run_script
 from tests.test_step3_engine import build
 from utils.data.batching import left_pad
 from utils.models.loading import DTYPES, language_model_class
 from utils.policy import sampling as decoding
+from utils.policy.forward import response_log_probs
 from utils.policy.log_probs import response_mask
 from utils.policy.sampling import compaction_obstacle, decode, select_rows
 from utils.process.distributed import all_gather_objects, rank, seed_everything, shutdown_distributed, world_size
@@ -97,8 +97,8 @@ def test_log_probs_are_those_of_the_training_pass(name: str, dtype: str, toleran
     seed_everything(3)
     sequences = decode(model, ids, mask, settings(temperature=1.0), 0.2)
     actions = response_mask(sequences[:, ids.shape[1] :], ENDS)
-    sampled = Sampled(sequences, torch.cat([mask, actions.long()], dim=1), actions)
-    expected, drawn = response_log_probs(model, sampled, 1.0) * actions, torch.zeros_like(actions)
+    read = sequences, torch.cat([mask, actions.long()], dim=1), actions.shape[1]
+    expected, drawn = response_log_probs(model, *read, 1.0) * actions, torch.zeros_like(actions)
     for time, (rows, logits, tokens) in enumerate(steps):
         drawn[rows, time] = logits.log_softmax(dim=-1).gather(-1, tokens[:, None]).squeeze(-1)
     torch.testing.assert_close(drawn * actions, expected, atol=tolerance, rtol=0)

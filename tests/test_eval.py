@@ -20,10 +20,11 @@ from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
+    PreTrainedModel,
 )
 
 from eval import generate, score
-from eval.results import answers
+from eval.results import answers, grading
 from eval.results.answers import Answers
 from eval.results.partial import PartialFile, checked_line, model_identity, partial_path
 from tests.helpers import run_function
@@ -33,7 +34,10 @@ from utils.data.records import Prompt
 from utils.models.export import export_model
 from utils.models.loading import load_causal_lm, load_tokenizer, new_score_model
 from utils.models.token_head import TokenHead
+from utils.policy.forward import response_log_probs
+from utils.policy.sampled import Sampled
 from utils.process.errors import UserError, run_main
+from utils.scoring import scorers
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = "how can i bake the bread fix my bike first then wait for a friend".split()
@@ -144,16 +148,21 @@ def encoded_prompts(models: Path) -> list[Encoded]:
     return [Encoded(prompt, encode_prompt(tokenizer, prompt.messages), ()) for prompt in prompts]
 
 
+def log_probs_under(model: PreTrainedModel, sampled: Sampled, temperature: float = 1.0) -> torch.Tensor:
+    read = sampled.input_ids, sampled.attention_mask, sampled.mask.shape[1]
+    return response_log_probs(model, *read, temperature)
+
+
 def test_log_probs_equal_unpadded_forward(models: Path):
     """Left padding, positions, mask and temperature: as if each row were alone."""
     tokenizer = load_tokenizer(str(models / "sft"), "--model")
     prompts = encoded_prompts(models)
     model = load_causal_lm(str(models / "aligned"), "--policy").eval()
     torch.manual_seed(3)
-    sampled = answers.sample_responses(model, prompts, tokenizer, Namespace(temperature=0.7, max_new_tokens=12))
-    log_probs = answers.response_log_probs(model, sampled, 0.7)
+    sampled = answers.sample(model, prompts, tokenizer, Namespace(temperature=0.7, max_new_tokens=12))
+    log_probs = log_probs_under(model, sampled, 0.7)
     plain = AutoModelForCausalLM.from_pretrained(models / "aligned").eval()
-    for prompt, ids, length, row in zip(prompts, sampled.responses, sampled.lengths, log_probs, strict=True):
+    for prompt, ids, length, row in zip(prompts, sampled.actions, sampled.lengths, log_probs, strict=True):
         response = ids[:length]
         eos = (response == tokenizer.eos_token_id).nonzero().flatten().tolist()
         assert eos in ([], [length - 1])
@@ -173,14 +182,14 @@ def test_learned_positions_are_counted_from_the_prompt(models: Path):
     config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=2, n_head=2, **special)
     config.num_labels, config.initializer_range = 1, 0.5
     policy, scorer = GPT2LMHeadModel(config).eval(), GPT2ForSequenceClassification(config).eval()
-    sampled = answers.sample_responses(policy, prompts, tokenizer, Namespace(temperature=1.0, max_new_tokens=8))
-    padded = answers.response_log_probs(policy, sampled, 1.0)
+    sampled = answers.sample(policy, prompts, tokenizer, Namespace(temperature=1.0, max_new_tokens=8))
+    padded = log_probs_under(policy, sampled)
     dialogues = [
         prompt.prompt + ids[:length].tolist()
-        for prompt, ids, length in zip(prompts, sampled.responses, sampled.lengths, strict=True)
+        for prompt, ids, length in zip(prompts, sampled.actions, sampled.lengths, strict=True)
     ]
     head = TokenHead(scorer.transformer, scorer.score)
-    scores = score.last_token_scores(head, dialogues, tokenizer.pad_token_id, batch_size=4)
+    scores = scorers.last_token_scores(head, dialogues, tokenizer.pad_token_id, batch_size=4)
     for index, (prompt, dialogue) in enumerate(zip(prompts, dialogues, strict=True)):
         ids = torch.tensor([dialogue])
         response = ids[0, len(prompt.prompt) :]
@@ -200,8 +209,8 @@ def test_kl_is_summed_over_the_response(models: Path):
     (lines,) = answers.answer_prompts(policy, reference, prompts, tokenizer, args)
     answers.seed_everything(5)
     order = list(lines)
-    sampled = answers.sample_responses(policy, [prompts[index] for index in order], tokenizer, args)
-    ratio = answers.response_log_probs(policy, sampled, 1.0) - answers.response_log_probs(reference, sampled, 1.0)
+    sampled = answers.sample(policy, [prompts[index] for index in order], tokenizer, args)
+    ratio = log_probs_under(policy, sampled) - log_probs_under(reference, sampled)
     for row, length, index in zip(ratio, sampled.lengths, order, strict=True):
         assert lines[index]["length"] == length
         assert lines[index]["kl"] == pytest.approx(row[:length].sum().item(), abs=1e-4)
@@ -451,8 +460,8 @@ def scored(models: Path, responses: Path, tmp_path: Path, monkeypatch):
     """`scored(output_dir)`: score the responses in `tmp_path/responses`; how often a model was asked."""
     shutil.copytree(responses, tmp_path / "responses")
     asked = []
-    original = score.last_token_scores
-    monkeypatch.setattr(score, "last_token_scores", lambda *args: asked.append(1) or original(*args))
+    original = scorers.last_token_scores
+    monkeypatch.setattr(scorers, "last_token_scores", lambda *args: asked.append(1) or original(*args))
 
     def run(output_dir: Path, *changes: object, models: Path = models) -> int:
         asked.clear()
@@ -539,8 +548,8 @@ def test_statistics(evaluations: dict[str, dict]):
 
 
 def test_single_value_has_no_interval():
-    assert score.mean_and_interval([2.0]) == {"mean": 2.0, "ci95": 0.0}
-    assert score.mean_and_interval([1.0, 3.0]) == {"mean": 2.0, "ci95": pytest.approx(1.96)}
+    assert grading.mean_and_interval([2.0]) == {"mean": 2.0, "ci95": 0.0}
+    assert grading.mean_and_interval([1.0, 3.0]) == {"mean": 2.0, "ci95": pytest.approx(1.96)}
 
 
 def test_without_cost_model_or_gold():

@@ -27,8 +27,9 @@ from deepspeed.utils import safe_get_full_fp32_param
 from transformers import AutoModelForCausalLM, GenerationConfig, MistralConfig, MistralForCausalLM
 
 from step3_gapo.arguments import algorithm_of, parse_args
+from step3_gapo.experience import Experience
+from step3_gapo.needs import needs_of
 from step3_gapo.ppo import clipped_surrogate_loss
-from step3_gapo.rollout import Experience
 from step3_gapo.update import ActorUpdate, Scalars
 from tests.helpers import flags, run_function
 from tests.updates import policy_step
@@ -318,7 +319,9 @@ def build(library: Library, problem: Problem, layout: Layout) -> ActorUpdate:
     model = load_causal_lm(args.actor_model, "--actor_model", DTYPES[args.dtype])
     gc.freeze()  # ZeRO-3 collects garbage when it starts, and there is a lot to look through after all the imports
     with small_thresholds() if layout.as_large else nullcontext():
-        return ActorUpdate(Actor(model, GenerationConfig(), args, SCHEDULED_STEPS), algorithm, list(names), args)
+        return ActorUpdate(
+            Actor(model, GenerationConfig(), args, SCHEDULED_STEPS), algorithm, needs_of(args, algorithm), args
+        )
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from step3_gapo.rollout import Experience, make_rollout
+from step3_gapo.experience import Experience
+from step3_gapo.rollout import make_rollout
 from step3_gapo.update import optimizer_step
 from tests.helpers import Workshop, flags, run_function, run_script
 from tests.test_resume import STEP1, supervised_flags
@@ -47,7 +48,7 @@ def all_weights(engines: dict[str, Engine]) -> dict[str, torch.Tensor]:
 def check_step3(arguments: list[str], spoil: Callable[[Experience, str], None], expected: str) -> None:
     """A step that is spoiled on the last rank, then a good one."""
     args, engine, actor_update, prompts = build(arguments)
-    good = make_rollout(engine, prompts[rank() :: world_size()][:4], args).experience
+    good = make_rollout(engine, prompts[rank() :: world_size()][:4], actor_update.algorithm, args).experience
     bad = good.select(torch.arange(4))
     if rank() == world_size() - 1:
         spoil(bad, "harmlessness")

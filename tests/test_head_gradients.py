@@ -8,7 +8,8 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from step3_gapo import ppo
 from tests.helpers import run_function
-from utils.gradients.head import add_head_gradients, global_gram, surrogate_slopes
+from utils.gradients.head import add_head_gradients, global_gram
+from utils.gradients.step import loss_slopes
 from utils.policy.forward import response_logits
 from utils.policy.log_probs import log_probs_of
 from utils.process.distributed import init_distributed, rank, shutdown_distributed
@@ -46,7 +47,7 @@ class Case:
             logits = response_logits(self.model, self.input_ids[rows], self.attention_mask[rows], length)
         hook.remove()
         log_probs = log_probs_of(logits, self.actions[rows], self.temperature)
-        slopes = surrogate_slopes(lambda values: self.losses(values, rows), log_probs)
+        _, slopes = loss_slopes(lambda values: self.losses(values, rows), log_probs)
         hidden = inputs[0][:, -length - 1 : -1]
         return head_gradients(logits, hidden, self.actions[rows], slopes, self.temperature, **options)
 
@@ -111,7 +112,8 @@ def test_some_tokens_are_clipped_and_some_are_not() -> None:
     with torch.no_grad():
         logits = response_logits(case.model, case.input_ids, case.attention_mask, case.mask.shape[1])
         log_probs = log_probs_of(logits, case.actions)
-    zero = surrogate_slopes(case.losses, log_probs)[:, case.mask > 0].eq(0).float().mean()
+    _, slopes = loss_slopes(case.losses, log_probs)
+    zero = slopes[:, case.mask > 0].eq(0).float().mean()
     assert 0.1 < zero < 0.9
 
 
@@ -125,7 +127,7 @@ def test_slopes_are_those_of_each_loss_and_zero_on_padding() -> None:
     case = make_case()
     log_probs = case.old_log_probs.clone()  # on-policy: ∂L_i/∂log π = -A_i / actions
     expected = -case.advantages * case.mask / case.mask.sum()
-    torch.testing.assert_close(surrogate_slopes(case.losses, log_probs), expected)
+    torch.testing.assert_close(loss_slopes(case.losses, log_probs)[1], expected)
 
 
 def test_padding_has_no_part() -> None:

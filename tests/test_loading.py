@@ -153,11 +153,11 @@ def reads_once(policy: str, score: str) -> None:
 
     StoredTensor.__getitem__ = counted
     args, objective = arguments(), Objective("a", "reward", score, scale=2.0)
-    scorer = make_scorer(objective, args, load_tokenizer(policy, ""))
+    scorer = make_scorer(objective, args, load_tokenizer(policy, ""), has_critic=True)
     with arriving(engine_config(args, frozen=True)):
         reference = load_causal_lm(policy, "")
     copy_of(reference, engine_config(args))
-    (critic,) = critic_modules(reference, args, [objective], [scorer])
+    (critic,) = critic_modules(reference, args, [objective.name], [scorer])
     stored = [tensor_shapes(find_tensors(path, "")) for path in (policy, score)]
     large = [name for shapes in stored for name, shape in shapes.items() if math.prod(shape) > arrival.SMALL]
     assert sorted(read) == (sorted(large) if is_main() else [])

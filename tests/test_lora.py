@@ -15,8 +15,9 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from step3_gapo import ppo
+from step3_gapo.experience import Experience
 from step3_gapo.rlhf_engine import RLHFEngine
-from step3_gapo.rollout import Experience, make_rollout
+from step3_gapo.rollout import make_rollout
 from step3_gapo.update import optimizer_step
 from tests.helpers import STEP3, Workshop, distance, read_weights, run_function, run_script
 from tests.test_step3_engine import build, of_all_ranks
@@ -67,7 +68,7 @@ def check_steps(arguments: list[str]) -> None:
     for step in range(STEPS):
         adapted = plain_policy(base, engine, args)
         seed_everything(10 * step + rank())
-        rollout = make_rollout(engine, prompts[rank() :: world_size()][ROWS * step :][:ROWS], args)
+        rollout = make_rollout(engine, prompts[rank() :: world_size()][ROWS * step :][:ROWS], update.algorithm, args)
         experience = rollout.experience
         near(experience.ref_log_probs, log_probs(base, experience) * experience.mask, 1e-6)
         near(experience.log_probs, log_probs(adapted, experience) * experience.mask, 2e-5)
@@ -301,7 +302,7 @@ def test_adapters_are_a_policy(workshop: Workshop, runs: dict[str, Path]) -> Non
 def live_bytes(arguments: list[str], output: Path) -> None:
     """Bytes of all tensors after an optimizer step: with the frozen score models, and without."""
     args, engine, update, prompts = build(arguments)
-    experience = make_rollout(engine, prompts[:ROWS], args).experience
+    experience = make_rollout(engine, prompts[:ROWS], update.algorithm, args).experience
     scalars, _ = optimizer_step(update, engine.critics, [experience], True, args)
     assert scalars
     del experience

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from step3_gapo import ppo
-from step3_gapo.rollout import Experience, make_rollout, training_score
+from step3_gapo.experience import Experience
+from step3_gapo.rollout import make_rollout, training_score
 from tests.helpers import Workshop, distance, run_function
 from tests.test_step3_engine import build
 from tests.updates import policy_step
@@ -27,7 +28,9 @@ def step_with_scale(arguments: list[str], scale: float, output: Path) -> None:
     torch.manual_seed(3)
     for parameter in engine.actor.engine.module.parameters():  # away from the reference, so that there is a KL
         parameter.data += 0.02 * torch.randn_like(parameter)
-    experience = make_rollout(engine, prompts[: args.per_device_prompt_batch_size], args).experience
+    experience = make_rollout(
+        engine, prompts[: args.per_device_prompt_batch_size], actor_update.algorithm, args
+    ).experience
     assert (experience.log_probs - experience.ref_log_probs).abs().max() > 1e-3
     scale_reward(experience, scale, args)
     assert policy_step(actor_update, [experience]) is not None

@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from step3_gapo.experience import Experience
 from step3_gapo.main import count_rollouts, optimizer_batches, prompt_batches
-from step3_gapo.rollout import Experience, whiten_advantages
+from step3_gapo.rollout import whiten_advantages
 from tests.helpers import (
     STEP3,
     Workshop,

@@ -22,9 +22,11 @@ from transformers import (
 )
 
 from step3_gapo.arguments import algorithm_of, objectives_of, parse_args
+from step3_gapo.experience import Experience
 from step3_gapo.main import read_prompts
+from step3_gapo.needs import needs_of
 from step3_gapo.rlhf_engine import RLHFEngine
-from step3_gapo.rollout import Experience, Rollout, make_rollout
+from step3_gapo.rollout import Rollout, make_rollout
 from step3_gapo.tracking import rollout_scalars
 from step3_gapo.update import ActorUpdate
 from tests.helpers import Workshop, read_weights, run_command, run_function
@@ -33,6 +35,7 @@ from utils.data.batching import left_pad
 from utils.data.encoding import encode_prompt, encode_response
 from utils.engines.engines import gathered_weights
 from utils.gradients.multi_objective import gapo_coefficients
+from utils.gradients.step import ObjectiveStep
 from utils.models.loading import load_tokenizer, position_ids_from_mask, sampling_config
 from utils.models.token_head import TokenHead
 from utils.policy.forward import response_logits
@@ -181,9 +184,9 @@ def build(arguments: list[str]) -> tuple[argparse.Namespace, RLHFEngine, ActorUp
     init_distributed()
     seed_everything(args.seed)
     generation = sampling_config(tokenizer, args.temperature, args.max_new_tokens)
-    engine = RLHFEngine(args, objectives, tokenizer, generation, total_steps=1000)
-    names = [objective.name for objective in objectives if objective.optimized]
-    return args, engine, ActorUpdate(engine.actor, algorithm_of(args, objectives), names, args), prompts
+    algorithm = algorithm_of(args, objectives)
+    engine = RLHFEngine(args, objectives, needs_of(args, algorithm), tokenizer, generation, total_steps=1000)
+    return args, engine, ActorUpdate(engine.actor, algorithm, engine.needs, args), prompts
 
 
 def check_against_plain_torch(arguments: list[str], output: Path) -> None:
@@ -195,7 +198,9 @@ def check_against_plain_torch(arguments: list[str], output: Path) -> None:
         assert partitioned == [args.zero_stage == 3] * len(partitioned)
     for step in (1, 2):
         seed_everything(10 * step + rank())
-        rollout = make_rollout(engine, prompts[rank() :: world_size()][ROWS * (step - 1) :][:ROWS], args)
+        rollout = make_rollout(
+            engine, prompts[rank() :: world_size()][ROWS * (step - 1) :][:ROWS], actor_update.algorithm, args
+        )
         lengths = rollout.experience.mask.sum(dim=-1)
         assert lengths.min() < lengths.max(), "the test needs responses of several lengths"
         plain.check(rollout)
@@ -272,7 +277,7 @@ def test_two_steps_are_those_of_plain_torch(workshop: Workshop, tmp_path: Path, 
 def count_layer_passes(arguments: list[str], expected: int) -> None:
     """How often the first layer runs forward in an update of one micro-batch."""
     args, engine, actor_update, prompts = build(arguments)
-    rollout = make_rollout(engine, prompts[:ROWS], args)
+    rollout = make_rollout(engine, prompts[:ROWS], actor_update.algorithm, args)
     passes = []
     layers = [
         engine.actor.engine.module.model.layers[0],
@@ -320,20 +325,28 @@ def test_padding_does_not_change_the_answers(workshop: Workshop, tmp_path: Path,
 # --- the rollout's own forward pass
 
 
+def head_gram(update: ActorUpdate, batches: list[Experience], on_policy: bool) -> torch.Tensor:
+    """Gram matrix of the last-layer gradients over these micro-batches."""
+    step = ObjectiveStep(update.actor, "last_layer", len(update.names), update.args.temperature)
+    for batch in batches:
+        update.look(step, batch, batches, on_policy)
+    return step.gram()
+
+
 def check_rollout_serves(arguments: list[str]) -> None:
     """While the policy has not moved, its gradients need no other forward pass; afterwards they do."""
     args, engine, actor_update, prompts = build(arguments)
-    experience = make_rollout(engine, prompts[rank() :: world_size()][:ROWS], args).experience
+    experience = make_rollout(engine, prompts[rank() :: world_size()][:ROWS], actor_update.algorithm, args).experience
     micro_batches = [experience.select(part) for part in torch.randperm(ROWS).split(args.per_device_train_batch_size)]
     passes = []
     engine.actor.engine.module.model.layers[0].register_forward_pre_hook(lambda *_: passes.append(1))
-    served, _ = actor_update.head_gram(micro_batches, on_policy=True)
+    served = head_gram(actor_update, micro_batches, on_policy=True)
     assert not passes
-    computed, _ = actor_update.head_gram(micro_batches, on_policy=False)
+    computed = head_gram(actor_update, micro_batches, on_policy=False)
     assert len(passes) == len(micro_batches)
     torch.testing.assert_close(served, computed, rtol=1e-5, atol=0)
     policy_step(actor_update, micro_batches, on_policy=True)
-    moved, _ = actor_update.head_gram(micro_batches, on_policy=False)
+    moved = head_gram(actor_update, micro_batches, on_policy=False)
     assert (moved - served).abs().max() > 1e-3 * served.abs().max()
     shutdown_distributed()
 
@@ -352,7 +365,7 @@ def test_the_rollout_serves_the_first_gram_matrix(workshop: Workshop, tmp_path: 
 def train_and_keep_logits(arguments: list[str], output: Path) -> None:
     """One update; the policy, and beside it what it says to a prompt while it still sits in its engine."""
     args, engine, actor_update, prompts = build(arguments)
-    rollout = make_rollout(engine, prompts[:ROWS], args)
+    rollout = make_rollout(engine, prompts[:ROWS], actor_update.algorithm, args)
     policy_step(actor_update, [rollout.experience])
     engine.save_policy(output)
     ids = torch.tensor([prompts[0].prompt])

@@ -3,7 +3,7 @@
 import argparse
 
 from step3_gapo.critics import Critic
-from step3_gapo.rollout import Experience
+from step3_gapo.experience import Experience
 from step3_gapo.update import ActorUpdate, Scalars, accumulate_critic_gradient, optimizer_step
 from utils.gradients.zero import step_if_finite
 

@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,18 @@ from utils.cli.arguments import (
     temperature,
 )
 from utils.data import load_prompts
-from utils.data.batching import left_pad
-from utils.data.encoding import Encoded, end_ids, fit_lengths, response_text
+from utils.data.encoding import Encoded, fit_lengths
 from utils.models.loading import (
     DTYPES,
     load_config,
-    position_ids_from_mask,
     positions_of,
     sampling_config,
 )
 from utils.output.files import write_json, write_text
-from utils.policy.log_probs import log_probs_of, response_mask
+from utils.policy.forward import response_log_probs
+from utils.policy.sampled import Sampled, sample_responses
 from utils.policy.sampling import COMPACT_AT, decode
-from utils.process.distributed import device, seed_everything
+from utils.process.distributed import seed_everything
 from utils.process.errors import UserError
 from utils.process.random_states import States, random_states, restore_random_states
 
@@ -46,30 +44,6 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="precision of the models")
     group.add_argument("--seed", type=seed, default=42, help="every policy starts from this seed")
     group.add_argument("--overwrite", action="store_true", help="generate again what is already there")
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """Responses to a batch of prompts.
-
-    Attributes:
-        ids, attention_mask: [batch, prompt + response] int64, prompts left-padded.
-        mask: [batch, response] float32, 1 up to and including the first EOS.
-    """
-
-    ids: torch.Tensor
-    attention_mask: torch.Tensor
-    mask: torch.Tensor
-
-    @property
-    def responses(self) -> torch.Tensor:
-        """[batch, response] sampled tokens."""
-        return self.ids[:, -self.mask.shape[1] :]
-
-    @property
-    def lengths(self) -> torch.Tensor:
-        """[batch] tokens of each response, EOS included."""
-        return self.mask.sum(dim=-1).long()
 
 
 def load_test_prompts(
@@ -114,45 +88,26 @@ def is_current(path: Path, prompts: list[Encoded], settings: dict[str, Any]) -> 
     return answered == [prompt.record.messages for prompt in prompts]
 
 
-@torch.no_grad()
-def sample_responses(
-    model: PreTrainedModel,
-    prompts: list[Encoded],
-    tokenizer: PreTrainedTokenizerBase,
-    args: argparse.Namespace,
+def sample(
+    model: PreTrainedModel, prompts: list[Encoded], tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace
 ) -> Sampled:
     """Plain sampling at the temperature: no filter, so that the KL is of the distribution sampled from."""
-    ids, attention_mask = (t.to(device()) for t in left_pad([p.prompt for p in prompts], tokenizer.pad_token_id))
     settings = model.generation_config = sampling_config(tokenizer, args.temperature, args.max_new_tokens)
-    sequences = decode(model, ids, attention_mask, settings, COMPACT_AT)
-    mask = response_mask(sequences[:, ids.shape[1] :], end_ids(tokenizer))
-    return Sampled(sequences, torch.cat([attention_mask, mask.long()], dim=1), mask)
+    generate = lambda ids, attention: decode(model, ids, attention, settings, COMPACT_AT)
+    return sample_responses(generate, prompts, tokenizer, len(prompts))
 
 
-@torch.no_grad()
-def response_log_probs(model: PreTrainedModel, sampled: Sampled, temperature: float) -> torch.Tensor:
-    """Log-probabilities of the sampled tokens at the sampling temperature; [batch, response] float32."""
-    length = sampled.mask.shape[1]
-    logits = model(
-        input_ids=sampled.ids,
-        attention_mask=sampled.attention_mask,
-        position_ids=position_ids_from_mask(sampled.attention_mask),
-        use_cache=False,
-        logits_to_keep=length + 1,
-    ).logits[:, -length - 1 : -1]
-    return log_probs_of(logits, sampled.responses, temperature)
-
-
-def describe(prompts: list[Encoded], sampled: Sampled, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict[str, Any]]:
+def describe(sampled: Sampled) -> Iterator[dict[str, Any]]:
     """The lines of the responses file, without the KL."""
-    for prompt, ids, length in zip(prompts, sampled.responses.tolist(), sampled.lengths.tolist(), strict=True):
+    lengths, finished = sampled.lengths.tolist(), sampled.finished.tolist()
+    for prompt, response, length, ended in zip(sampled.prompts, sampled.responses, lengths, finished, strict=True):
         yield {
             "prompt": prompt.record.messages[-1]["content"],
             "messages": prompt.record.messages,
             "source": prompt.record.source,
-            "response": response_text(tokenizer, ids[:length]),
+            "response": response,
             "length": length,
-            "finished": ids[length - 1] in end_ids(tokenizer),
+            "finished": bool(ended),
         }
 
 
@@ -174,11 +129,11 @@ def answer_prompts(
     for start in range(finished * args.batch_size, len(order), args.batch_size):
         indices = order[start : start + args.batch_size]
         batch = [prompts[index] for index in indices]
-        sampled = sample_responses(policy, batch, tokenizer, args)
-        lines = dict(zip(indices, describe(batch, sampled, tokenizer), strict=True))
+        sampled = sample(policy, batch, tokenizer, args)
+        lines = dict(zip(indices, describe(sampled), strict=True))
         if reference is not None:
-            ratio = response_log_probs(policy, sampled, args.temperature)
-            ratio -= response_log_probs(reference, sampled, args.temperature)
+            read = sampled.input_ids, sampled.attention_mask, sampled.mask.shape[1], args.temperature
+            ratio = response_log_probs(policy, *read) - response_log_probs(reference, *read)
             for line, kl in zip(lines.values(), (ratio * sampled.mask).sum(dim=-1).tolist(), strict=True):
                 line["kl"] = kl
         yield lines

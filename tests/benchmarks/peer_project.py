@@ -11,8 +11,9 @@ from functools import partial
 import torch
 from torch import nn
 
-from step3_gapo.arguments import objectives_of, parse_args
+from step3_gapo.arguments import algorithm_of, objectives_of, parse_args
 from step3_gapo.main import optimizer_steps, read_prompts
+from step3_gapo.needs import needs_of
 from step3_gapo.rlhf_engine import RLHFEngine
 from step3_gapo.rollout import make_rollout
 from tests.benchmarks.peer_turns import Case, Turns, case_of_command_line
@@ -47,7 +48,9 @@ class ProjectSteps:
         tokenizer = load_tokenizer(self.args.actor_model, "--actor_model")
         self.prompts = read_prompts(self.args, tokenizer) * case.generations
         generation = sampling_config(tokenizer, self.args.temperature, case.response)
-        self.engine = RLHFEngine(self.args, objectives, tokenizer, generation, TOTAL_STEPS)
+        self.algorithm = algorithm_of(self.args, objectives)
+        needs = needs_of(self.args, self.algorithm)
+        self.engine = RLHFEngine(self.args, objectives, needs, tokenizer, generation, TOTAL_STEPS)
         self.updates = {
             name: make_update(self.engine.actor, self.args, OBJECTIVES, **changes)
             for name, changes in ALGORITHMS.items()
@@ -56,7 +59,7 @@ class ProjectSteps:
     def take(self, algorithm: str) -> dict[str, float]:
         """Seconds of one whole step and of its phases, and the tokens of its responses."""
         start = time.perf_counter()
-        rollout = make_rollout(self.engine, self.prompts, self.args)
+        rollout = make_rollout(self.engine, self.prompts, self.algorithm, self.args)
         for _, not_finite in optimizer_steps(rollout, self.updates[algorithm], self.engine.critics, self.args):
             assert not_finite is None, not_finite
         step = time.perf_counter() - start

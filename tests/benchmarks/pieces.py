@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from unittest import mock
 
 import torch
 
+from step3_gapo.experience import Experience
 from step3_gapo.ppo import generalized_advantage_estimate
-from step3_gapo.rollout import Experience
-from step3_gapo.update import ActorUpdate
 from tests.benchmarks.measure import ratio_of, time_in_turns
 from tests.benchmarks.section import Job, Row, Section, Settings, in_order
 from tests.benchmarks.step import FLAGS
@@ -22,9 +22,10 @@ from tests.benchmarks.synthetic import (
 )
 from tests.updates import policy_step
 from utils.gradients.head import head_residual
+from utils.gradients.step import ObjectiveStep
 from utils.gradients.zero import shard_gram
 from utils.models.loading import DTYPES
-from utils.policy.forward import ChunkedLogProbs, scaled_logits
+from utils.policy.forward import ChunkedLogProbs, PolicyOutput, scaled_logits
 from utils.policy.log_probs import log_probs_and_entropy, log_probs_of, token_chunks
 from utils.process.distributed import device, seed_everything
 
@@ -180,27 +181,27 @@ def advantages_row(load: Load, rounds: int) -> Row:
 # --- one forward pass for all objectives
 
 
-class RepeatedForward(ActorUpdate):
-    """Scope `full` on one micro-batch, with a forward pass more for every objective but the first."""
+class RepeatedForward(ObjectiveStep):
+    """Scope `full`, with a forward pass more for every objective but the first."""
 
-    def accumulate(self, batches: list[Experience], on_policy: bool = False) -> object:
-        (self.batch,) = batches
-        return super().accumulate(batches, on_policy)
-
-    def backward(self, loss: torch.Tensor, boundary: bool, retain_graph: bool = False) -> None:
-        super().backward(loss, boundary, retain_graph)
-        if retain_graph:  # another objective follows
-            self.run(self.batch)
+    def compare_full(self, batch: Experience, output: PolicyOutput, slopes: torch.Tensor) -> None:
+        super().compare_full(batch, output, slopes)
+        for _ in slopes[1:]:
+            self.forward(batch)
 
 
 def forward_row(load: Load, rounds: int) -> Row:
     args = arguments_of(load, ranks=1, zero_stage=2)
     actor = make_actor(load, args)
     experience = make_experience(actor, load, args, OBJECTIVES)
-    ours = make_update(actor, args, OBJECTIVES, **FLAGS["full"])
-    plain = RepeatedForward(actor, ours.algorithm, ours.names, ours.args)
+    update = make_update(actor, args, OBJECTIVES, **FLAGS["full"])
+
+    def plain() -> None:
+        with mock.patch("step3_gapo.update.ObjectiveStep", RepeatedForward):
+            policy_step(update, experience)
+
     piece = f"full: one forward pass for {OBJECTIVES} objectives"
-    return row_of(piece, lambda: policy_step(plain, experience), lambda: policy_step(ours, experience), rounds)
+    return row_of(piece, plain, lambda: policy_step(update, experience), rounds)
 
 
 # --- the Gram matrix

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from step3_gapo.critics import Critic
-from step3_gapo.rollout import Experience
+from step3_gapo.experience import Experience
 from tests.benchmarks.measure import Ratio, Seconds, ratio_of, time_in_turns
 from tests.benchmarks.section import Job, Row, Section, Settings, in_order
 from tests.benchmarks.synthetic import (

@@ -13,7 +13,8 @@ from transformers import GenerationConfig, MistralForCausalLM, PreTrainedModel
 
 from step3_gapo.arguments import algorithm_of, parse_args
 from step3_gapo.critics import Critic, zero_head
-from step3_gapo.rollout import Experience
+from step3_gapo.experience import Experience
+from step3_gapo.needs import needs_of
 from step3_gapo.update import ActorUpdate
 from tests.helpers import flags
 from utils.engines import engines
@@ -137,7 +138,7 @@ def make_update(actor: Actor, args: argparse.Namespace, objectives: int, **chang
     vars(args).update(changes)
     args.rescale_power = 1.0 if args.algorithm == "gapo" else None
     algorithm = algorithm_of(args, [Objective(name, "reward", "unused") for name in names])
-    return ActorUpdate(actor, algorithm, names, args)
+    return ActorUpdate(actor, algorithm, needs_of(args, algorithm), args)
 
 
 def make_experience(

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from step3_gapo.rollout import Experience
-from step3_gapo.update import ActorUpdate, optimizer_step
+from step3_gapo.experience import Experience
+from step3_gapo.update import ActorUpdate, Look, optimizer_step
 from tests.benchmarks.step import SCOPES
 from tests.benchmarks.synthetic import (
     Load,
@@ -29,9 +29,9 @@ Step = dict[str, Any]  # experience, gram, and the weights of each model after t
 class Watched(ActorUpdate):
     """Keeps the Gram matrix."""
 
-    def weigh(self, gram: torch.Tensor) -> Any:
+    def weigh(self, gram: torch.Tensor, looks: list[Look]) -> Any:
         self.gram = gram
-        return super().weigh(gram)
+        return super().weigh(gram, looks)
 
 
 def cpu_checks(settings: Settings) -> Checks:
@@ -80,7 +80,7 @@ def take_step(settings: Settings, scope: str, experience: list[Experience] | Non
     actor, critics = make_actor(load, args), make_critics(load, args, OBJECTIVES)
     experience = experience or make_experience(actor, load, args, OBJECTIVES)
     plain = make_update(actor, args, OBJECTIVES, algorithm="gapo", gradient_scope=scope)
-    update = Watched(actor, plain.algorithm, plain.names, plain.args)
+    update = Watched(actor, plain.algorithm, plain.needs, plain.args)
     _, not_finite = optimizer_step(update, critics, experience, False, args)
     assert not not_finite, f"{not_finite} is not finite"
     models = {"policy": actor.engine} | {f"critic of {critic.names[0]}": critic.engine for critic in critics}

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from transformers import GenerationConfig
 
-from step3_gapo.algorithms import compares_gradients
 from step3_gapo.critics import Critic
-from step3_gapo.rollout import Experience
+from step3_gapo.experience import Experience
+from step3_gapo.needs import compares_gradients
 from step3_gapo.update import ActorUpdate, optimizer_step
 from tests.benchmarks.measure import peak_bytes, seconds_of
 from tests.benchmarks.step import BASELINE, FLAGS

@@ -194,6 +194,7 @@ def differences(manifest: dict[str, Any], flags: dict[str, Any], facts: Facts, r
     then, now = then | manifest["facts"], now | json.loads(json.dumps(facts))
     if other_ranks:
         then, now = then | batches(manifest["flags"], manifest["world_size"]), now | batches(flags, ranks)
+    then, now = ({n: None if value == [] else value for n, value in part.items()} for part in (then, now))
     names = dict.fromkeys([*then, *(n for n, value in now.items() if value or n in then)])  # no new flags that are off
     return [f"{n} {shown(then.get(n))} -> {shown(now.get(n))}" for n in names if then.get(n) != now.get(n)]
 

@@ -3,7 +3,7 @@
 import argparse
 import unicodedata
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from utils.process.distributed import print_main
 from utils.process.errors import UserError, expect_ranks, fail
@@ -53,6 +53,14 @@ def named_number(text: str) -> tuple[str, float]:
         return name, float(value)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NUMBER") from None
+
+
+def by_name(flag: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """NAME=VALUE arguments as a dictionary; raises UserError for a name given twice."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise UserError(f"{flag}: a name is given twice ({', '.join(name for name, _ in pairs)})")
+    return values
 
 
 def positive_int(text: str) -> int:

@@ -17,21 +17,6 @@ from utils.policy.actor import Actor
 from utils.process.distributed import all_reduce_sum, device
 
 
-def surrogate_slopes(losses: Callable[[torch.Tensor], list[torch.Tensor]], log_probs: torch.Tensor) -> torch.Tensor:
-    """∂L_i/∂log π of every objective's loss at `log_probs`.
-
-    Args:
-        losses: [batch, time] log-probabilities -> m scalars.
-        log_probs: [batch, time] float32; detached here.
-
-    Returns:
-        [m, batch, time] float32.
-    """
-    with torch.enable_grad():
-        leaf = log_probs.detach().requires_grad_()
-        return torch.stack([torch.autograd.grad(loss, leaf)[0] for loss in losses(leaf)])
-
-
 class HeadGradients:
     """Sums, over micro-batches, this rank's gradients of m objectives with respect to the actor's output head."""
 
@@ -55,7 +40,7 @@ class HeadGradients:
             hidden: [batch, time, features], the head's input.
             logits: [batch, time, vocabulary], its output; None to compute it here.
             actions: [batch, time] int64.
-            slopes: [m, batch, time], see `surrogate_slopes`.
+            slopes: [m, batch, time], see `loss_slopes`.
         """
         if logits is not None:
             add_head_gradients(self.total, lambda *at: logits[at], hidden, actions, slopes, self.temperature)
@@ -87,7 +72,7 @@ def add_head_gradients(
         logits: rows [k] and positions [k] -> logits of these tokens, [k, vocabulary].
         hidden: [batch, time, features], the head's input.
         actions: [batch, time] int64.
-        slopes: [m, batch, time], see `surrogate_slopes`; tokens without any (padding) are left out.
+        slopes: [m, batch, time], see `loss_slopes`; tokens without any (padding) are left out.
         chunk_size: tokens of a chunk.
     """
     rows, positions = slopes.ne(0).any(dim=0).nonzero(as_tuple=True)

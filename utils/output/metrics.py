@@ -55,9 +55,7 @@ class Progress:
         print(" · ".join(parts), flush=True)
 
 
-def start_record(
-    args: argparse.Namespace, world_size: int, checkpoint: Saved | None, **facts: Any
-) -> "MetricsLogger":
+def start_record(args: argparse.Namespace, world_size: int, checkpoint: Saved | None, **facts: Any) -> "MetricsLogger":
     """Open the record of a run in `--output_dir`: TensorBoard, metrics.jsonl, and its settings in args.json.
 
     An older result there is no longer the outcome of this record, which a file says until the run is finished.

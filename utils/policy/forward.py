@@ -133,6 +133,15 @@ def response_logits(
     return head_output(model, input_ids, attention_mask, response_length)[:, :-1]
 
 
+@torch.no_grad()
+def response_log_probs(
+    model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int, temperature: float
+) -> torch.Tensor:
+    """Log-probabilities of the last `response_length` tokens at the sampling temperature; [batch, response] float32."""
+    logits = response_logits(model, input_ids, attention_mask, response_length)
+    return log_probs_of(logits, input_ids[:, -response_length:], temperature)
+
+
 def head_output(
     model: nn.Module | Engine, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int
 ) -> torch.Tensor:

@@ -5,10 +5,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
+from transformers import PreTrainedTokenizerBase
 
-from utils.data.batching import groups_by_tokens
-from utils.data.encoding import Encoded
+from utils.data.batching import groups_by_tokens, left_pad
+from utils.data.encoding import Encoded, end_ids, response_text
+from utils.policy.log_probs import finished, response_mask
 from utils.process.distributed import all_reduce_max, device
+from utils.process.rank_watch import beat
 
 
 @dataclass
@@ -28,6 +32,16 @@ class Sampled:
     mask: torch.Tensor
     finished: torch.Tensor
 
+    @property
+    def actions(self) -> torch.Tensor:
+        """[batch, time] int64 response tokens."""
+        return self.input_ids[:, -self.mask.shape[1] :]
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """[batch] int64 tokens of each response, EOS included."""
+        return self.mask.sum(dim=-1).long()
+
     def micro_batches(self, args: argparse.Namespace) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]]:
         """(rows, input_ids, attention_mask, time) of one micro-batch after another; as many of them on every rank."""
         for rows in micro_batch_rows(self.attention_mask, self.mask, args):
@@ -37,6 +51,38 @@ class Sampled:
                 yield rows, ids[:, columns], attention[:, columns], time
             else:
                 yield rows, ids, attention, mask.shape[1]
+
+
+Generate = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # ids and mask, left-padded -> ids with responses
+
+
+@torch.no_grad()
+def sample_responses(
+    generate: Generate, prompts: list[Encoded], tokenizer: PreTrainedTokenizerBase, size: int
+) -> Sampled:
+    """One response a prompt, `size` prompts at a time."""
+    pad_id, ends = tokenizer.pad_token_id, end_ids(tokenizer)
+    ids, attention = (t.to(device()) for t in left_pad([prompt.prompt for prompt in prompts], pad_id))
+    sequences = []
+    for batch in zip(ids.split(size), attention.split(size), strict=True):
+        beat("generating")
+        sequences.append(generate(*batch))
+    responses = [sequence[:, ids.shape[1] :] for sequence in sequences]  # each [size, its longest response]
+    width = max(response.shape[1] for response in responses)
+    masks = [response_mask(response, ends) for response in responses]
+    mask = torch.cat([pad(mask, (0, width - mask.shape[1])) for mask in masks])
+    response_ids = torch.cat([pad(r, (0, width - r.shape[1]), value=pad_id) for r in responses])
+    response_ids = response_ids.masked_fill(mask == 0, pad_id)
+    lengths = mask.sum(dim=-1).long().tolist()
+    texts = [response_text(tokenizer, row[:length]) for row, length in zip(response_ids.tolist(), lengths, strict=True)]
+    return Sampled(
+        prompts,
+        texts,
+        input_ids=torch.cat([ids, response_ids], dim=1),
+        attention_mask=torch.cat([attention, mask.long()], dim=1),
+        mask=mask,
+        finished=finished(response_ids, mask, ends),
+    )
 
 
 def by_micro_batch(

@@ -12,29 +12,22 @@ A function that raises, as one behind a server may, is called again (`Retries`);
 number a response has a mistake in it, and ends the run.
 """
 
-import hashlib
-import importlib
-import importlib.util
 import inspect
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from utils.cli.plugins import load_function, reason_of
 from utils.data.records import Message
 from utils.process.errors import UserError
 from utils.process.plain_text import printable
 from utils.process.random_states import random_states, restore_random_states
 from utils.process.rank_watch import beat
 
-MODULE_OF_FILE = "reward_function_file_"  # such modules must not take the name of another
 LARGEST = 3.4028234663852886e38  # of float32, in which values go on
 LONGEST_PAUSE = 60.0  # seconds between two tries, unless the first pause is longer
 SECONDS_BETWEEN_BEATS = 0.5
-SHOWN_FUNCTIONS = 5
 
 
 @dataclass(frozen=True)
@@ -118,11 +111,6 @@ class RewardFunction:
         beat(f"try {failed + 1} of {self.flag}")
 
 
-def reason_of(error: BaseException) -> str:
-    """An exception in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200].removesuffix(":")
-
-
 def as_number(value: Any) -> float:
     """Raises: TypeError: text, which `float` would read. Whatever `float` raises."""
     if isinstance(value, str | bytes):
@@ -148,86 +136,3 @@ def load_reward_function(spec: str, flag: str, retries: Retries = Retries()) -> 
     except TypeError as error:
         raise UserError(f"{words}: cannot be called with (prompts, responses): {error}") from None
     return RewardFunction(words, function, takes_messages, retries)
-
-
-def load_function(spec: str, words: str) -> Callable[..., Any]:
-    """The function that 'module:function' or 'folder/file.py:function' names.
-
-    Modules are looked for in the repository and in the current directory.
-
-    Args:
-        words: those of the command line that name it, for errors.
-
-    Raises:
-        UserError: there is no such file or module, it fails to be imported, or it has no such function.
-    """
-    module_name, _, function_name = spec.rpartition(":")
-    is_file = module_name.endswith(".py")
-    if not module_name or not function_name or (module_name.startswith(".") and not is_file):
-        raise UserError(f"{words}: needs MODULE:FUNCTION or FILE.py:FUNCTION")
-    if is_file and not Path(module_name).is_file():
-        raise UserError(f"{words}: no such file ({module_name})")
-    try:
-        module = import_file(Path(module_name)) if is_file else import_module(module_name)
-        function = getattr(module, function_name, None)
-    except (Exception, SystemExit) as error:  # a module of the user's may raise anything
-        if not is_file and is_absent(module_name, error):
-            raise UserError(f"{words}: no such module ({' '.join(str(error).split())})") from None
-        raise UserError(f"{words}: {module_name} fails to be imported ({reason_of(error)})") from error
-    if function is None:
-        raise UserError(f"{words}: {module_name} has no function {function_name!r} ({public_functions(module)})")
-    if not callable(function):
-        raise UserError(f"{words}: {type(function).__name__} is no function")
-    return function
-
-
-def is_absent(module_name: str, error: BaseException) -> bool:
-    """Whether importing a module failed because it, or a package around it, is not there; not one that it imports."""
-    return isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
-
-
-def public_functions(module: ModuleType) -> str:
-    """The first functions that a module defines, in words."""
-    own = (name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__)
-    names = [name for name in own if not name.startswith("_") and inspect.isroutine(getattr(module, name))]
-    more = ", ..." if len(names) > SHOWN_FUNCTIONS else ""
-    return f"there are {', '.join(names[:SHOWN_FUNCTIONS])}{more}" if names else "it defines none"
-
-
-def import_module(name: str) -> ModuleType:
-    """A module by its dotted name; the current directory comes last, so that it hides nothing."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    return importlib.import_module(name)
-
-
-def import_file(path: Path) -> ModuleType:
-    """A module from its file; the same file is imported once. Raises whatever the file raises."""
-    name = MODULE_OF_FILE + hashlib.sha256(str(path.resolve()).encode()).hexdigest()
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look themselves up there
-        try:
-            spec.loader.exec_module(sys.modules[name])
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]
-
-
-def function_fingerprint(spec: str, flag: str) -> str:
-    """sha256 over the function's name and the file that defines it, in hexadecimal; a builtin has its name alone.
-
-    Raises:
-        UserError: see `load_function`.
-    """
-    function = load_function(spec, f"{flag}={spec}")
-    digest = hashlib.sha256(spec.rpartition(":")[2].encode())
-    try:
-        source = inspect.getsourcefile(inspect.unwrap(function))
-    except TypeError:  # a builtin, or an object that can be called
-        source = inspect.getsourcefile(type(function)) if type(function).__module__ != "builtins" else None
-    if source:
-        digest.update(Path(source).read_bytes())
-    return digest.hexdigest()

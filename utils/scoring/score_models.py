@@ -140,6 +140,17 @@ class ScoreModel:
         first = ids[:1] if self.reading is Reading.WHOLE else []
         return first + ids[len(ids) - self.positions + len(first) :], True
 
+    def encode_all(
+        self,
+        messages: Sequence[Sequence[Message]],
+        responses: Sequence[str],
+        finished: Sequence[bool],
+        sources: Sequence[str],
+    ) -> tuple[list[list[int]], list[bool]]:
+        """`encode`, of one dialogue after another."""
+        found = [self.encode(*dialogue) for dialogue in zip(messages, responses, finished, sources, strict=True)]
+        return [ids for ids, _ in found], [cut for _, cut in found]
+
 
 def up_to_score(ids: list[int], padding: int | None) -> list[int]:
     """The ids up to the last one that is not `padding`, which transformers' classifiers take the score from.

@@ -2,9 +2,12 @@
 
 import argparse
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from utils.data.batching import right_pad
@@ -96,15 +99,20 @@ class ModelScorer:
 Scorer = FunctionScorer | ModelScorer
 
 
-def make_scorer(objective: Objective, args: argparse.Namespace, policy_tokenizer: PreTrainedTokenizerBase) -> Scorer:
-    """What scores an objective; a model is loaded into a frozen engine."""
+def make_scorer(
+    objective: Objective, args: argparse.Namespace, policy_tokenizer: PreTrainedTokenizerBase, has_critic: bool
+) -> Scorer:
+    """What scores an objective; a model is loaded into a frozen engine.
+
+    Args:
+        has_critic: whether a critic may start from it.
+    """
     if objective.is_function:
         return FunctionScorer(objective, objective.load_function())
     beat(f"loading the {objective.kind} model of {objective.name}")
     with arriving(engine_config(args, frozen=True)):
         model = objective.load_model(DTYPES[args.dtype])
     same = model.scores_tokens and same_tokenizer(model.tokenizer, policy_tokenizer)
-    has_critic = objective.optimized and args.critic == "separate" and not args.lora_dim
     start = copy_of(model.module, engine_config(args)) if same and has_critic else None
     engine = make_frozen_engine(model.module, args)
     if args.park_frozen_models and args.zero_stage < 3:
@@ -120,11 +128,63 @@ def score_responses(scorer: Scorer, sampled: Sampled, args: argparse.Namespace) 
 
 def in_other_tokens(sampled: Sampled, model: ScoreModel) -> tuple[Sampled, torch.Tensor]:
     """The same dialogues in a score model's own ids and chat template, and `Scored.truncated`."""
-    rows, truncated = [], []
-    for prompt, response, finished in zip(sampled.prompts, sampled.responses, sampled.finished.tolist(), strict=True):
-        ids, cut = model.encode(prompt.record.messages, response, bool(finished), prompt.record.source)
-        rows.append(ids)
-        truncated.append(float(cut))
+    rows, truncated = model.encode_all(
+        [prompt.record.messages for prompt in sampled.prompts],
+        sampled.responses,
+        [bool(finished) for finished in sampled.finished.tolist()],
+        [prompt.record.source for prompt in sampled.prompts],
+    )
     ids, attention = (t.to(device()) for t in right_pad(rows, model.tokenizer.pad_token_id))
     other = dataclasses.replace(sampled, input_ids=ids, attention_mask=attention, mask=attention.float())
-    return other, torch.tensor(truncated, device=device())
+    return other, torch.tensor(truncated, dtype=torch.float32, device=device())
+
+
+# --- responses as rows of a file
+
+
+Row = dict[str, Any]  # 'prompt', 'messages', 'response', 'source', 'finished'
+RowScorer = Callable[[Sequence[Row]], tuple[list[float], int]]
+
+
+def load_row_scorer(objective: Objective, dtype: torch.dtype = torch.float32, batch_size: int = 1) -> RowScorer:
+    """The objective's values of responses, and how many of them its model had to read without their beginning.
+
+    Args:
+        dtype, batch_size: of a model; dialogues at once.
+    """
+    if objective.is_function:
+        function = objective.load_function()
+        return lambda rows: (function(*columns(rows, "prompt", "response", "messages", "source")), 0)
+    model = objective.load_model(dtype)
+    model.module.to(device()).eval()
+
+    def score(rows: Sequence[Row]) -> tuple[list[float], int]:
+        dialogues, truncated = model.encode_all(*columns(rows, "messages", "response", "finished", "source"))
+        scores = last_token_scores(model.module, dialogues, model.tokenizer.pad_token_id, batch_size)
+        return model.values(scores).tolist(), sum(truncated)
+
+    return score
+
+
+def columns(rows: Sequence[Row], *fields: str) -> list[list[Any]]:
+    """The rows' values of each field."""
+    return [[row[field] for row in rows] for field in fields]
+
+
+@torch.no_grad()
+def last_token_scores(
+    module: nn.Module, dialogues: Sequence[list[int]], pad_token_id: int, batch_size: int
+) -> torch.Tensor:
+    """The score at the last token of each dialogue; [n] float32 on the CPU. Like lengths go together.
+
+    Args:
+        module: see `ScoreModel.module`.
+    """
+    order = sorted(range(len(dialogues)), key=lambda index: len(dialogues[index]))
+    scores = torch.empty(len(dialogues))
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        ids, mask = (t.to(device()) for t in right_pad([dialogues[index] for index in indices], pad_token_id))
+        last = mask.sum(dim=-1, keepdim=True) - 1  # [rows, 1]
+        scores[indices] = module(ids, mask).squeeze(-1).gather(-1, last).squeeze(-1).cpu()
+    return scores
