@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from eval import soup
-from step3_gapo.algorithms import preference_weights
-from step3_gapo.arguments import parse_args
+from step3_gapo.arguments import check_algorithm_options, parse_args
+from step3_gapo.needs import method_of
+from utils.combining.algorithm import build, options_of
+from utils.scoring.objectives import declared_objectives
 
 ROOT = Path(__file__).resolve().parents[1]
 TWO = "reward/helpfulness cost/harmlessness"
@@ -67,11 +69,13 @@ def test_every_row_is_a_command_of_its_stage(objectives: str, monkeypatch: pytes
             continue
         assert script == "step3_gapo/main.py"
         args = parse_args(flags)
-        named = [*args.reward_model, *args.cost_model, *args.reward_function]
-        assert [name for name, _ in named] == NAMES[objectives]
-        optimized = [name for name in NAMES[objectives] if name not in args.monitor]
-        assert len(optimized) == (1 if args.algorithm == "ppo" else len(named))
-        assert preference_weights(args.algorithm, optimized, dict(args.preference)).sum() == pytest.approx(1)
+        check_algorithm_options(args)
+        objectives_of_run = declared_objectives(args)
+        assert [objective.name for objective in objectives_of_run] == NAMES[objectives]
+        optimized = [objective for objective in objectives_of_run if objective.name not in args.monitor]
+        assert len(optimized) == (1 if args.algorithm == "ppo" else len(objectives_of_run))
+        names, kinds = zip(*((objective.name, objective.kind) for objective in optimized), strict=True)
+        build(method_of(args), names, kinds, dict(args.preference), options_of(method_of(args), args))
         assert args.score_scale == ([("harmlessness", 4.0)] if "@" in run else [])
 
 
