@@ -208,7 +208,7 @@ def score_runs(
 def summarize_scores(rows: list[Row], part: str, cost_name: str | None) -> dict[str, Any]:
     """Statistics of `scores` or `gold`: every objective, their average, the percentage of harmless responses.
 
-    Harmless is a negative cost, that is a positive value of the objective `cost_name`; None without one.
+    Harmless is a negative cost, that is a positive value of the objective `cost_name`; None without such a cost.
     """
     values = {name: [row[part][name] for row in rows] for name in rows[0][part]}
     objectives = {name: mean_and_interval(column) for name, column in values.items()}
@@ -224,7 +224,7 @@ def evaluation(
     run: str, rows: list[Row], objectives: list[Objective], args: dict[str, Any], scored: dict[str, Any]
 ) -> dict[str, Any]:
     """The content of <run>.json; `args` are the run's settings, `scored` is a `Scores.record`."""
-    cost_name = next((objective.name for objective in objectives if objective.kind == "cost"), None)
+    cost_name = next((objective.name for objective in objectives if objective.zero_divides), None)
     return {
         "run": run,
         "args": args,

@@ -35,6 +35,7 @@ COMPANIONS = ("*config.json", "tokenizer*", "vocab*", "merges.txt", "*.model", "
               "special_tokens_map.json", "chat_template*")  # fmt: skip
 VOCABULARIES = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
 ALGORITHM = "rewarded_soup"  # in args.json
+FACTS = ("algorithm", "actor_model", "actor_model_sha256", "seed")  # there beside the flags
 FLOATS = ("F", "BF")  # how the types of safetensors begin: F64, F32, BF16, ...
 # Of a configuration: what does not change the function that the weights define.
 INCIDENTAL = {"transformers_version", "_name_or_path", "use_cache", "dtype", "torch_dtype"}
@@ -70,7 +71,7 @@ class Expert:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = Parser(description="Average the weights of experts into one policy")
+    parser = Parser(description="Average the weights of experts into one policy", facts=FACTS)
     several = {"nargs": "+", "action": "extend", "required": True}
     parser.add_argument(
         "--expert", type=named_value, metavar="NAME=PATH", help="name and model folder of an expert", **several
@@ -275,9 +276,8 @@ def main() -> None:
     output_dir = check_output(args.output_dir, experts if base is None else [*experts, base])
     actor_model, mark = base_of(experts[0] if base is None else base)
     seeds = {expert.settings.get("seed") for expert in experts}
-    settings = {"algorithm": ALGORITHM, "experts": dict(args.expert), "weights": weights,
-                "actor_model": actor_model, "actor_model_sha256": mark,
-                "seed": seeds.pop() if len(seeds) == 1 else None}  # fmt: skip
+    facts = (ALGORITHM, actor_model, mark, seeds.pop() if len(seeds) == 1 else None)
+    settings = vars(args) | dict(zip(FACTS, facts, strict=True))
     with finished_directory(output_dir) as folder:
         write_soup(folder, experts, list(weights.values()))
         write_json(folder / "args.json", settings)

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from utils.cli.arguments import (
+    OF_THE_RANKS,
     Parser,
     add_checkpoint_arguments,
     add_data_arguments,
@@ -121,7 +122,7 @@ def main() -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description="Step 1: supervised fine-tuning on responses.")
+    parser = Parser(description="Step 1: supervised fine-tuning on responses.", facts=OF_THE_RANKS)
     add_data_arguments(parser, "dialogues")
     add_supervised_arguments(parser)
     parser.add_argument(

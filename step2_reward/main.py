@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from step2_reward import calibration
 from step2_reward.losses import cost_loss, reward_loss
 from utils.cli.arguments import (
+    OF_THE_RANKS,
     Parser,
     add_checkpoint_arguments,
     add_data_arguments,
@@ -87,7 +88,7 @@ def main() -> None:
     pairs, held_out = read_examples(args, tokenizer, load, architecture, problems)
     problems.report()
     note_steps(args, pairs.total)
-    if args.kind == "cost" and not any(sign for pair in pairs for sign in harm_signs(pair)):
+    if args.kind == "cost" and not has_safety_labels(pairs):
         print_main("note: no safety labels in --data: the cost is ordered, but its zero divides nothing")
     if args.dry_run:
         return print_supervised_dry_run(args, architecture, pairs, held_out)
@@ -132,7 +133,7 @@ def main() -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description="Step 2: train one reward or cost model on preference pairs.")
+    parser = Parser(description="Step 2: train one reward or cost model on preference pairs.", facts=OF_THE_RANKS)
     group = parser.add_argument_group("objective")
     group.add_argument(
         "--objective", required=True, type=safe_name, metavar="NAME", help="name of the objective, kept with the model"
@@ -209,6 +210,11 @@ class LastTokenScore(nn.Module):
         return scores.gather(1, last.unsqueeze(1)).squeeze(1)
 
 
+def has_safety_labels(pairs: list[Encoded]) -> bool:
+    """Whether a cost learns which responses are harmful, and not only which of two is more so."""
+    return any(sign for pair in pairs for sign in harm_signs(pair))
+
+
 def harm_signs(pair: Encoded) -> tuple[int, int]:
     """Safety labels of (chosen, rejected): +1 harmful, −1 safe, 0 unknown."""
     labels = pair.record.chosen_safe, pair.record.rejected_safe
@@ -256,10 +262,12 @@ def mean_figures(scorer: PairScorer, pairs: list[Encoded]) -> dict[str, float]:
 
 
 def describe_scores(model: PreTrainedModel, scorer: PairScorer, pairs: list[Encoded], args: argparse.Namespace) -> None:
-    """Put what a user of the scores must know into the configuration: their mean and spread."""
+    """Put what a user of the scores must know into the configuration: mean and spread; of a cost, what its zero is."""
     count = min(len(pairs), args.statistics_pairs)
     scores = scorer.score_table([pairs[i * len(pairs) // count] for i in range(count)])
     model.config.score_mean, model.config.score_std = float(scores.mean()), float(scores.std())
+    if args.kind == "cost":
+        model.config.zero_divides = has_safety_labels(pairs)
 
 
 def evaluate(scorer: PairScorer, pairs: list[Encoded], args: argparse.Namespace) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import math
+from collections.abc import Collection
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,6 +12,7 @@ from step3_gapo.needs import METHODS, critics_start_from_scores, method_named, m
 from step3_gapo.policy_losses import DEFAULT as DEFAULT_LOSS
 from step3_gapo.policy_losses import POLICY_LOSSES
 from utils.cli.arguments import (
+    OF_THE_RANKS,
     Parser,
     adam_beta,
     add_checkpoint_arguments,
@@ -49,7 +51,10 @@ OWN = "FILE.py:CLASS"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description="Step 3: align a policy to several objectives with PPO, GAPO and their relatives.")
+    parser = Parser(
+        description="Step 3: align a policy to several objectives with PPO, GAPO and their relatives.",
+        facts=(*OF_THE_RANKS, "actor_model_sha256"),
+    )
     add_objective_arguments(parser)
     add_algorithm_arguments(parser, own_method_of(argv))
     add_gradient_arguments(parser)
@@ -65,12 +70,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_dry_run_arguments(parser)
     args = parser.parse_args(argv)
     allow(args)
+    drop_options_of_others(args, parser.from_file)
     vars(args).update(options_of(method_of(args), args))
     set_lora_defaults(args)
     if args.gradient_scope is None:
         weighs_gradients = issubclass(method_of(args), GradientLevel)
         args.gradient_scope = "full" if args.lora_dim and weighs_gradients else "last_layer"
     return args
+
+
+def drop_options_of_others(args: argparse.Namespace, from_file: Collection[str]) -> None:
+    """Unset options that a file has for its own method, where the command line names another one."""
+    for option, _ in owners(list(METHODS.values())):
+        if option.name in from_file and option not in method_of(args).options:
+            setattr(args, option.name, None)
 
 
 def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,7 +121,7 @@ def own_method_of(argv: list[str] | None) -> list[type[Algorithm]]:
     Raises:
         UserError: see `own_method`.
     """
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early = Parser(add_help=False)
     early.add_argument("--algorithm", nargs="?")
     name = early.parse_known_args(argv)[0].algorithm
     return [method_named(name)] if name and ":" in name else []

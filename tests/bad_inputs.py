@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from eval.reporting.judge import JUDGEMENT
+from eval.reporting.sections.judge import JUDGEMENT
 from tests.evaluations import make_run, write_runs
 from tests.helpers import ROOT, Result, Workshop, flags, run_command
 from utils.cli.arguments import Parser

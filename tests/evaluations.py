@@ -19,8 +19,9 @@ def make_run(
     args: dict[str, Any] | None = None,
     metrics: dict[str, list[tuple[int, float]]] | None = None,
     objectives: tuple[str, ...] = OBJECTIVES,
+    kinds: tuple[str, ...] = (),
 ) -> Run:
-    """A run whose prompts scored `scores`, [prompts, m]; `gold` likewise."""
+    """A run whose prompts scored `scores`, [prompts, m]; `gold` likewise; `kinds` of its objectives, if told."""
     rows = []
     for index, values in enumerate(np.asarray(scores, dtype=float)):
         row = {"prompt": f"Prompt {index}", "source": f"test.jsonl:{index + 1}", "response": f"answer of {name}"}
@@ -31,6 +32,8 @@ def make_run(
         rows.append(row)
     evaluation = {"run": name, "args": args or {}, **summarize(rows, "scores"), "kl": 2.0, "response_length": 10.0}
     evaluation |= {"gold": summarize(rows, "gold")} if gold is not None else {}
+    if kinds:
+        evaluation["scored"] = {"objectives": {o: {"kind": kind} for o, kind in zip(objectives, kinds, strict=True)}}
     return Run(parse_run_name(name), evaluation | {"rows": rows}, metrics or {})
 
 

@@ -16,10 +16,10 @@ from eval import report
 from eval.reporting.conflict import find_conflict
 from eval.reporting.curves import smooth
 from eval.reporting.label_placement import overlap_areas, place_labels
-from eval.reporting.samples import choose_samples
+from eval.reporting.sections.samples import choose_samples
+from eval.reporting.sections.weights import coefficient_share, share_curve
 from eval.reporting.seeds import group_runs
 from eval.reporting.tables import build_table, format_number, mark_best
-from eval.reporting.weights import coefficient_share, share_curve
 from eval.results.runs import find_fronts, load_runs, parse_run_name, sort_names
 from utils.process.errors import run_main
 
@@ -246,7 +246,7 @@ def test_page_shows_every_run_and_prompt_kind(tiny: Path):
         "Model score against gold score",
         "Training",
         "How much the objectives conflict",
-        "Responses to the same prompts",
+        "Sample responses",
         "Settings",
         "How to read this",
     ):

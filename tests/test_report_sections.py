@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 
 from eval import report
+from eval.reporting import sections
 from eval.reporting.curves import MOST_LINES, method_rows, tag_curve
-from eval.reporting.gold import build_gold_table, find_anchor
-from eval.reporting.judge import find_judgement
 from eval.reporting.plane import find_moves, short_label
 from eval.reporting.results import compute_numbers
-from eval.reporting.samples import choose_samples
+from eval.reporting.sections.comparisons import comparison_tables
+from eval.reporting.sections.fronts import quality_tables
+from eval.reporting.sections.gold import build_gold_table, find_anchor
+from eval.reporting.sections.judge import find_judgement
+from eval.reporting.sections.samples import choose_samples
+from eval.reporting.sections.summary import leader_words, summarize_report
 from eval.reporting.seeds import group_runs
-from eval.reporting.summary import comparison_tables, quality_tables, summarize_report
+from eval.reporting.tables import build_table, interval_cell
 from eval.results.runs import SINGLE_RUNS, Run, find_fronts, parse_run_name
 from tests.evaluations import make_run, noisy_run, write_runs
 
@@ -58,10 +62,13 @@ def test_summary_tells_leads_from_ties(numbers):
     average, gold_average, *_ = balanced.leaders
     assert average.measure == "average of the model scores"
     assert average.leader.startswith("MORLHF 0.5 ") and [tie[:8] for tie in average.ties] == ["GAPO p=1"]
-    assert (average.ahead, average.level, average.behind) == (["MGDA"], ["MORLHF 0.5"], [])
+    assert average.standings == {"GAPO p=1": {"ahead": ["MGDA"], "level": ["MORLHF 0.5"], "behind": []}}
     assert gold_average.leader.startswith("PPO harmlessness") and gold_average.ties == []
-    assert (gold_average.ahead, gold_average.level, gold_average.behind) == (["MGDA"], [], ["MORLHF 0.5"])
-    assert imbalanced.leaders[0].leader.startswith("GAPO p=1") and imbalanced.leaders[0].ahead == ["MGDA"]
+    assert gold_average.standings["GAPO p=1"] == {"ahead": ["MGDA"], "level": [], "behind": ["MORLHF 0.5"]}
+    leader = imbalanced.leaders[0]
+    assert leader.leader.startswith("GAPO p=1") and leader.standings["GAPO p=1"]["ahead"] == ["MGDA"]
+    said = "".join(word if isinstance(word, str) else word.text for word in leader_words(gold_average))
+    assert said.endswith(", clear of all others. GAPO p=1 is ahead of MGDA; behind MORLHF 0.5.")
 
 
 def test_summary_sentences(numbers):
@@ -80,7 +87,8 @@ def test_tables_of_fronts_and_comparisons(numbers):
     ((condition, quality),) = quality_tables(numbers)
     assert condition == "balanced" and [row.label for row, _ in quality.rows] == ["P-GAPO", "MORLHF"]
     assert quality.groups == [("front", 1), ("model scores", 3), ("gold scores", 3)]
-    tables = {(title, method): table for title, method, table in comparison_tables(numbers)}
+    tables = {(title, method): table for title, method, table, _ in comparison_tables(numbers)}
+    assert [of_fronts for *_, of_fronts in comparison_tables(numbers)] == [False, True, False]
     assert set(tables) == {("balanced", "GAPO"), ("balanced", "P-GAPO"), ("imbalanced", "GAPO")}
     rows = {row.label: cells for row, cells in tables["balanced", "GAPO"].rows}
     assert rows["GAPO p=1 − MGDA"][0].value == "0.50 [0.50, 0.50]" and rows["GAPO p=1 − MGDA"][0].mark == "ahead"
@@ -88,6 +96,100 @@ def test_tables_of_fronts_and_comparisons(numbers):
     titles = [(column.group, column.title) for column in tables["balanced", "GAPO"].columns]
     assert rows["GAPO p=1 − MORLHF 0.5"][titles.index(("gold scores", "average"))].mark == "behind"
     assert "P-GAPO front − MORLHF front" in [row.label for row, _ in tables["balanced", "P-GAPO"].rows]
+
+
+def test_a_users_own_method_is_compared_and_named():
+    """With the paper's method and with all others; and where the paper's is not there."""
+    places = {"mgda": 0.5, "gapo_p1": 1.0, "mine": 2.0, "upgrad": 0.0}
+    runs = [shifted_run(name, place, place) for name, place in places.items()]
+    numbers = compute_numbers(runs)
+    pairs = dict.fromkeys((entry["method"], entry["other"]) for entry in numbers.comparisons)
+    assert list(pairs) == [("gapo_p1", other) for other in ("mgda", "mine", "upgrad")] + [
+        ("mine", "mgda"), ("mine", "upgrad")
+    ]  # fmt: skip
+    leader = summarize_report(numbers)[0].leaders[0]
+    assert leader.leader.startswith("mine ") and leader.ties == []
+    assert leader.standings["mine"] == {"ahead": ["MGDA", "UPGrad"], "level": [], "behind": []}
+    assert leader.standings["GAPO p=1"] == {"ahead": ["MGDA", "UPGrad"], "level": [], "behind": ["mine"]}
+    assert [method for _, method, *_ in comparison_tables(numbers)] == ["GAPO", "mine"]
+    without = compute_numbers([run for run in runs if run.name.base in ("mgda", "upgrad")])
+    assert {(entry["method"], entry["other"]) for entry in without.comparisons} == {("upgrad", "mgda")}
+
+
+def test_an_average_over_units_ranks_nothing():
+    """Two models are alike; a function beside a model is not, whose average is neither marked nor a measure."""
+    for kinds, alike in ((("reward", "cost"), True), (("reward", "function"), False)):
+        runs = [
+            make_run(name, NOISE + shift, kinds=kinds)
+            for name, shift in (("mgda", (0, 0.5)), ("gapo_p1", (1, 0)), ("gapo_p1#43", (1, 0)), ("mgda#43", (0, 0.4)))
+        ]
+        numbers = compute_numbers(runs)
+        table = build_table(numbers.groups)
+        index = [column.title for column in table.columns].index("average")
+        assert any(cells[index].mark for _, cells in table.rows) == alike
+        measures = [leader.measure for leader in summarize_report(numbers)[0].leaders]
+        assert ("average of the model scores" in measures) == alike and "hypervolume, model scores" in measures
+        metrics = [entry["metric"] for entry in numbers.comparisons]
+        assert metrics == (["average", "hypervolume"] if alike else ["helpfulness", "harmlessness", "hypervolume"])
+
+
+def test_small_hypervolumes_keep_their_digits():
+    runs = [make_run(name, 0.05 * NOISE + shift) for name, shift in (("sft", 0), ("mgda", 0.02), ("gapo_p1", 0.05))]
+    numbers = compute_numbers(runs)
+    volume = next(leader for leader in summarize_report(numbers)[0].leaders if leader.measure.startswith("hypervolume"))
+    assert volume.leader == "GAPO p=1 0.0025"
+    ((_, _, table, _),) = comparison_tables(numbers)
+    assert table.rows[0][1][1].value.startswith("0.0021 [0.00")
+    entry = {"mean": 0.5, "low": 0.00012, "high": 1.0}
+    assert interval_cell(entry, small=True).value == "0.50 [0.00, 1.00]"
+    assert interval_cell(dict.fromkeys(entry, 0.0), small=True).value == "0.00 [0.00, 0.00]"
+
+
+def test_the_share_of_harmless_responses_is_called_by_its_cost():
+    def titles(objectives: tuple[str, str], kinds: tuple[str, ...]) -> list[str]:
+        run = make_run("sft", NOISE, objectives=objectives, kinds=kinds)
+        return [column.title for column in build_table([run]).columns]
+
+    assert titles(("helpfulness", "harmlessness"), ("reward", "cost"))[2] == "harmless %"
+    assert titles(("toxicity", "wit"), ("cost", "reward"))[2] == "toxicity > 0, %"
+
+
+SECTION = """
+from eval.reporting.blocks import Break, Cards, Figures, Heading, Html, Mark, Markup, Picture, Points, Section, Text
+from eval.reporting.plots import plot_table
+
+PLACE = 35
+
+
+def make(report):
+    (title, table), *_ = report.tables
+    plot_table(table, report.folder / "mine.png")
+    words = ["<b> & *", Mark("so", "strong"), Break(), "on"]
+    return Section("My own section", "Own", [
+        Heading("Head"), Text(words), Points([["one"], words]), Figures(table, folded="more"),
+        Picture("mine.png", "Mine"), Cards([("Card", [Text(["inside"])])]), Html(Markup("<hr>"), Markup("---")),
+        Text(["paper"], only="markdown"),
+    ])
+"""
+
+
+def test_a_section_is_one_file(tmp_path: Path, monkeypatch):
+    """Every kind of block, in the place that the file asks for, on the page and in markdown."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "my_section.py").write_text(SECTION)
+    monkeypatch.setattr(sections, "__path__", [*sections.__path__, str(tmp_path / "own")])
+    root = write_runs(tmp_path / "preset", [noisy_run(name, (0.5, 1.0)) for name in ("sft", "gapo_p1")])
+    monkeypatch.setattr(sys, "argv", ["report.py", "--input_dir", str(root), "--samples", "1"])
+    report.main()
+    page = (root / "report" / "report.html").read_text(encoding="utf-8")
+    assert '<a href="#own">Own</a>' in page and '<section id="own">' in page and "<hr>" in page
+    assert page.index("<h2>Results</h2>") < page.index("<h2>My own section</h2>") < page.index("<h2>Training</h2>")
+    assert page.count("&lt;b&gt; &amp; *<strong>so</strong> on") == 2 and 'alt="Mine"' in page and "paper" not in page
+    markdown = (root / "report" / "report.md").read_text(encoding="utf-8")
+    own = markdown[markdown.index("## My own section") : markdown.index("## Model score against gold score")]
+    spoken = "&lt;b&gt; &amp; \\***so**\non"
+    start = f"## My own section\n\n### Head\n\n{spoken}\n\n- one\n- {spoken}\n\n| run |"
+    assert own.startswith(start) and own.endswith("![Mine](mine.png)\n\n### Card\n\ninside\n\n---\n\npaper\n\n")
 
 
 # ---- gold scores -------------------------------------------------------------------------------------------
@@ -180,7 +282,7 @@ def test_few_policies_are_shown_side_by_side():
     runs = [noisy_run(f"{base}{suffix}", (0, 0)) for base in bases for suffix in ("", "#43", "@imbalanced")]
     sample, *_ = choose_samples(runs, {}, 1)
     shown = [answer.run.name.text for answer in sample.answers]
-    chosen = ["sft", "ppo_helpfulness", "ppo_harmlessness", "mgda", "gapo_p1", "safe_rlhf", "p_gapo_0.8"]
+    chosen = ["sft", "ppo_helpfulness", "ppo_harmlessness", *SINGLE_RUNS[:3], "gapo_p1", "p_gapo_0.8"]
     assert shown == chosen
     others = {answer.run.name.text for answer in sample.others}
     assert others == {base + suffix for base in bases for suffix in ("", "@imbalanced")} - set(chosen)

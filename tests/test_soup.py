@@ -78,8 +78,8 @@ def test_average(base: Path, tmp_path: Path, dtype: torch.dtype) -> None:
         assert tensor.dtype == dtype
         assert torch.equal(tensor, expected.to(dtype))
     settings = json.loads((tmp_path / "soup/args.json").read_text())
-    assert settings["algorithm"] == "rewarded_soup" and settings["weights"] == shares
-    assert settings["experts"] == {name: str(path) for name, path in experts.items()}
+    assert settings["algorithm"] == "rewarded_soup" and dict(settings["weight"]) == shares
+    assert dict(settings["expert"]) == {name: str(path) for name, path in experts.items()}
 
 
 @pytest.mark.parametrize("chosen", ["helpfulness", "harmlessness"])

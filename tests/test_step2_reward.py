@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from eval.score import evaluation as score_evaluation
 from step2_reward import calibration, losses
 from step2_reward import main as step2
 from tests.helpers import flags, launch, read_metrics, read_weights, run_command, run_script
@@ -28,6 +29,7 @@ from utils.models.export import export_model
 from utils.models.loading import load_tokenizer, new_score_model
 from utils.process.distributed import seed_everything
 from utils.process.errors import run_main
+from utils.scoring.objectives import Objective
 from utils.supervised.run import epoch_steps
 
 WORDS = "how can i bake the bread fix my bike first then wait for a friend".split()
@@ -221,8 +223,26 @@ def test_output_folder(folder, outputs, name):
     assert not list(outputs[name].glob(".*"))
     config = json.loads((outputs[name] / "config.json").read_text())
     assert (config["objective"], config["kind"]) == (f"my_{kind}", kind)
+    assert config.get("zero_divides") == (True if kind == "cost" else None)
     assert config["architectures"] == ["MistralForSequenceClassification"]
     assert config["pad_token_id"] is not None
+
+
+def test_a_cost_without_safety_labels_says_so(folder: Path, tmp_path: Path):
+    """Its zero divides nothing, and so the evaluation has no share of harmless responses."""
+    rows = [{"prompt": f"{word}?", "chosen": WORDS[0], "rejected": word} for word in WORDS[1:]]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = arguments(folder, tmp_path / "cost", "cost", data=data, validation_data=data, num_train_epochs=1)
+    result = run_script("step2_reward/main.py", words)
+    assert result.code == 0 and "its zero divides nothing" in result.stdout, result.stderr
+    assert not Objective("a", "cost", str(tmp_path / "cost")).zero_divides
+    rewards = Objective("b", "reward", str(tmp_path / "cost"))
+    row = {"scores": {"a": 1.0, "b": 1.0}, "kl": 0.0, "length": 3}
+    unlabelled = [Objective("a", "cost", str(tmp_path / "cost")), rewards]
+    assert score_evaluation("x", [row], unlabelled, {}, {})["harmless_ratio"] is None
+    labelled = [Objective("a", "cost", str(folder / "base")), rewards]  # nothing is known against it
+    assert score_evaluation("x", [row], labelled, {}, {})["harmless_ratio"] == 100
 
 
 @pytest.mark.parametrize("name", ["reward", "cost_zero3"])

@@ -1,9 +1,10 @@
 """Where a method stands against the others: paired differences with 95% intervals.
 
-GAPO with p=1 is compared with every other method that balances the objectives without a preference, P-GAPO with
-MORLHF and Rewarded Soups weight by weight and front by front. With several seeds the interval is that of the t
-distribution over the seeds' differences: it speaks of training runs. With one seed it is a paired bootstrap over
-prompts: it speaks of these two policies alone.
+The paper's method is compared with every other one that balances the objectives without a preference, its front with
+the other fronts weight by weight and as wholes; so is every method of a user's own. Where the paper's are not there,
+the last method and the first front take their places. With several seeds the interval is that of the t distribution
+over the seeds' differences: it speaks of training runs. With one seed it is a paired bootstrap over prompts: it speaks
+of these two policies alone.
 """
 
 from collections.abc import Callable
@@ -13,10 +14,26 @@ import numpy as np
 from scipy.stats import t
 
 from eval.reporting.front_quality import ScoreDraws, SeededFront, find_seeded_fronts, interval
-from eval.results.runs import SINGLE_RUNS, Run, condition_title, find_conditions
+from eval.reporting.units import share_a_unit
+from eval.results.runs import (
+    FAMILY_LABELS,
+    SINGLE_RUNS,
+    Run,
+    RunName,
+    condition_title,
+    find_conditions,
+    parse_run_name,
+    sort_names,
+)
 
-METHOD = "gapo_p1"
-FRONT, OTHER_FRONTS = "p_gapo", ("morlhf", "rewarded_soup")
+METHOD, FRONT = "gapo_p1", "p_gapo"  # the paper's
+NO_METHODS = ("sft", "ppo")  # families that balance nothing: what all start from, experts of one objective
+METRIC_TITLES = {
+    "average": "average of the model scores",
+    "gold_average": "average of the gold scores",
+    "hypervolume": "hypervolume, model scores",
+    "gold_hypervolume": "hypervolume, gold scores",
+}
 Metric = Callable[[list[Run]], np.ndarray]  # runs that stand together -> [1 + RESAMPLES]
 
 
@@ -25,21 +42,20 @@ def compare_runs(model: ScoreDraws, gold: ScoreDraws | None) -> list[dict[str, A
 
     An entry is {'condition', 'method', 'other', 'metric', 'difference', 'low', 'high', 'seeds', 'interval'}:
     `seeds` is how many seeds both have, `interval` is 'seeds' or 'prompts'. Pairs without a common seed are left
-    out. `metric` is 'average' (over objectives), 'hypervolume', 'gold_<objective>', 'gold_average' and
-    'gold_hypervolume'; a pair of fronts has the hypervolumes alone, those of all its compared points together.
+    out. `metric` is 'average' (over objectives that share a unit, else each of them), 'hypervolume',
+    'gold_<objective>', 'gold_average' and 'gold_hypervolume'; a pair of fronts has the hypervolumes alone, those of
+    all its compared points together.
     """
     runs = model.runs if gold is None else [run for run in model.runs if run.name.text in gold.means]
     means, volumes = mean_metrics(model, gold), volume_metrics(model, gold)
     entries = []
     for condition in find_conditions(runs):
         members = [run for run in runs if run.name.condition == condition]
-        for method, other in find_pairs(members):
+        for method, other in [*single_pairs(members, model.objectives), *weighted_pairs(members)]:
             entries += compare(condition, method, other, means | volumes)
-        fronts = {front.family: front for front in find_seeded_fronts(members)}
-        for other in OTHER_FRONTS:
-            if FRONT in fronts and other in fronts:
-                pair = ((name, front_runs(fronts[name])) for name in (FRONT, other))
-                entries += compare(condition, *pair, volumes)
+        fronts = {front.family: front_runs(front) for front in find_seeded_fronts(members)}
+        for method, other in pair_up(list(fronts), FRONT, list(fronts)[:1]):
+            entries += compare(condition, (method, fronts[method]), (other, fronts[other]), volumes)
     return entries
 
 
@@ -47,21 +63,52 @@ def compare_runs(model: ScoreDraws, gold: ScoreDraws | None) -> list[dict[str, A
 Contender = tuple[str, dict[str, list[Run]]]
 
 
-def find_pairs(runs: list[Run]) -> list[tuple[Contender, Contender]]:
+def is_single_method(name: RunName) -> bool:
+    """Whether a run balances the objectives, and is no point of a front only."""
+    return name.family not in NO_METHODS and (name.weight is None or name.base in SINGLE_RUNS)
+
+
+def is_own(family: str) -> bool:
+    """Whether a method is a user's own."""
+    return family not in FAMILY_LABELS
+
+
+def pair_up(names: list[str], first: str, substitute: list[str]) -> list[tuple[str, str]]:
+    """Every pair that has `first`, or its substitute where it is not there, or a user's own method; each once.
+
+    Args:
+        names: of the contenders, in the order of the report.
+    """
+    own = [name for name in names if is_own(parse_run_name(name).family)]
+    leading = list(dict.fromkeys([*([first] if first in names else substitute), *own]))
+    return [(name, other) for index, name in enumerate(leading) for other in names if other not in leading[: index + 1]]
+
+
+def single_pairs(runs: list[Run], objectives: list[str]) -> list[tuple[Contender, Contender]]:
     """The pairs of single policies, of runs of one condition."""
     bases: dict[str, dict[str, list[Run]]] = {}
-    weighted: dict[tuple[str, float], str] = {}
     for run in runs:
-        bases.setdefault(run.name.base, {})[run.name.seed] = [run]
+        if is_single_method(run.name):
+            bases.setdefault(run.name.base, {})[run.name.seed] = [run]
+    names = sort_names(bases, objectives)
+    return [tuple((name, bases[name]) for name in pair) for pair in pair_up(names, METHOD, names[-1:])]
+
+
+def weighted_pairs(runs: list[Run]) -> list[tuple[Contender, Contender]]:
+    """The pairs of points of two fronts with the same weight, of runs of one condition."""
+    families: dict[str, dict[float, dict[str, list[Run]]]] = {}
+    names: dict[tuple[str, float], str] = {}
+    for run in runs:
         if run.name.weight is not None:
-            weighted[run.name.family, run.name.weight] = run.name.base
-    names = [(METHOD, other) for other in SINGLE_RUNS if other != METHOD]
-    names += [
-        (weighted[FRONT, weight], weighted.get((family, weight), ""))
-        for family in OTHER_FRONTS
-        for weight in sorted(weight for front, weight in weighted if front == FRONT)
+            points = families.setdefault(run.name.family, {})
+            points.setdefault(run.name.weight, {})[run.name.seed] = [run]
+            names[run.name.family, run.name.weight] = run.name.base
+    order = list(dict.fromkeys(parse_run_name(name).family for name in sort_names(names.values(), [])))
+    return [
+        tuple((names[family, weight], families[family][weight]) for family in pair)
+        for pair in pair_up(order, FRONT, order[:1])
+        for weight in sorted(families[pair[0]].keys() & families[pair[1]].keys())
     ]
-    return [tuple((name, bases[name]) for name in pair) for pair in names if all(name in bases for name in pair)]
 
 
 def front_runs(front: SeededFront) -> dict[str, list[Run]]:
@@ -70,7 +117,13 @@ def front_runs(front: SeededFront) -> dict[str, list[Run]]:
 
 def mean_metrics(model: ScoreDraws, gold: ScoreDraws | None) -> dict[str, Metric]:
     """Means of a single policy's scores, by the name of the metric."""
-    metrics: dict[str, Metric] = {"average": lambda runs: model.points(runs)[:, 0].mean(axis=-1)}
+    if share_a_unit(model.objectives, model.runs):
+        metrics: dict[str, Metric] = {"average": lambda runs: model.points(runs)[:, 0].mean(axis=-1)}
+    else:
+        metrics = {
+            name: lambda runs, index=index: model.points(runs)[:, 0, index]
+            for index, name in enumerate(model.objectives)
+        }
     if gold:
         for index, name in enumerate(gold.objectives):
             metrics[f"gold_{name}"] = lambda runs, index=index: gold.points(runs)[:, 0, index]
@@ -109,3 +162,10 @@ def difference_interval(draws: np.ndarray) -> dict[str, Any]:
     half_width = t.ppf(0.975, count - 1) * observed.std(ddof=1) / np.sqrt(count)
     mean = float(observed.mean())
     return {"difference": mean, "low": float(mean - half_width), "high": float(mean + half_width), "interval": "seeds"}
+
+
+def difference_mark(entry: dict[str, Any]) -> str:
+    """'ahead' or 'behind' where the interval excludes 0, else ''."""
+    if entry["low"] > 0:
+        return "ahead"
+    return "behind" if entry["high"] < 0 else ""

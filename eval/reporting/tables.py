@@ -5,14 +5,18 @@ One `Table` feeds the markdown, the page and the picture, so that the three neve
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from eval.reporting.seeds import RunGroup
+from eval.reporting.units import harmless_title, share_a_unit
 from eval.results.runs import Front, Run, condition_title, find_conditions, find_stand_ins, objective_names
 
+KIND_TITLES = {"model": "model scores", "gold": "gold scores"}
 MISSING = "–"
+MOST_DECIMALS = 8
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,23 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Heading:
+    """The head of a table's row that is no run; it has what a run's name has for tables."""
+
+    label: str
+    text: str = ""
+    variant: str = ""
+
+    @property
+    def name(self) -> "Heading":
+        return self
+
+    @property
+    def method(self) -> str:
+        return self.label
+
+
+@dataclass(frozen=True)
 class Table:
     """Rows of runs or groups of runs, with their cells in the order of the columns.
 
@@ -97,18 +118,22 @@ class Table:
 
 
 def table_columns(runs: Sequence[Run]) -> list[Column]:
-    """Model scores, how far the policy moved, gold scores; a column that no run fills is left out."""
-    model, policy, gold = "model scores", "policy", "gold scores"
+    """Model scores, how far the policy moved, gold scores; a column that no run fills is left out.
+
+    An average over objectives in different units has no better side: which run leads is a matter of the units.
+    """
+    model, policy, gold = KIND_TITLES["model"], "policy", KIND_TITLES["gold"]
     names = objective_names(run.evaluation for run in runs)
     gold_names = objective_names(run.gold or {} for run in runs)
+    harmless = harmless_title(runs)
     columns = [
         *(Column(("objectives", name), model, name, has_interval=True) for name in names),
-        Column(("harmless_ratio",), model, "harmless %", decimals=1),
-        Column(("average",), model, "average"),
+        Column(("harmless_ratio",), model, harmless, decimals=1),
+        Column(("average",), model, "average", ranked=share_a_unit(names, runs)),
         Column(("kl",), policy, "KL", ranked=False),
         Column(("response_length",), policy, "length", decimals=1, ranked=False),
         *(Column(("gold", "objectives", name), gold, name, has_interval=True, prefix="gold ") for name in gold_names),
-        Column(("gold", "harmless_ratio"), gold, "harmless %", decimals=1, prefix="gold "),
+        Column(("gold", "harmless_ratio"), gold, harmless, decimals=1, prefix="gold "),
     ]
     return [column for column in columns if any(column.value(run.evaluation)[0] is not None for run in runs)]
 
@@ -118,6 +143,24 @@ def format_number(value: float | None, decimals: int) -> str:
     if value is None:
         return MISSING
     return f"{round(value, decimals) + 0.0:.{decimals}f}".replace("-", "−")
+
+
+def decimals_of(values: Sequence[float], least: int = 2) -> int:
+    """Decimals that leave the largest of these figures two digits, at least `least`."""
+    largest = max(map(abs, values))
+    return min(max(least, 1 - math.floor(math.log10(largest))), MOST_DECIMALS) if largest > 0 else least
+
+
+def interval_cell(
+    entry: dict[str, float] | None, decimals: int = 2, factor: float = 1.0, mark: str = "", small: bool = False
+) -> Cell:
+    """A figure with its interval in brackets; a `small` one keeps its digits."""
+    if entry is None:
+        return Cell(MISSING)
+    figures = [factor * entry[key] for key in ("mean", "low", "high")]
+    digits = decimals_of(figures, decimals) if small else decimals
+    mean, low, high = (format_number(figure, digits) for figure in figures)
+    return Cell(f"{mean} [{low}, {high}]", mark=mark)
 
 
 def mark_best(values: list[float | None]) -> list[str]:

@@ -42,8 +42,9 @@ SETTINGS = {"algorithm": Maybe(TEXT), "seed": Maybe(WHOLE), "score_scale": Maybe
 SCORES = {"objectives": Each({"mean": NUMBER, "ci95": NUMBER}), "average": NUMBER, "harmless_ratio": Maybe(NUMBER)}
 ROW = {"prompt": TEXT, "source": TEXT, "response": TEXT, "scores": Each(NUMBER), "gold": Maybe(Each(NUMBER)),
        "messages": Maybe([{"role": TEXT, "content": TEXT}])}  # fmt: skip
-EVALUATION = {"run": TEXT, "args": Maybe(SETTINGS), **SCORES, "gold": Maybe(SCORES), "kl": NUMBER,
-              "response_length": Maybe(NUMBER), "rows": [ROW]}  # fmt: skip
+SCORED = {"objectives": Maybe(Each({"kind": Maybe(TEXT)}))}
+EVALUATION = {"run": TEXT, "args": Maybe(SETTINGS), "scored": Maybe(SCORED), **SCORES, "gold": Maybe(SCORES),
+              "kl": NUMBER, "response_length": Maybe(NUMBER), "rows": [ROW]}  # fmt: skip
 
 _NAME = re.compile(r"(?P<base>[^@#]+)(@(?P<condition>[^#]+))?(#(?P<seed>.+))?")
 _WEIGHTED = re.compile(rf"(?P<family>{'|'.join(FRONT_FAMILIES)})_(?P<weight>\d*\.?\d+)")
@@ -254,6 +255,17 @@ def find_args(root: Path, run: str) -> dict[str, Any]:
     """The settings a run was trained with; {} where none are there."""
     path = find_args_file(root, run)
     return read_json_object(path, SETTINGS) if path else {}
+
+
+def show_setting(value: Any) -> str:
+    """A setting as a user would type it; nothing for an unset one."""
+    if value is None:
+        return ""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={show_setting(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return ", ".join("=".join(map(str, item)) if isinstance(item, list) else show_setting(item) for item in value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:

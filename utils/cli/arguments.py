@@ -1,11 +1,14 @@
 """The command line: a parser with one-line errors and the groups of flags that several stages share."""
 
 import argparse
+import sys
 import unicodedata
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from utils.process.distributed import print_main
+from utils.cli import config_file
+from utils.process.distributed import print_main, world_size
 from utils.process.errors import UserError, expect_ranks, fail
 
 LR_SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
@@ -14,17 +17,92 @@ LARGEST_SEED = 2**32 - 1  # the most that every generator takes
 LOWEST_TEMPERATURE = 1e-4  # logits over a lower one are infinite
 LONGEST_WAIT = 365 * 86400.0  # seconds
 LONGEST_NAME = 100  # bytes; two of them and what is added fit into the 255 that file systems allow
+OF_THE_RANKS = ("world_size", "local_rank")  # in args.json of a stage: the launcher decides it
 
 
 class Parser(argparse.ArgumentParser):
-    """`argparse.ArgumentParser` that shows defaults in `--help` and reports a bad flag in one line."""
+    """`argparse.ArgumentParser` that takes flags from a file, too, and reports a bad one in one line.
 
-    def __init__(self, **kwargs):
+    `--config FILE` leaves no trace in what is parsed: only the values count, wherever they come from.
+
+    Attributes:
+        from_file: names of the flags that the file has given.
+
+    Args:
+        facts: what the script's own args.json holds beside flags, or in place of them; not taken from a file.
+    """
+
+    def __init__(self, facts: Collection[str] = (), **kwargs: Any):
         kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
+        self.facts, self.from_file = facts, frozenset()
+        self.add_argument(
+            config_file.FLAG,
+            metavar="FILE",
+            default=argparse.SUPPRESS,
+            help="flags from a YAML or JSON file, by their names: {seed: 1, offload: true, reward_model: {NAME: PATH}};"
+            " the args.json of an earlier run repeats it. Flags of the command line win; --NAME=null takes back what"
+            " FILE says of one",
+        )
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        words = self.with_file(args, strict=True)
+        found, unknown = super().parse_known_args(words, namespace)
+        if unknown:
+            hint = config_file.did_you_mean(unknown[0].partition("=")[0], self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Flags that are not known are left over; those of a file are left out."""
+        return super().parse_known_args(self.with_file(args, strict=False), namespace)
+
+    def with_file(self, args: Sequence[str] | None, strict: bool) -> list[str]:
+        """The words of the command line, and behind them those of the file that `--config` names, if it does.
+
+        Args:
+            strict: whether every key of the file must be a flag.
+        """
+        try:
+            name, words = config_file.split_off_config(sys.argv[1:] if args is None else args)
+            if name is None:
+                return words
+            file = config_file.read_config(name)
+            flags = self.flags_of_files()
+            if strict:
+                file.refuse_unknown([*flags, *self.facts], self.prog)
+            settled = self.settled_by(words)
+            taken = {key: flag for key, flag in flags.items() if flag not in settled and key not in self.facts}
+            more = file.words(taken)
+        except UserError as error:
+            self.error(*error.args)
+        self.from_file = frozenset(taken[key].dest for key in file.values if key in taken)
+        note_ranks(file, self.facts)
+        words = config_file.without_taken_back(words, self._option_string_actions)
+        return config_file.add_to_command_line(words, more)
+
+    def flags_of_files(self) -> dict[str, argparse.Action]:
+        """{name without dashes: flag} of those that a file may give."""
+        flags = {name[2:]: flag for name, flag in self._option_string_actions.items() if name.startswith("--")}
+        return {name: flag for name, flag in flags.items() if name not in ("help", config_file.FLAG[2:])}
+
+    def settled_by(self, words: list[str]) -> set[argparse.Action]:
+        """The flags that a command line gives or takes back, and those that do not go with what it gives."""
+        known = self._option_string_actions
+        kept = config_file.without_taken_back(words, known)
+        named, given = ({known[name] for name in config_file.flags_among(part, known)} for part in (words, kept))
+        groups = [set(group._group_actions) for group in self._mutually_exclusive_groups]
+        return named.union(*(group for group in groups if group & given))
 
     def error(self, message: str) -> NoReturn:
         fail(f"{message} (see {self.prog} --help)")
+
+
+def note_ranks(file: config_file.ConfigFile, facts: Collection[str]) -> None:
+    """Say where a run is repeated on another number of ranks, on which its batches are others."""
+    ranks = file.values.get("world_size", str(world_size()))
+    if "world_size" in facts and ranks != str(world_size()):
+        print_main(f"note: {config_file.FLAG} {file.path}: that run had {ranks} ranks, this one has {world_size()}")
 
 
 def safe_name(text: str) -> str:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from utils.cli.arguments import named_value, non_negative_int, seconds
 from utils.cli.plugins import function_fingerprint
 from utils.models.fingerprint import model_facts
+from utils.models.loading import load_config
 from utils.process.errors import AT_ONCE, Problems, UserError
 from utils.scoring.reward_functions import Retries, RewardFunction, load_reward_function
 from utils.scoring.score_models import ScoreModel, check_score_model, load_score_model, shares_tokens_of
@@ -59,6 +60,11 @@ class Objective:
     @property
     def is_function(self) -> bool:
         return self.kind == "function"
+
+    @property
+    def zero_divides(self) -> bool:
+        """Whether 0 divides harmless from harmful: for costs, unless stage 2 had no safety labels to learn it from."""
+        return self.kind == "cost" and getattr(load_config(self.path, self.flag), "zero_divides", True)
 
     def check(self) -> None:
         """Raises: UserError: no such function, or one that takes other arguments, or see `check_score_model`."""

@@ -14,12 +14,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from eval.reporting.blocks import MARKDOWN, PAGE, Block, Picture, Report, Section, Text, long_figures
 from eval.reporting.plots import NARROW_WIDTH, PAPER, WIDTH, save
 from eval.reporting.tables import Column, Table, fill_table
 from eval.results.runs import RunName, parse_run_name, read_json, sort_names
 from eval.results.shapes import NUMBER, TEXT, WHOLE, Each, Maybe, find_difference
 from utils.process.errors import UserError
 
+PLACE = 60
 OUTCOMES = {"win": "#2E8B64", "tie": "#C9CDD2", "lose": "#C96A5B"}
 REFERENCE = "sft"
 SHARE = {"percent": NUMBER, "low": NUMBER, "high": NUMBER}
@@ -173,3 +175,32 @@ def draw_outcomes(axes: Axes, policy: Judged, objective: str, row: int) -> None:
     for outcome, offset in (("win", -0.24), ("lose", 0.24)):
         if found[outcome] > 0:
             axes.plot(ends[outcome], [row + offset] * 2, color="#222222", linewidth=1.0, solid_capstyle="butt")
+
+
+# ---- the section -------------------------------------------------------------------------------------------
+
+
+def make(report: Report) -> Section | None:
+    judgement = find_judgement(report.judgements)
+    if judgement is None:
+        return None
+    plot_judgement(judgement, report.folder / "judge.png")
+    baseline = judgement.baseline.method
+    deviations = "standard deviations over seeds, or " if report.several_seeds else ""
+    deviation = "its standard deviation over seeds, or " if report.several_seeds else ""
+    caption = (
+        f"Pairwise comparison of each policy's response with that of {baseline} on {judgement.prompts} prompts; the"
+        f" judge: {judgement.judge}. Thin lines are {deviations}95% intervals of the share of wins (upper) and of"
+        " losses (lower)."
+    )
+    note = (
+        f"Relative score: the policy's score minus that of {baseline}, with {deviation}the half-width of the 95%"
+        " interval over prompts."
+    )
+    blocks: list[Block] = [
+        Picture("judge.png", "Win, tie and lose by policy and objective", [caption]),
+        Text([f"{judgement.prompts} prompts; the judge: {judgement.judge}."], only=MARKDOWN),
+        long_figures(judgement.table),
+        Text([note], note=True, only=PAGE),
+    ]
+    return Section(f"Judged against {baseline}", "Judge", blocks)

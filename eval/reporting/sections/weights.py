@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from eval.reporting.blocks import Picture, Report, Section
 from eval.reporting.curves import (
     CURVES,
     Curve,
@@ -24,6 +25,7 @@ from eval.reporting.plots import save
 from eval.reporting.seeds import RunGroup
 from eval.results.runs import Run, condition_title, find_conditions
 
+PLACE = 90
 COEFFICIENT, MULTIPLIER = "coefficient/", "lagrangian/multiplier/"
 BALANCE = "#888888"
 
@@ -130,3 +132,18 @@ def draw_multiplier(axes: Axes, groups: list[RunGroup], tag: str, colors: dict[s
     axes.set_ylim(bottom=0)
     axes.set_title(f"multiplier of the cost: {tag.removeprefix(MULTIPLIER)}", loc="left")
     mark_steps(axes)
+
+
+# ---- the section -------------------------------------------------------------------------------------------
+
+
+def make(report: Report) -> Section | None:
+    if not plot_weights(report.numbers.groups, report.folder / "weights.png"):
+        return None
+    caption = (
+        "The share of one objective in the coefficients that multiply the objectives' losses or advantages, over"
+        " training; at the gray line all count alike. Methods that look at gradients weigh down the longer one; fixed"
+        " weights are flat lines."
+    )
+    picture = Picture("weights.png", "Shares of the coefficients over training", [caption])
+    return Section("How the methods weigh the objectives", "Weights", [picture])

@@ -11,17 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from eval.reporting.blocks import PAGE, Block, Html, Report, Section, Text, fill
+from eval.reporting.comparisons import FRONT, METHOD, NO_METHODS, is_own, is_single_method
+from eval.reporting.plots import run_style
 from eval.results.runs import Run, find_conditions, read_json_lines
 from eval.results.shapes import TEXT, Leaf, Maybe, find_difference
 from utils.process.errors import UserError
 
+PLACE = 110
 LABEL = {
     "prompt": TEXT,
     "risky": Maybe(Leaf("true or false", lambda value: isinstance(value, bool))),
     "category": Maybe(Leaf("text or a number", lambda value: isinstance(value, str | int))),
 }
 KINDS = {True: "risky", False: "benign", None: ""}
-CHOSEN = ("mgda", "gapo_p1", "safe_rlhf")  # after the SFT model and the experts, before the last of P-GAPO
 MOST_CHOSEN = 8  # so many policies are shown without choosing
 
 
@@ -110,16 +113,21 @@ def choose_prompts(rows: list[list[dict[str, Any]]], labels: dict[str, dict[str,
 
 
 def choose_runs(runs: list[Run]) -> tuple[list[Run], list[Run]]:
-    """(chosen, others): the first seed of every policy, those of the default condition chosen from."""
+    """(chosen, others): the first seed of every policy, those of the default condition chosen from.
+
+    Chosen are the start, the experts, what the others are compared with, the last point of its front, and as many
+    others as there is room for.
+    """
     first = list({run.name.group: run for run in reversed(runs)}.values())[::-1]
     if len(first) <= MOST_CHOSEN:
         return first, []
-    conditions = find_conditions(first)
-    default = {run.name.base: run for run in first if run.name.condition == conditions[0]}
-    experts = [base for base, run in default.items() if run.name.family == "ppo"]
-    fronts = [base for base, run in default.items() if run.name.family == "p_gapo"]
-    bases = ["sft", *experts, *CHOSEN, *fronts[-1:]]
-    chosen = [default[base] for base in bases if base in default] or first[:MOST_CHOSEN]
+    members = [run for run in first if run.name.condition == find_conditions(first)[0]]
+    ends = [run for run in members if run.name.family in NO_METHODS]
+    single = [run for run in members if is_single_method(run.name)]
+    compared = [run for run in single if run.name.base == METHOD or is_own(run.name.family)]
+    points = [run for run in members if run.name.family == FRONT][-1:]
+    wanted = [*ends, *compared, *points, *(run for run in single if run not in compared)] or members
+    chosen = [run for run in members if run in wanted[:MOST_CHOSEN]]
     return chosen, [run for run in first if run not in chosen]
 
 
@@ -148,3 +156,83 @@ def choose_samples(runs: list[Run], labels: dict[str, dict[str, Any]], count: in
     kinds = [KINDS[labels.get(answers[0]["prompt"], {}).get("risky")] for answers in rows]
     indices = choose_prompts([answers[:shown] for answers in rows], labels, count)
     return [build_sample([*chosen, *others], rows[index], kinds[index], shown) for index in indices]
+
+
+# ---- the section -------------------------------------------------------------------------------------------
+
+PAGE_SAMPLE = """
+{% macro answer_box(answer) %}
+<div class="answer" style="border-color: {{ color(answer.run) }}">
+  <strong>{{ answer.run.name.label }}</strong>
+  {%- if not answer.row.finished %}<span class="flag">cut off</span>{% endif %}
+  <div class="text">{{ answer.row.response|printable or "(empty)" }}</div>
+  <ul>{% for score in answer.scores %}<li{% if score.best %} class="top"{% endif %}>
+  {{- score.objective }} {{ score.value|number(2) }}
+  {%- if score.gold is not none %} ({{ score.gold|number(2) }}){% endif %}</li>{% endfor %}</ul>
+</div>
+{% endmacro %}
+<article class="sample">
+<h3>{% if sample.kind %}<span class="kind {{ sample.kind }}">{{ sample.kind }}</span>{% endif %}
+{{- sample.prompt|printable }}</h3>
+{% if sample.earlier_turns %}
+<details><summary>earlier turns</summary>
+{% for turn in sample.earlier_turns %}
+<p class="turn"><strong>{{ turn.role }}:</strong> {{ turn.content|printable }}</p>
+{% endfor %}
+</details>
+{% endif %}
+<div class="answers">
+{% for answer in sample.answers %}{{ answer_box(answer) }}{% endfor %}
+</div>
+{% if sample.others %}
+<details><summary>{{ sample.others|length }} more policies</summary>
+<div class="answers">
+{% for answer in sample.others %}{{ answer_box(answer) }}{% endfor %}
+</div>
+</details>
+{% endif %}
+</article>
+"""
+MARKDOWN_SAMPLE = """
+### {{ sample.kind ~ ": " if sample.kind }}{{ sample.prompt|md }}
+
+| run | scores{{ " (gold)" if has_gold }} | response |
+| --- | --- | --- |
+{% for answer in sample.answers + sample.others %}
+| {{ answer.run.name.label|md }} |
+{%- for score in answer.scores %} {{ score.objective|md }} {{ score.value|number(2) }}
+{%- if score.gold is not none %} ({{ score.gold|number(2) }}){% endif %}{{ "<br>"|safe if not loop.last }}{% endfor %} |
+{#- #} {{ answer.row.response|md or "*(empty)*" }}{{ " **[cut off]**" if not answer.row.finished }} |
+{% endfor %}
+"""
+
+
+def make(report: Report) -> Section:
+    samples = choose_samples(report.runs, report.labels, report.sample_count)
+    if not samples:
+        blocks: list[Block] = [
+            Text(["No prompt was answered by all policies, or no samples were asked for."], note=True)
+        ]
+    else:
+        blocks = [
+            Text([how_chosen(samples, report)], note=True, only=PAGE),
+            *(show(sample, report) for sample in samples),
+        ]
+    return Section("Sample responses", "Responses", blocks)
+
+
+def how_chosen(samples: list[Sample], report: Report) -> str:
+    kinds = ", risky and benign in equal number" if len({sample.kind for sample in samples}) > 1 else ""
+    gold = ", gold score in parentheses" if report.has_gold else ""
+    seeds = " Of several seeds the first is shown." if report.several_seeds else ""
+    return (
+        f"Chosen by rule, not by hand: the prompts on which the policies' scores differ most{kinds}. Model score{gold};"
+        f" the highest on a prompt is green.{seeds}"
+    )
+
+
+def show(sample: Sample, report: Report) -> Html:
+    return Html(
+        fill(PAGE_SAMPLE, sample=sample, color=lambda run: run_style(run.name)[0]),
+        fill(MARKDOWN_SAMPLE, sample=sample, has_gold=report.has_gold),
+    )

@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from eval.reporting.blocks import MARKDOWN, Block, Break, Picture, Report, Section, Text, long_figures
 from eval.reporting.plane import (
     LABEL_SIZE,
     Place,
@@ -30,6 +31,7 @@ from eval.reporting.seeds import RunGroup
 from eval.reporting.tables import Column, Table, fill_table
 from eval.results.runs import Run, condition_title, find_conditions, find_fronts, objective_names
 
+PLACE = 70
 ANCHOR = "sft"
 EXCESS = "#FBF0EE"
 TABLE_NOTE = (
@@ -198,3 +200,28 @@ def draw_anchor(axes: Axes, anchor: Anchor) -> np.ndarray:
     )
     axes.set(xlim=x, ylim=limits)
     return np.stack([x, y], axis=1)
+
+
+# ---- the section -------------------------------------------------------------------------------------------
+
+
+def make(report: Report) -> Section | None:
+    if not plot_exploitation(report.numbers.groups, report.folder / "exploitation.png"):
+        return None
+    caption = (
+        "Is the reward model being exploited? The gold score grades the text by fixed rules that no policy ever saw."
+        " The dashed line passes through the SFT model with the slope that ties the two scores in its own responses. A"
+        " policy in the shaded part above it pleases the model by more than the task explains: exploitation. On the"
+        " line, both scores tell the same story."
+    )
+    above = [
+        "Above the dashed line, which passes through the SFT model with the slope of its own responses, the model score"
+        " rose by",
+        Break(),
+        "more than the gold score explains.",
+    ]
+    title = "Model score against gold score"
+    blocks: list[Block] = [Picture("exploitation.png", title, [caption]), Text(above, only=MARKDOWN)]
+    if table := build_gold_table(report.groups):
+        blocks += [long_figures(table), Text([TABLE_NOTE], note=True)]
+    return Section(title, "Gold scores", blocks)

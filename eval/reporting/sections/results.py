@@ -1,0 +1,64 @@
+"""The table of results, one a condition."""
+
+from eval.reporting.blocks import MARKDOWN, PAGE, Block, Break, Figures, Mark, Picture, Report, Section, Text, Words
+from eval.reporting.plots import plot_table
+from eval.reporting.tables import Table
+from eval.reporting.units import share_a_unit
+from eval.results.runs import condition_title
+
+PLACE = 30
+
+
+def make(report: Report) -> Section:
+    blocks: list[Block] = []
+    for condition, (title, table) in zip(report.conditions, report.tables, strict=True):
+        file = report.file_of("table1", condition)
+        plot_table(table, report.folder / file)
+        blocks += [
+            *report.headed(title),
+            Figures(table, dense=report.several_seeds),
+            Text([" ".join([table.spread, *repeated(table, report)])], only=MARKDOWN),
+            Text(page_note(table, report), note=True, only=PAGE),
+            Picture(file, "The table as a picture", only=MARKDOWN),
+        ]
+    return Section("Results", "Results", [*blocks, Text(explanation(report), only=MARKDOWN)])
+
+
+def page_note(table: Table, report: Report) -> Words:
+    ranked = [f"{table.spread} Best of a column ", Mark("bold", "strong"), ", second ", Mark("underlined", "u")]
+    return [*ranked, "; KL and length have no better side.", *(f" {text}" for text in notes_of(table, report))]
+
+
+def notes_of(table: Table, report: Report) -> list[str]:
+    return [*repeated(table, report), *averaging(report)]
+
+
+def repeated(table: Table, report: Report) -> list[str]:
+    """Of rows of another condition."""
+    first = condition_title(report.conditions[0])
+    return [f"Rows marked ({first}) are repeated: this condition changes nothing for them."] if table.references else []
+
+
+def averaging(report: Report) -> list[str]:
+    """Of an average over what cannot be compared."""
+    if share_a_unit(report.objectives, report.runs):
+        return []
+    return ["The average is over objectives in different units, so that it ranks nothing."]
+
+
+def explanation(report: Report) -> Words:
+    return [
+        "Higher is better in every score; best bold, second underlined. ",
+        Mark("harmless %", "em"),
+        ": share of responses with a negative cost.",
+        Break(),
+        Mark("average", "em"),
+        ": mean of the objectives. ",
+        Mark("KL", "em"),
+        ": divergence from the reference policy in nats a response; ",
+        Mark("length", "em"),
+        ": tokens a",
+        Break(),
+        "response; these two have no better side.",
+        *(f" {text}" for text in averaging(report)),
+    ]
