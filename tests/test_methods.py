@@ -1,4 +1,4 @@
-"""The table of methods: every row is a command of its stage, whatever the objectives; names of runs, and rows of a user's own."""
+"""The table of methods: every row is a command of its stage, whatever the objectives; and rows of a user's own."""
 
 import os
 import subprocess
@@ -24,7 +24,9 @@ SETTLED += "settle_objectives && read_methods || exit; "
 
 def bash(script: str, **variables: str) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHON": sys.executable, "OUTPUT": "out"} | variables
-    return subprocess.run(["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
 
 
 def commands(objectives: str, runs: list[str], **variables: str) -> list[list[str]]:
@@ -109,11 +111,17 @@ REFUSED = {
     "morlhf_0.5": ("reward/helpfulness", "there is one objective"),
     "ppo_harmlessness": ("reward/helpfulness", "there are ppo_helpfulness, safe_rlhf, "),
     "gapo_p1@imbalanced": ("reward/helpfulness", "no objective for the condition imbalanced: none is a cost"),
-    "gapo_p1": ("harmlessness", "OBJECTIVES: harmlessness: none of reward/NAME, cost/NAME, function/NAME=FILE:FUNCTION"),
+    "gapo_p1": (
+        "harmlessness",
+        "OBJECTIVES: harmlessness: none of reward/NAME, cost/NAME, function/NAME=FILE:FUNCTION",
+    ),
     "gapo_p1#1": ("cost/a reward/b", "OBJECTIVES: reward/b: rewards come first, then costs, then functions"),
     "gapo_p1#2": ("reward/a cost/a", "OBJECTIVES: cost/a: there is another objective of this name"),
     "gapo_p1#3": ("reward/a-b", "OBJECTIVES: reward/a-b: a name is made of letters, digits and _"),
-    "gapo_p1#4": ("reward/a=m.py:f", "OBJECTIVES: reward/a=m.py:f: a function is function/NAME=...; a model MODEL_NAME="),
+    "gapo_p1#4": (
+        "reward/a=m.py:f",
+        "OBJECTIVES: reward/a=m.py:f: a function is function/NAME=...; a model MODEL_NAME=",
+    ),
 }
 
 
@@ -138,12 +146,13 @@ def test_a_model_that_is_there_is_named_by_its_objective(tmp_path: Path) -> None
     assert refused.stderr == "error: REWARD_MODEL=org/r: there are several of them; MODEL_NAME=PATH tells which\n"
     assert bash(SETTLED + show, **two, REWARD_MODEL="org/r", MODEL_b="org/b").returncode == 0
     missing = bash("bash run_all.sh tiny", OBJECTIVES="reward/wit", RUNS="gapo_p1", OUTPUT=str(tmp_path / "out"))
-    assert missing.returncode == 2 and missing.stderr == (
-        "error: OBJECTIVES: reward/wit: there is no step2_reward/training_scripts/tiny_wit.sh, and MODEL_wit names no model\n"
-    )
+    assert missing.returncode == 2
+    script = "step2_reward/training_scripts/tiny_wit.sh"
+    assert missing.stderr == f"error: OBJECTIVES: reward/wit: there is no {script}, and MODEL_wit names no model\n"
 
 
-OWN = "my_method_{w} | Mine | {w} | front | #123456 P | | step3_gapo | sft scores | --algorithm cagrad --gamma {GAMMA:-1} {scope}"
+OWN = "my_method_{w} | Mine | {w} | front | #123456 P | | step3_gapo | sft scores | --algorithm cagrad {scope}"
+OWN += " --gamma {GAMMA:-1}"
 
 
 def test_rows_of_a_users_own_are_runs(tmp_path: Path) -> None:

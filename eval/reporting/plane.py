@@ -11,11 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from eval.reporting.label_placement import place_labels
-from eval.reporting.plots import GRID, NARROW_WIDTH, PAPER, WIDTH, darker, run_style, save
+from eval.reporting.plots import GRID, NARROW_WIDTH, PAPER, WIDTH, darker, save
 from eval.reporting.seeds import RunGroup
+from eval.results.methods import FRONT, family_title, show_weight
 from eval.results.runs import (
-    FAMILY_LABELS,
-    SINGLE_RUNS,
     Front,
     RunName,
     condition_title,
@@ -94,7 +93,7 @@ def draw_groups(axes: Axes, plane: Plane, groups: Sequence[RunGroup]) -> None:
         place = plane.locate(group)
         if place is None:
             continue
-        color, marker = run_style(group.name)
+        color, marker = group.name.row.color, group.name.row.marker
         x, y, x_half, y_half = place
         axes.errorbar(x, y, xerr=x_half, yerr=y_half, color=color, alpha=0.4, linewidth=1.1, capsize=0, zorder=3)
         for seed in seed_places(plane, group):
@@ -132,13 +131,13 @@ def draw_fronts(axes: Axes, plane: Plane, fronts: list[Front]) -> list[np.ndarra
 
 def front_color(front: Front) -> str:
     weighted = next(group for _, group in front.points if group.name.family == front.family)
-    return run_style(weighted.name)[0]
+    return weighted.name.row.color
 
 
 def front_handles(fronts: list[Front]) -> list[Line2D]:
     """What names the fronts in a legend."""
     style = {"linewidth": 1.8, "marker": "o", "markersize": 5}
-    return [Line2D([], [], color=front_color(front), label=FAMILY_LABELS[front.family], **style) for front in fronts]
+    return [Line2D([], [], color=front_color(front), label=family_title(front.family), **style) for front in fronts]
 
 
 def draw_moves(axes: Axes, plane: Plane, moves: list[tuple[RunGroup, RunGroup]]) -> list[np.ndarray]:
@@ -149,7 +148,7 @@ def draw_moves(axes: Axes, plane: Plane, moves: list[tuple[RunGroup, RunGroup]])
         if None in places:
             continue
         points = np.array([place[:2] for place in places])
-        color = run_style(end.name)[0]
+        color = end.name.row.color
         style = {"arrowstyle": "-|>", "color": color, "linewidth": 1.5, "alpha": 0.8, "shrinkA": 5, "shrinkB": 6}
         axes.annotate("", points[1], points[0], arrowprops=style, zorder=4)
         lines.append(points)
@@ -161,8 +160,8 @@ def draw_moves(axes: Axes, plane: Plane, moves: list[tuple[RunGroup, RunGroup]])
 
 def short_label(name: RunName, fronts: list[Front]) -> str:
     """The weight alone for a point of a front, whose line the legend names; else the method."""
-    on_line = name.base not in SINGLE_RUNS and any(front.family == name.family for front in fronts)
-    return f"{name.weight:g}" if on_line and name.weight is not None else name.method
+    on_line = name.row.place == FRONT and any(front.family == name.family for front in fronts)
+    return show_weight(name.weight) if on_line else name.method
 
 
 def line_pieces(points: np.ndarray, width: float) -> np.ndarray:
@@ -202,7 +201,7 @@ def label_groups(
         return
     texts = [
         axes.text(
-            0, 0, label, fontsize=LABEL_SIZE, color=darker(run_style(group.name)[0]), zorder=7, va="center", ha="center"
+            0, 0, label, fontsize=LABEL_SIZE, color=darker(group.name.row.color), zorder=7, va="center", ha="center"
         )
         for group, label, _ in shown
     ]

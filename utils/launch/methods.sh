@@ -220,7 +220,7 @@ shown_conditions() { printf '%s\n' "${METHOD_RUNS[@]}" | sed -n "s/^@/$1/p" | pa
 
 maker_of() { find_method "$1" && echo "${METHOD_MAKERS[ROW]}"; }
 
-is_on_front() { find_method "$1" && [ "${METHOD_PLACES[ROW]}" = front ]; }
+is_on_front() { find_method "$1" && [[ ${METHOD_PLACES[ROW]} == front* ]]; }
 
 sources_of_run() {
     local source expert
