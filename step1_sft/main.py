@@ -75,7 +75,7 @@ def main() -> None:
     problems.report()
     note_steps(args, training_examples.total)
     if args.dry_run:
-        return print_supervised_dry_run(args, architecture, training_examples, validation_examples)
+        return print_supervised_dry_run(args, "sft", architecture, training_examples, validation_examples)
     check_output(args.output_dir, args.fresh)
 
     # Engine.

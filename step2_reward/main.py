@@ -37,6 +37,7 @@ from utils.cli.arguments import (
 from utils.data import load_pairs
 from utils.data.batching import right_pad
 from utils.data.encoding import Encoded
+from utils.data.registry import preference_labels
 from utils.engines.arrival import arriving
 from utils.engines.engines import Engine, engine_config, make_training_engine
 from utils.memory.dry_run import settle_ranks
@@ -91,7 +92,7 @@ def main() -> None:
     if args.kind == "cost" and not has_safety_labels(pairs):
         print_main("note: no safety labels in --data: the cost is ordered, but its zero divides nothing")
     if args.dry_run:
-        return print_supervised_dry_run(args, architecture, pairs, held_out)
+        return print_supervised_dry_run(args, "reward", architecture, pairs, held_out)
     check_output(args.output_dir, args.fresh)
 
     # Engine.
@@ -147,7 +148,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     group.add_argument(
         "--preference_label",
-        choices=tuple(PREFERENCE_LABELS.values()),
+        choices=tuple(preference_labels()),
         help="which of the data's preferences orders a pair (default: better for a reward, safer for a cost)",
     )
     group.add_argument(

@@ -33,12 +33,13 @@ from utils.cli.arguments import check_deepspeed_arguments, note_warmup
 from utils.cli.plugins import fingerprint_of
 from utils.combining.algorithm import Algorithm
 from utils.data import load_prompts
-from utils.data.encoding import Encoded, fit_lengths
-from utils.data.records import Prompt, ReadingSummary
+from utils.data.encoding import Encoded, data_fingerprint, fit_lengths
+from utils.data.records import Prompt
+from utils.data.summaries import ReadingSummary
 from utils.memory.dry_run import settle_ranks
 from utils.models.adapter_folder import is_adapter_folder
 from utils.models.export import describe_model
-from utils.models.fingerprint import ids_fingerprint, model_facts
+from utils.models.fingerprint import model_facts
 from utils.models.loading import (
     check_causal_lm,
     check_dialogues,
@@ -248,7 +249,7 @@ def facts_of(args: argparse.Namespace, objectives: list[Objective], prompts: lis
         facts |= objective.facts()
     if ":" in args.algorithm:  # a user's own
         facts["--algorithm's file"] = fingerprint_of(args.algorithm, inspect.getsourcefile(method_of(args)))
-    return facts | {"--data": ids_fingerprint(prompt.prompt for prompt in prompts)}
+    return facts | {"--data": data_fingerprint(prompts)}
 
 
 def restore(checkpoints: Checkpoints, engine: RLHFEngine, actor_update: ActorUpdate, skipped: SkippedSteps) -> int:

@@ -302,7 +302,7 @@ def cases() -> dict[str, Case]:
     """{what is wrong: the case}."""
     groups = (data_files, data_rows, data_as_a_whole, policies, files_of_policies, score_models,
               score_models_of_others, heads, reward_functions, calls_of_reward_functions, adapters, foreign_code, names,
-              variables, numbers, plans, many_mistakes, hub_names, responses, evaluations, judgements,
+              variables, config_files, numbers, plans, many_mistakes, hub_names, responses, evaluations, judgements,
               outputs)  # fmt: skip
     return {name: Case(*case) for group in groups for name, case in group().items()}
 
@@ -1031,6 +1031,25 @@ def hub_names() -> dict[str, tuple]:
                 *({"prompt": f"{number}?", "response": "Yes."} for number in range(8)),
                 {"prompt": "And?", "response": "An <extra700>."})},
             ("rows.jsonl:9", "<extra700>", "600 rows")),
+    }  # fmt: skip
+
+
+def config_files() -> dict[str, tuple]:
+    def given(command: Callable, content: str, *names: str, name: str = "run.yaml") -> tuple:
+        return command, lambda b: {"config": b.file(name, content)}, names
+
+    return {
+        "config: no such flag": given(
+            step3, "kl_coef: 0.1\n", "run.yaml: kl_coef: main.py has no such flag", "did you mean kl_coeff?"),
+        "config: settings of another stage": given(
+            step1, '{"actor_model": "x"}', "args.json: actor_model: main.py has no such flag", name="args.json"),
+        "config: a value that the flag refuses": given(
+            generate, "temperature: -1\n", "run.yaml: temperature: -1 is not a positive number"),
+        "config: two values for one": given(soup, "base: [a, b]\n", "run.yaml: base: takes one value, not 2"),
+        "config: a switch for a value": given(make_base, "seed: true\n", "run.yaml: seed: takes a value, not true"),
+        "config: no YAML": given(chat, "seed: 1\n\tseed: 2\n", "run.yaml: line 2: not valid YAML"),
+        "config: no JSON": given(report, '{"samples": }', "run.json: line 1: not valid JSON", name="run.json"),
+        "config: no such file": (score, lambda b: {"config": b.folder / "none.yaml"}, ("none.yaml: cannot be read",)),
     }  # fmt: skip
 
 

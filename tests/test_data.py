@@ -26,8 +26,8 @@ from utils.data import (
 )
 from utils.data.batching import left_pad, length_grouped_batches, right_pad
 from utils.data.encoding import encode_prompt, encode_response, fit_lengths
-from utils.data.records import Row
 from utils.data.registry import detect_format
+from utils.data.rows import Row
 from utils.inspect_data import main
 from utils.process.errors import UserError, run_main
 from utils.process.plain_text import printable

@@ -11,8 +11,8 @@ import pytest
 from tests.helpers import STEP3, Result, Workshop, flags, run_script
 from utils.data import ReadingSummary, load_dialogues, load_pairs, load_prompts
 from utils.data.encoding import fit_lengths
-from utils.data.records import Row
 from utils.data.registry import detect_format
+from utils.data.rows import Row
 from utils.data.token_lengths import describe_lengths
 from utils.models.loading import load_tokenizer
 from utils.process.errors import UserError

@@ -21,7 +21,7 @@ from eval.reporting.sections.samples import choose_samples
 from eval.reporting.sections.summary import leader_words, summarize_report
 from eval.reporting.seeds import group_runs
 from eval.reporting.tables import build_table, interval_cell
-from eval.results.runs import SINGLE_RUNS, Run, find_fronts, parse_run_name
+from eval.results.runs import Run, find_fronts, parse_run_name
 from tests.evaluations import make_run, noisy_run, write_runs
 
 NOISE = np.random.default_rng(7).normal(size=(30, 2))
@@ -109,7 +109,7 @@ def test_a_users_own_method_is_compared_and_named():
     ]  # fmt: skip
     leader = summarize_report(numbers)[0].leaders[0]
     assert leader.leader.startswith("mine ") and leader.ties == []
-    assert leader.standings["mine"] == {"ahead": ["MGDA", "UPGrad"], "level": [], "behind": []}
+    assert leader.standings["mine"] == {"ahead": ["GAPO p=1", "MGDA", "UPGrad"], "level": [], "behind": []}
     assert leader.standings["GAPO p=1"] == {"ahead": ["MGDA", "UPGrad"], "level": [], "behind": ["mine"]}
     assert [method for _, method, *_ in comparison_tables(numbers)] == ["GAPO", "mine"]
     without = compute_numbers([run for run in runs if run.name.base in ("mgda", "upgrad")])
@@ -278,11 +278,12 @@ def test_panels_are_not_crowded():
 
 
 def test_few_policies_are_shown_side_by_side():
-    bases = ["sft", "ppo_helpfulness", "ppo_harmlessness", *SINGLE_RUNS, "p_gapo_0.2", "p_gapo_0.8"]
+    single = ["safe_rlhf", "fast_rl", "morlhf_0.5", "mgda", "gapo_p1", "gapo_p2"]
+    bases = ["sft", "ppo_helpfulness", "ppo_harmlessness", *single, "p_gapo_0.2", "p_gapo_0.8"]
     runs = [noisy_run(f"{base}{suffix}", (0, 0)) for base in bases for suffix in ("", "#43", "@imbalanced")]
     sample, *_ = choose_samples(runs, {}, 1)
     shown = [answer.run.name.text for answer in sample.answers]
-    chosen = ["sft", "ppo_helpfulness", "ppo_harmlessness", *SINGLE_RUNS[:3], "gapo_p1", "p_gapo_0.8"]
+    chosen = ["sft", "ppo_helpfulness", "ppo_harmlessness", *single[:3], "gapo_p1", "p_gapo_0.8"]
     assert shown == chosen
     others = {answer.run.name.text for answer in sample.others}
     assert others == {base + suffix for base in bases for suffix in ("", "@imbalanced")} - set(chosen)

@@ -24,9 +24,11 @@ from utils.cli.arguments import (
     positive_int,
     seed,
 )
-from utils.data.loading import VIEWS, Inspection, and_others, inspect_source
-from utils.data.records import Dialogue, Pair, Record, SourceSummary, describe_formats
+from utils.data.loading import Inspection, and_others, inspect_source
+from utils.data.records import Record
+from utils.data.registry import views
 from utils.data.sources import Source, parse_spec
+from utils.data.summaries import SourceSummary, describe_formats
 from utils.output.files import check_writable, write_json
 from utils.process.errors import UserError, run_main
 from utils.process.plain_text import printable
@@ -39,8 +41,8 @@ SECONDS = 10  # between lines that say how far the reading is
 
 
 def inspect(source: Source, args: argparse.Namespace, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
-    """Format, fields, row count, kept and dropped for each view (None: not offered), repeated ids, an example, mistakes
-    in rows, and with a tokenizer the lengths. Raises `UserError` if nothing can be read."""
+    """Format, fields, row count, kept and dropped for each view (None: not offered), repeated ids, a record as an
+    example, mistakes in rows, and with a tokenizer the lengths. Raises `UserError` if nothing can be read."""
     found = inspect_source(source, args.seed, announcer(source))
     summaries = {name: summary for name, (_, summary) in found.views.items()}
     examples = [records[0] for records, _ in found.views.values() if records]
@@ -49,9 +51,9 @@ def inspect(source: Source, args: argparse.Namespace, tokenizer: "PreTrainedToke
         "format": describe_formats(found.formats),
         "fields": [printable(str(name)) for name in found.fields],
         "read": found.read,
-        "views": {view.name: _counts(summaries[view.name]) if view.name in summaries else None for view in VIEWS},
+        "views": {view.name: _counts(summaries[view.name]) if view.name in summaries else None for view in views()},
         "conflicting_ids": max((summary.conflicts for summary in summaries.values()), key=len),
-        "example": _example(examples[-1]) if examples else None,  # the last view says most
+        "example": examples[-1] if examples else None,  # the last view says most
         **({"faults": [printable(fault) for fault in found.faults]} if found.faults else {}),
         **({"tokens": _tokens(source, found, args, tokenizer)} if tokenizer else {}),
     }
@@ -96,20 +98,6 @@ def _counts(summary: SourceSummary) -> dict[str, Any]:
     return {"kept": summary.kept, "dropped": dict(summary.dropped.most_common())}
 
 
-def _example(record: Record) -> dict[str, Any]:
-    example: dict[str, Any] = {"source": record.source, "messages": record.messages}
-    if isinstance(record, Dialogue):
-        example["response"] = record.response
-    if isinstance(record, Pair):
-        example |= {
-            "chosen": record.chosen,
-            "rejected": record.rejected,
-            "chosen_safe": record.chosen_safe,
-            "rejected_safe": record.rejected_safe,
-        }
-    return example
-
-
 def report(found: dict[str, Any]) -> list[str]:
     """The lines to print for one source, safe for a terminal."""
     lines = [
@@ -125,14 +113,10 @@ def report(found: dict[str, Any]) -> list[str]:
     if found["conflicting_ids"]:
         places = f"(first: {found['conflicting_ids'][0]})"
         lines.append(f"  repeated ids   {len(found['conflicting_ids'])} rows have the id of a different row {places}")
-    if found["example"]:
-        place = found["example"]["source"].removeprefix(found["name"] + ":")
+    if example := found["example"]:
+        place = example.source.removeprefix(found["name"] + ":")
         lines.append(f"  example        row or line {place.removeprefix('row ')}")
-        turns = [(turn["role"], turn["content"]) for turn in found["example"]["messages"]]
-        answers = [
-            (name, found["example"][name]) for name in ("response", "chosen", "rejected") if name in found["example"]
-        ]
-        lines += [f"    {name:<12} {textwrap.shorten(text, 80, placeholder=' ...')}" for name, text in turns + answers]
+        lines += [f"    {name:<12} {textwrap.shorten(text, 80, placeholder=' ...')}" for name, text in example.shown()]
     if "tokens" in found:
         lines += _token_lines(found["tokens"])
     return [printable(line) for line in lines]
@@ -149,6 +133,11 @@ def _token_lines(tokens: dict[str, Any]) -> list[str]:
             lines.append(f"  tokens         {name}: {figures}")
             lines += [f"    {line}" for line in histogram_lines(tokens[name]["histogram"])]
     return lines
+
+
+def as_json(found: dict[str, Any]) -> dict[str, Any]:
+    """The findings of one source for JSON."""
+    return {**found, "example": found["example"] and found["example"].as_dict()}
 
 
 def _outcome(counts: dict[str, Any]) -> str:
@@ -215,7 +204,7 @@ def main() -> None:
             if faults := found.get("faults"):
                 mistakes.append(faults[0] + and_others(faults))
     if args.json and findings:
-        write_json(args.json, findings)
+        write_json(args.json, [as_json(found) for found in findings])
     for mistake in mistakes[:-1]:
         print(f"error: {printable(' '.join(mistake.split()))}", file=sys.stderr, flush=True)
     if mistakes:

@@ -9,6 +9,7 @@ encoding and decoding unchanged.
 """
 
 import argparse
+import functools
 import io
 import os
 import sys
@@ -130,18 +131,12 @@ def is_own(folder: Path) -> bool:
 
 def training_texts(args: argparse.Namespace) -> Iterator[str]:
     """Every turn and response of the data files; prints what was read of them."""
-    if args.sft_data:
-        for dialogue in read_records(load_dialogues(args.sft_data, args.seed)):
-            yield from (message["content"] for message in dialogue.messages)
-            yield dialogue.response
-    if args.preference_data:
-        # Which of the two is preferred does not matter here; every format of pairs can say which is safer.
-        for pair in read_records(load_pairs(args.preference_data, "safer", args.seed)):
-            yield from (message["content"] for message in pair.messages)
-            yield from (pair.chosen, pair.rejected)
-    if args.prompt_data:
-        for prompt in read_records(load_prompts(args.prompt_data, args.seed)):
-            yield from (message["content"] for message in prompt.messages)
+    # Which of two replies is preferred does not matter here; every format of pairs can say which is safer.
+    load_either = functools.partial(load_pairs, label="safer")
+    data = {load_dialogues: args.sft_data, load_either: args.preference_data, load_prompts: args.prompt_data}
+    for load, spec in data.items():
+        for record in read_records(load(spec, seed=args.seed)) if spec else ():
+            yield from record.texts
 
 
 def read_records(read: tuple[list[Record], ReadingSummary]) -> list[Record]:

@@ -16,10 +16,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli.arguments import Parser, check_output_file, fraction, named_value, seed
-from utils.data.loading import View, inspect_source, load_view
-from utils.data.records import Message, ReadingSummary, Row
+from utils.data.loading import inspect_source, load_view
+from utils.data.records import PROMPTS, Message, Prompt, View
 from utils.data.registry import Format
+from utils.data.rows import Row
 from utils.data.sources import Source
+from utils.data.summaries import ReadingSummary
 from utils.output.files import check_writable, write_json, write_text
 from utils.process.errors import UserError, run_main
 
@@ -47,13 +49,16 @@ def opening(messages: Sequence[Message]) -> str:
     return " ".join(first.split()).casefold()
 
 
-def _convert(data_format: Format, row: Row) -> Opening:
-    return Opening(row, opening(data_format.to_prompt(row).messages))
+class Openings(View):
+    """Every raw row with a prompt, also of a prompt that is there already."""
+
+    def convert(self, data_format: Format, row: Row) -> Opening:
+        return Opening(row, opening(data_format.read(row, PROMPTS).messages))
 
 
 def split_input(name: str, spec: str, args: Any) -> tuple[dict[str, list[Row]], ReadingSummary]:
     """Rows of one input by split; raises `UserError` if a split that is asked for would be empty."""
-    records, summary = load_view(spec, View("rows", _convert), args.seed)
+    records, summary = load_view(spec, Openings(Prompt), args.seed)
     formats = {name for source in summary.sources for name in source.formats}
     if len(formats) > 1:
         raise UserError(f"--input {name}={spec}: one input must be of one format, found {', '.join(sorted(formats))}")

@@ -13,7 +13,7 @@ from eval.results.rows import Row, read_rows
 from utils.cli.arguments import check_output_file
 from utils.data import load_prompts
 from utils.data.encoding import Encoded
-from utils.data.loading import conversation_key
+from utils.data.records import conversation_key
 from utils.models.loading import DTYPES, check_causal_lm, embedding_rows, load_causal_lm, load_tokenizer
 from utils.output.metrics import Progress
 from utils.process.distributed import device

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.results.runs import read_json_lines
-from utils.data.records import Drop
-from utils.data.records import Row as RawRow
+from utils.data.rows import Drop
+from utils.data.rows import Row as RawRow
 from utils.process.errors import UserError
 
 Row = dict[str, Any]

@@ -1,14 +1,8 @@
 """Data in: files, folders and hub data sets as prompts, dialogues and pairs. Only what needs no model may enter."""
 
 from utils.data.loading import load_dialogues, load_pairs, load_prompts
-from utils.data.records import (
-    Dialogue,
-    Message,
-    Pair,
-    Prompt,
-    ReadingSummary,
-    SourceSummary,
-)
+from utils.data.records import Dialogue, Message, Pair, Prompt
+from utils.data.summaries import ReadingSummary, SourceSummary
 
 __all__ = [
     "Dialogue",

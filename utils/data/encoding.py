@@ -5,14 +5,17 @@ their border would otherwise make the prompt that a policy is trained on differ 
 generates from.
 """
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from utils.data.records import Dialogue, Message, Pair, Prompt, ReadingSummary, Record
+from utils.data.records import Message, Record
+from utils.data.summaries import ReadingSummary
 from utils.process.errors import UserError
 
 
@@ -26,11 +29,7 @@ class Unfit(UserError):
 
 @dataclass(frozen=True)
 class Encoded:
-    """A record and its ids.
-
-    `responses` is () for a `Prompt`, (reply,) for a `Dialogue` and (chosen, rejected) for a `Pair`; each
-    response ends in EOS unless it was cut.
-    """
+    """A record and its ids; `responses` are those of its replies, each ends in EOS unless it was cut."""
 
     record: Record
     prompt: list[int]
@@ -40,6 +39,15 @@ class Encoded:
     def length(self) -> int:
         """Tokens of the prompt and the longest response."""
         return len(self.prompt) + max(map(len, self.responses), default=0)
+
+
+def data_fingerprint(examples: Iterable[Encoded]) -> str:
+    """sha256 of what examples train, one after another, in hexadecimal: token ids and what their records add."""
+    digest = hashlib.sha256()
+    for example in examples:
+        identity = example.record.identity(example.prompt, example.responses)
+        digest.update(json.dumps(identity, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def set_end_ids(tokenizer: PreTrainedTokenizerBase, configs: Sequence[Any]) -> None:
@@ -157,8 +165,8 @@ def fit_lengths(
     A prompt of more than `max_prompt_length` tokens (without it: one that leaves no room for a reply in
     `max_length`) raises `UserError` with its place, or is dropped, as `overlong` says. So does, as `unfit` says, an
     example that the chat template cannot write. Replies are cut so that prompt and reply have at most `max_length`
-    tokens; pairs that the cut makes equal are dropped. Also raises `UserError` if an example holds an id that is not
-    among the model's `embedding_rows`, and if nothing is left.
+    tokens; records whose replies the cut makes equal are dropped. Also raises `UserError` if an example holds an id
+    that is not among the model's `embedding_rows`, and if nothing is left.
     """
     if max_prompt_length is not None and max_length is not None and max_prompt_length >= max_length:
         raise UserError(
@@ -166,20 +174,18 @@ def fit_lengths(
         )
     writer = Writer(tokenizer, unfit)
     encoded = _fitting_prompts(writer, records, summary, overlong, max_prompt_length, max_length)
-    fitted, cut, equal = [], 0, 0
+    fitted, cut, equal = [], 0, Counter()
     for record, prompt in encoded:
         if (whole := writer.replies(record)) is None:
             continue
         room = None if max_length is None else max_length - len(prompt)
         responses = tuple(ids[:room] for ids in whole)
-        if len(responses) == 2 and responses[0] == responses[1]:
-            equal += 1
+        if len(responses) > 1 and all(ids == responses[0] for ids in responses):
+            equal[f"{record.PLURAL} dropped: equal once encoded and cut"] += 1
             continue
         cut += sum(len(short) < len(ids) for short, ids in zip(responses, whole, strict=True))
         fitted.append(Encoded(record, prompt, responses))
-    summary.encoding += writer.dropped()
-    if equal:
-        summary.encoding["pairs dropped: equal once encoded and cut"] += equal
+    summary.encoding += writer.dropped() + equal
     if cut:
         summary.encoding[f"replies cut so that prompt and reply have {max_length} tokens"] += cut
     if not fitted:
@@ -234,7 +240,7 @@ class Writer:
     def replies(self, record: Record) -> list[list[int]] | None:
         """Ids of each reply."""
         return self._attempt(
-            record, lambda: [encode_response(self.tokenizer, record.messages, text) for text in replies(record)]
+            record, lambda: [encode_response(self.tokenizer, record.messages, text) for text in record.replies]
         )
 
     def dropped(self) -> Counter[str]:
@@ -263,17 +269,6 @@ def _check_ids(tokenizer: PreTrainedTokenizerBase, encoded: Sequence[Encoded], r
                 f"{example.record.source}: holds the token {tokenizer.convert_ids_to_tokens(largest)!r} (id {largest}),"
                 f" for which the model has no embedding ({rows} rows)"
             )
-
-
-def replies(record: Record) -> tuple[str, ...]:
-    """What a record says in answer to its prompt."""
-    match record:
-        case Prompt():
-            return ()
-        case Dialogue():
-            return (record.response,)
-        case Pair():
-            return record.chosen, record.rejected
 
 
 def _prompt_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:

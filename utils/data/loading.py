@@ -1,7 +1,7 @@
 """From a `--data` specification to records: read, convert, drop and count, subsample, mix.
 
-`load_prompts`, `load_dialogues` and `load_pairs` are what the stages call; `read_source` is the step for
-one source, which the inspection and splitting tools share.
+`load_prompts`, `load_dialogues` and `load_pairs` are what the stages call; `load_view` serves any other kind of record.
+`read_source` is the step for one source, which the inspection and splitting tools share.
 """
 
 import hashlib
@@ -13,44 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils.data import formats  # noqa: F401  (registers the formats)
-from utils.data.records import (
-    Dialogue,
-    Drop,
-    Message,
-    Pair,
-    Prompt,
-    ReadingSummary,
-    Row,
-    SourceSummary,
-)
-from utils.data.registry import LABELS, Format, NotOffered, detect_format
+from utils.data.records import DIALOGUES, PROMPTS, Dialogue, Pair, Prompt, View
+from utils.data.registry import Format, NotOffered, detect_format, preference_labels, views
+from utils.data.rows import Drop, Row
 from utils.data.sources import Source, parse_spec
+from utils.data.summaries import ReadingSummary, SourceSummary
 from utils.process.errors import UserError
 from utils.process.plain_text import printable
 
-
-@dataclass(frozen=True)
-class View:
-    """What rows become: `convert(format, row)` gives the record; of equal `key`s the first is kept."""
-
-    name: str
-    convert: Callable[[Format, Row], Any]
-    key: Callable[[Any], Hashable] | None = None
-    duplicate: str = "duplicate"
-
-
-def conversation_key(messages: list[Message]) -> Hashable:
-    """What makes two prompts the same: their turns."""
-    return tuple((message["role"], message["content"]) for message in messages)
-
-
-PROMPTS = View("prompts", Format.to_prompt, lambda prompt: conversation_key(prompt.messages), "duplicate prompt")
-DIALOGUES = View("dialogues", Format.to_dialogue)
-PAIRS = {
-    label: View(f"pairs, {label}", lambda data_format, row, label=label: data_format.to_pair(row, label))
-    for label in LABELS
-}
-VIEWS = (PROMPTS, DIALOGUES, *PAIRS.values())
 ID_FIELDS = ("id", "prompt_id")
 
 
@@ -89,9 +59,9 @@ def load_dialogues(spec: str, seed: int = 0) -> tuple[list[Dialogue], ReadingSum
 
 def load_pairs(spec: str, label: str, seed: int = 0) -> tuple[list[Pair], ReadingSummary]:
     """Pairs of replies ordered by `label`, "better" or "safer"; an unnamed preference serves either."""
-    if label not in PAIRS:
-        raise UserError(f"the preference label must be one of {', '.join(PAIRS)}, not '{label}'")
-    return load_view(spec, PAIRS[label], seed)
+    if label not in preference_labels():
+        raise UserError(f"the preference label must be one of {', '.join(preference_labels())}, not '{label}'")
+    return load_view(spec, View(Pair, label), seed)
 
 
 def load_view(spec: str, view: View, seed: int = 0) -> tuple[list[Any], ReadingSummary]:
@@ -197,7 +167,7 @@ def inspect_source(source: Source, seed: int = 0, on_row: Callable[[int], None] 
 
     Raises `UserError` if the source cannot be read, or no row of it has a known format.
     """
-    readings = {view.name: Reading(source, view, set()) for view in VIEWS}
+    readings = {view.name: Reading(source, view, set()) for view in views()}
     fields, read, counts, faults, offered = [], 0, Counter(), [], set()
     for read, row in enumerate(source.rows(), start=1):
         on_row(read)
@@ -221,8 +191,8 @@ def inspect_source(source: Source, seed: int = 0, on_row: Callable[[int], None] 
         faults += found
     if not counts:
         raise UserError(faults[0] + and_others(faults))
-    views = {name: reading.finish(f"{seed}:0") for name, reading in readings.items() if name in offered}
-    return Inspection(fields, read, counts, views, faults)
+    finished = {name: reading.finish(f"{seed}:0") for name, reading in readings.items() if name in offered}
+    return Inspection(fields, read, counts, finished, faults)
 
 
 def and_others(faults: list[str]) -> str:

@@ -1,17 +1,17 @@
 """The data formats, by name, and the detection of a row's format from the names of its fields.
 
-A format is one small file in `formats/` that registers how its rows become prompts, dialogues and pairs. A
-new one is a file like those and an import in `formats/__init__.py`; nothing else changes.
+A format is one small file in `formats/` that registers which views its rows offer, and how they become the records of
+each. A new one is a file like those, which is found by its place; nothing else changes.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from utils.data.records import Dialogue, Pair, Prompt, Row
+from utils.data.records import LABELS, Pair, Record, View
+from utils.data.rows import Row
 from utils.process.errors import UserError
-
-LABELS = ("better", "safer")
 
 
 class NotOffered(UserError):
@@ -22,43 +22,30 @@ class NotOffered(UserError):
 class Format:
     """How rows with the fields `fields` are read; "a|b" is a field that may be called a or b.
 
-    Each function takes a `Row` and returns the record, or raises `Drop`. `dialogue` is None where the
-    format holds no replies; `pair(row, label)` is None where it holds no preferences, and `labels` are the
-    ones it holds. `fits` says whether the fields of a row that has them hold what this format means by them.
+    Attributes:
+        offers: {view: function that takes a `Row` and returns the record, or raises `Drop`}.
+        fits: whether the fields of a row that has them hold what this format means by them.
     """
 
     name: str
     fields: tuple[str, ...]
-    prompt: Callable[[Row], Prompt]
-    dialogue: Callable[[Row], Dialogue] | None = None
-    pair: Callable[[Row, str], Pair] | None = None
-    labels: tuple[str, ...] = ()
+    offers: Mapping[View, Callable[[Row], Record]]
     fits: Callable[[Row], bool] = lambda row: True
 
-    def to_prompt(self, row: Row) -> Prompt:
-        """The row's prompt."""
-        return self.prompt(row)
+    def read(self, row: Row, view: View) -> Record:
+        """The row's record in a view; raises `NotOffered` where the format lacks it, and `Drop` for a row of no use."""
+        if view in self.offers:
+            return self.offers[view](row)
+        labels = [other.label for other in self.offers if other.record is view.record and other.label]
+        lacks = f"hold no {view.record.CONTENT} (found: {row.names()})"
+        if labels:
+            lacks = f"do not say which reply is {view.label}, only which is {' or '.join(labels)}"
+        raise NotOffered(f"{row.source}: rows of the format '{self.name}' {lacks}")
 
-    def to_dialogue(self, row: Row) -> Dialogue:
-        """The row's prompt and the reply to imitate; raises `NotOffered` where there are no replies."""
-        if self.dialogue is None:
-            raise NotOffered(
-                f"{row.source}: rows of the format '{self.name}' hold no replies to learn from (found: {row.names()})"
-            )
-        return self.dialogue(row)
 
-    def to_pair(self, row: Row, label: str) -> Pair:
-        """The row's two replies ordered by `label`; raises `NotOffered` where the format lacks that label."""
-        if self.pair is None:
-            raise NotOffered(
-                f"{row.source}: rows of the format '{self.name}' hold no pairs of replies (found: {row.names()})"
-            )
-        if label not in self.labels:
-            raise NotOffered(
-                f"{row.source}: rows of the format '{self.name}' do not say which reply is {label}, "
-                f"only which is {' or '.join(self.labels)}"
-            )
-        return self.pair(row, label)
+def preferences(pair: Callable[[Row, str], Pair], labels: Sequence[str] = LABELS) -> dict[View, Callable[[Row], Pair]]:
+    """The views of a format that orders two replies by each of the `labels`; `pair` takes a `Row` and the label."""
+    return {View(Pair, label): functools.partial(pair, label=label) for label in labels}
 
 
 _formats: dict[str, Format] = {}
@@ -70,6 +57,17 @@ def register(data_format: Format) -> None:
         raise ValueError(f"the data format '{data_format.name}' is registered twice")
     _formats[data_format.name] = data_format
     _candidates.cache_clear()
+
+
+def views() -> list[View]:
+    """The views that some format offers, those with more replies and fields later."""
+    offered = {view for each in _formats.values() for view in each.offers}
+    return sorted(offered, key=lambda v: (len(v.record.REPLIES), len(dataclasses.fields(v.record)), v.name))
+
+
+def preference_labels() -> list[str]:
+    """The labels by which some format orders pairs."""
+    return [view.label for view in views() if view.record is Pair]
 
 
 def detect_format(row: Row) -> Format:

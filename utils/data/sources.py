@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from utils.data.records import Row
+from utils.data.rows import Row
 from utils.process.errors import UserError
 
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<split>[\w.-]+)(@(?P<revision>[\w./-]+))?)?")

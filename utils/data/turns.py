@@ -10,7 +10,8 @@ import json
 import re
 from typing import Any
 
-from utils.data.records import Drop, Message, Row, reply, user_turn
+from utils.data.records import Message
+from utils.data.rows import Drop, Row, reply, user_turn
 
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),

@@ -75,12 +75,17 @@ def settle_ranks(args: argparse.Namespace) -> None:
 
 
 def surroundings(
-    args: argparse.Namespace, longest: tuple[int, int], objectives: int = 1, compares: bool = False
+    args: argparse.Namespace,
+    longest: tuple[int, int],
+    objectives: int = 1,
+    compares: bool = False,
+    sequences: int = 1,
 ) -> Surroundings:
     """Where the run is planned: on GPUs where there are some or `--plan_memory` says so, else on this CPU."""
     ranks, machines = world_size(), args.plan_machines or 1
     on_gpu = torch.cuda.is_available() or args.plan_memory is not None
-    common = {"longest": longest, "machines": machines, "objectives": objectives, "compares": compares}
+    common = {"longest": longest, "machines": machines, "sequences": sequences}
+    common |= {"objectives": objectives, "compares": compares}
     host: int | None = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if args.plan_host_memory is not None:
         host = int(args.plan_host_memory * GIB)
@@ -122,7 +127,7 @@ def print_dry_run(
     lines = ["", "dry run: nothing is written, no weights are read", "", *model_table(args, models), ""]
     lines += aligned([[name, str(value)] for name, value in batches.items()])
     planned = [PlannedModel(use, shape_of(m.model)) for m in models for use in m.uses]
-    planned.sort(key=lambda model: model.use not in ("policy", "sft", "pairs"))
+    planned.sort(key=lambda model: model.use not in ("policy", "sft", "reward"))
     phases = phases_of(planned, args, around)
     lines += ["", *memory_table(phases, around), *verdict(planned, args, around, phases)]
     print("\n".join(lines), flush=True)

@@ -185,7 +185,7 @@ def step_moments(memory: Memory) -> Iterator[Ledger]:
 
 def supervised_moments(memory: Memory) -> Iterator[Ledger]:
     (model,), args = memory.models, memory.args
-    rows = args.per_device_train_batch_size * sequences(model)
+    rows = args.per_device_train_batch_size * memory.around.sequences
     base = memory.resident() + memory.visitor(model)
     begins, ends = Ledger(base), Ledger(base)
     begins[DEVICE, "activations"] = memory.activations(model, rows)
@@ -200,7 +200,7 @@ def supervised_moments(memory: Memory) -> Iterator[Ledger]:
 
 def evaluation_moments(memory: Memory) -> Iterator[Ledger]:
     (model,) = memory.models
-    rows = memory.args.per_device_eval_batch_size * sequences(model)
+    rows = memory.args.per_device_eval_batch_size * memory.around.sequences
     now = memory.visitor(model)
     now[DEVICE, "activations"] = memory.working(model, rows * sum(memory.around.longest))
     now[DEVICE, "logits"] = supervised_logits(memory, rows, memory.width + 2 * FLOAT)
@@ -217,15 +217,10 @@ def export_moments(memory: Memory) -> Iterator[Ledger]:
     yield memory.resident() + Ledger({(memory.place(True), "exported weights"): size})
 
 
-def sequences(model: PlannedModel) -> int:
-    """Sequences of an example: a pair is two."""
-    return 2 if model.use == "pairs" else 1
-
-
 def supervised_logits(memory: Memory, rows: int, size: int) -> int:
     """Bytes of the logits of whole sequences and their float32 copies; a score model has none."""
     (model,) = memory.models
-    if model.use == "pairs":
+    if model.use == "reward":
         return 0
     return rows * sum(memory.around.longest) * model.shape.vocabulary * size
 

@@ -62,7 +62,7 @@ class PlannedModel:
     """A model that a run holds.
 
     Attributes:
-        use: policy, critic, reference or score in step 3; sft in stage 1; pairs in stage 2.
+        use: policy, critic, reference or score in step 3; sft in stage 1; reward in stage 2.
     """
 
     use: str
@@ -82,6 +82,7 @@ class Surroundings:
         overhead, host_overhead: bytes that libraries take there before there is a model.
         longest: (prompt, response) tokens of the longest sequences that are trained on.
         machines: among which the ranks are divided.
+        sequences: rows of a batch that an example of supervised training takes.
         objectives: m.
         compares: whether the algorithm compares the objectives' gradients.
     """
@@ -94,6 +95,7 @@ class Surroundings:
     host_overhead: int
     longest: tuple[int, int]
     machines: int = 1
+    sequences: int = 1
     objectives: int = 1
     compares: bool = False
 

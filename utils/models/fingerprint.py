@@ -5,9 +5,7 @@ Needs torch and safetensors only, so that it costs no import of transformers.
 
 import hashlib
 import json
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -62,14 +60,6 @@ def load_tensor(path: Path, name: str) -> torch.Tensor:
     """One tensor of a safetensors file, on the CPU."""
     with safe_open(path, framework="pt") as file:
         return file.get_tensor(name)
-
-
-def ids_fingerprint(rows: Iterable[Any]) -> str:
-    """sha256 over rows of numbers (nested lists of token ids, labels), in their order."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row).encode())
-    return digest.hexdigest()
 
 
 def model_fingerprint(path: str, flag: str = "model") -> str:

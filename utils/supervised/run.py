@@ -21,14 +21,14 @@ from utils.checkpoints.checkpoints import BEST, Checkpoint, Checkpoints
 from utils.checkpoints.skipped_steps import SkippedSteps
 from utils.cli.arguments import note_warmup
 from utils.data.batching import length_grouped_batches
-from utils.data.encoding import Encoded, fit_lengths, replies
-from utils.data.loading import conversation_key
-from utils.data.records import ReadingSummary, Record
+from utils.data.encoding import Encoded, data_fingerprint, fit_lengths
+from utils.data.records import Record, conversation_key
+from utils.data.summaries import ReadingSummary
 from utils.engines.engines import Engine, gathered_weights, restore_weights
 from utils.gradients.zero import step_if_finite
 from utils.memory.dry_run import Described, longest_of, optimizer_lines, print_dry_run, surroundings
 from utils.models.export import describe_model, export_model
-from utils.models.fingerprint import ids_fingerprint, model_facts
+from utils.models.fingerprint import model_facts
 from utils.models.loading import embedding_rows, load_config, positions_of
 from utils.output.files import finished_files, mark_finished, write_json
 from utils.output.metrics import Progress, format_duration, start_record
@@ -152,7 +152,7 @@ def prompt_characters(record: Record) -> int:
 
 def characters(record: Record) -> int:
     """Of the prompt and the longest reply."""
-    return prompt_characters(record) + max(map(len, replies(record)))
+    return prompt_characters(record) + max(map(len, record.replies))
 
 
 def hold_out(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
@@ -185,15 +185,14 @@ def check_positions(args: argparse.Namespace, longest: int) -> None:
 
 
 def print_supervised_dry_run(
-    args: argparse.Namespace, model: PreTrainedModel, train: Examples, validation: Examples
+    args: argparse.Namespace, use: str, model: PreTrainedModel, train: Examples, validation: Examples
 ) -> None:
-    """Tables of model, batches and memory; `model` is without memory for its parameters."""
-    pairs = len(train[0].responses) == 2
-    described = Described("model", args.model_name_or_path, model, ("pairs" if pairs else "sft",), "own")
-    around = surroundings(args, longest_of(train))
+    """Tables of model, batches and memory; `model`, whose `use` is as in the plan, has no memory for its parameters."""
+    described = Described("model", args.model_name_or_path, model, (use,), "own")
+    around = surroundings(args, longest_of(train), sequences=max(example.record.sequences for example in train))
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
     batches = {
-        "pairs" if pairs else "dialogues": f"{train.total} to train on, {validation.total} to validate on",
+        train[0].record.PLURAL: f"{train.total} to train on, {validation.total} to validate on",
         "of these an optimizer step": per_step,
         "longest (tokens)": around.longest[0],
         "epochs": args.num_train_epochs,
@@ -422,12 +421,6 @@ class Run:
             self.record.close()
             mark_finished(self.args.output_dir)
         self.checkpoints.finish()
-
-
-def data_fingerprint(examples: list[Encoded]) -> str:
-    """sha256 of the ids and safety labels of examples."""
-    labels = ("chosen_safe", "rejected_safe")
-    return ids_fingerprint([e.prompt, *e.responses, [getattr(e.record, n, None) for n in labels]] for e in examples)
 
 
 class RunRecord:

@@ -25,6 +25,7 @@ from eval.results.methods import family_title, is_front_family, preference
 from eval.results.runs import (
     Front,
     Run,
+    RunName,
     condition_title,
     find_conditions,
     find_fronts,
@@ -35,6 +36,7 @@ from eval.results.runs import (
 
 PLACE = 10
 STANDINGS = {"ahead": "ahead of", "level": "level with", "behind": "behind"}
+OPPOSITES = {"ahead": "behind", "level": "level", "behind": "ahead"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def summarize_report(numbers: Numbers) -> list[Summary]:
 def summarize_condition(numbers: Numbers, condition: str) -> Summary:
     own = [group for group in numbers.groups if group.name.condition == condition]
     stand_ins = find_stand_ins(numbers.groups, condition)
-    single = [group for group in own if group.name.weight is None or group.name.is_single_method]
+    single = [group for group in own if is_whole(group.name)]
     rows = [group for group in numbers.groups if group in single or group in stand_ins]
     fronts = find_fronts(own)
     sentences = [
@@ -194,13 +196,24 @@ def is_tie(metric: Metric, best: RunGroup, other: RunGroup) -> bool:
 
 def find_standings(numbers: Numbers, condition: str, metric: str) -> dict[str, dict[str, list[str]]]:
     """{run or front that was compared: the methods that it is ahead of, level with and behind in one measure}."""
-    standings: dict[str, dict[str, list[str]]] = {}
-    for entry in numbers.comparisons:
-        if (entry["condition"], entry["metric"]) == (condition_title(condition), metric):
-            if parse_run_name(entry["method"]).weight is None or parse_run_name(entry["method"]).is_single_method:
-                standing = standings.setdefault(entry["method"], {place: [] for place in STANDINGS})
-                standing[difference_mark(entry) or "level"].append(parse_run_name(entry["other"]).method)
+    found = [
+        entry
+        for entry in numbers.comparisons
+        if (entry["condition"], entry["metric"]) == (condition_title(condition), metric)
+        and is_whole(parse_run_name(entry["method"]))
+    ]
+    standings = {entry["method"]: {place: [] for place in STANDINGS} for entry in found}
+    for entry in found:
+        method, other, place = entry["method"], entry["other"], difference_mark(entry) or "level"
+        standings[method][place].append(parse_run_name(other).method)
+        if other in standings:
+            standings[other][OPPOSITES[place]].append(parse_run_name(method).method)
     return standings
+
+
+def is_whole(name: RunName) -> bool:
+    """Whether a name is that of a method or of a front, not of one of its points."""
+    return name.weight is None or name.is_single_method
 
 
 # ---- the section -------------------------------------------------------------------------------------------

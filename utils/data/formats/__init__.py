@@ -1,23 +1,10 @@
-"""One file a data format; importing this package registers them. Of equally fitting ones the first wins."""
+"""One file a data format; importing this package imports them all, and each registers what it reads.
 
-from utils.data.formats import (
-    alpaca,
-    chosen_rejected,
-    hh_rlhf,
-    labelled,
-    messages,
-    pairs,
-    pku_saferlhf,
-    safety_pairs,
-)
+Of formats that fit a row equally well the one whose file comes first by name wins.
+"""
 
-__all__ = [
-    "alpaca",
-    "chosen_rejected",
-    "hh_rlhf",
-    "labelled",
-    "messages",
-    "pairs",
-    "pku_saferlhf",
-    "safety_pairs",
-]
+import importlib
+import pkgutil
+
+for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+    importlib.import_module(f"{__name__}.{_module}")

@@ -3,8 +3,9 @@
 They share all turns up to the last one of the user, which is the prompt; rows that diverge before it are dropped.
 """
 
-from utils.data.records import Dialogue, Drop, Pair, Prompt, Row, distinct_replies
-from utils.data.registry import LABELS, Format, register
+from utils.data.records import DIALOGUES, PROMPTS, Dialogue, Pair, Prompt
+from utils.data.registry import Format, preferences, register
+from utils.data.rows import Drop, Row, distinct_replies
 from utils.data.turns import dialogue_in, is_turns
 
 
@@ -19,10 +20,11 @@ register(
     Format(
         "chosen_rejected",
         ("chosen", "rejected"),
-        lambda row: Prompt(dialogue_in(row, "chosen")[0], row.source),
-        lambda row: Dialogue(*dialogue_in(row, "chosen"), row.source),
-        _pair,
-        LABELS,
+        {
+            PROMPTS: lambda row: Prompt(dialogue_in(row, "chosen")[0], row.source),
+            DIALOGUES: lambda row: Dialogue(*dialogue_in(row, "chosen"), row.source),
+            **preferences(_pair),
+        },
         fits=lambda row: is_turns(row.fields["rejected" if row.fields["chosen"] is None else "chosen"]),
     )
 )

@@ -8,18 +8,9 @@ reason. Line ends of Windows become "\\n", as the turns are told by them; texts 
 import re
 from typing import Any
 
-from utils.data.records import (
-    Dialogue,
-    Drop,
-    Message,
-    Pair,
-    Prompt,
-    Row,
-    distinct_replies,
-    reply,
-    user_turn,
-)
-from utils.data.registry import LABELS, Format, register
+from utils.data.records import DIALOGUES, PROMPTS, Dialogue, Message, Pair, Prompt
+from utils.data.registry import Format, preferences, register
+from utils.data.rows import Drop, Row, distinct_replies, reply, user_turn
 
 SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -75,4 +66,4 @@ def _pair(row: Row, label: str) -> Pair:
     return Pair(messages, chosen_reply, _prompt_and_reply(rejected)[1], None, None, row.source)
 
 
-register(Format("hh_rlhf", ("chosen", "rejected"), _prompt, _dialogue, _pair, LABELS))
+register(Format("hh_rlhf", ("chosen", "rejected"), {PROMPTS: _prompt, DIALOGUES: _dialogue, **preferences(_pair)}))

@@ -4,8 +4,9 @@ The reply is a `completion` to a `prompt`, or the end of `messages` or `conversa
 ones are dropped there; the prompts of both are read. There are no pairs: nothing says that two replies were compared.
 """
 
-from utils.data.records import Dialogue, Drop, Prompt, Row
+from utils.data.records import DIALOGUES, PROMPTS, Dialogue, Prompt
 from utils.data.registry import Format, register
+from utils.data.rows import Drop, Row
 from utils.data.turns import answered, dialogue_in, prompt_in, prompt_of
 
 LABEL = "label|kto_tag"
@@ -41,15 +42,17 @@ def _register_turns(field: str) -> None:
     def prompt(row: Row) -> Prompt:
         return Prompt(prompt_in(row, field), row.source)
 
-    register(Format(f"labelled_{field}", (field, LABEL), prompt, dialogue, fits=_is_label))
+    register(Format(f"labelled_{field}", (field, LABEL), {PROMPTS: prompt, DIALOGUES: dialogue}, _is_label))
 
 
 register(
     Format(
         "labelled_completion",
         ("prompt", COMPLETION, LABEL),
-        lambda row: Prompt(prompt_of(row, "prompt"), row.source),
-        _labelled_completion,
+        {
+            PROMPTS: lambda row: Prompt(prompt_of(row, "prompt"), row.source),
+            DIALOGUES: _labelled_completion,
+        },
         fits=_is_label,
     )
 )

@@ -3,7 +3,7 @@
 The prompt reaches up to the last user turn; the reply is what the assistant says after it.
 """
 
-from utils.data.records import Dialogue, Prompt
+from utils.data.records import DIALOGUES, PROMPTS, Dialogue, Prompt
 from utils.data.registry import Format, register
 from utils.data.turns import dialogue_in, prompt_in
 
@@ -13,8 +13,10 @@ def _register(field: str) -> None:
         Format(
             field,
             (field,),
-            lambda row: Prompt(prompt_in(row, field), row.source),
-            lambda row: Dialogue(*dialogue_in(row, field), row.source),
+            {
+                PROMPTS: lambda row: Prompt(prompt_in(row, field), row.source),
+                DIALOGUES: lambda row: Dialogue(*dialogue_in(row, field), row.source),
+            },
         )
     )
 

@@ -6,8 +6,9 @@ fields are read as well.
 """
 
 from utils.data.formats.hh_rlhf import is_dialogue
-from utils.data.records import Dialogue, Drop, Message, Pair, Prompt, Row, distinct_replies
-from utils.data.registry import LABELS, Format, register
+from utils.data.records import DIALOGUES, PROMPTS, Dialogue, Message, Pair, Prompt
+from utils.data.registry import Format, preferences, register
+from utils.data.rows import Drop, Row, distinct_replies
 from utils.data.turns import answered, is_turns, prompt_of
 
 PROMPT = "prompt|question|query|instruction|input|conversations|messages"  # before `chosen` and `rejected`
@@ -20,14 +21,11 @@ def _register(name: str, prompt: str, response: str | None) -> None:
     def dialogue(row: Row) -> Dialogue:
         return Dialogue(*answered(row, row.present(prompt), row.present(response)), row.source)
 
-    register(
-        Format(
-            name,
-            (prompt, response) if response else (prompt,),
-            lambda row: Prompt(prompt_of(row, row.present(prompt)), row.source),
-            dialogue if response else None,
-        )
-    )
+    prompts = {PROMPTS: lambda row: Prompt(prompt_of(row, row.present(prompt)), row.source)}
+    if response:
+        register(Format(name, (prompt, response), prompts | {DIALOGUES: dialogue}))
+    else:
+        register(Format(name, (prompt,), prompts))
 
 
 def _prompt(row: Row) -> list[Message]:
@@ -51,10 +49,11 @@ register(
     Format(
         "prompt_chosen_rejected",
         (PROMPT, CHOSEN, REJECTED),
-        lambda row: Prompt(_prompt(row), row.source),
-        lambda row: Dialogue(*_chosen(row), row.source),
-        _pair,
-        LABELS,
+        {
+            PROMPTS: lambda row: Prompt(_prompt(row), row.source),
+            DIALOGUES: lambda row: Dialogue(*_chosen(row), row.source),
+            **preferences(_pair),
+        },
         # Beside dialogues of HH-RLHF, fields of other names may mean anything.
         fits=lambda row: "prompt" in row.fields or not is_dialogue(row.fields.get("chosen")),
     )

@@ -4,17 +4,9 @@ Fields: prompt, response_0, response_1, is_response_0_safe, is_response_1_safe, 
 safer_response_id (Ji et al. 2023, BeaverTails; Dai et al. 2023, Safe RLHF).
 """
 
-from utils.data.records import (
-    Dialogue,
-    Drop,
-    Pair,
-    Prompt,
-    Row,
-    distinct_replies,
-    reply,
-    user_turn,
-)
-from utils.data.registry import LABELS, Format, NotOffered, register
+from utils.data.records import DIALOGUES, PROMPTS, Dialogue, Pair, Prompt
+from utils.data.registry import Format, NotOffered, preferences, register
+from utils.data.rows import Drop, Row, distinct_replies, reply, user_turn
 
 
 def _preferred(row: Row, label: str) -> int:
@@ -49,4 +41,10 @@ def _pair(row: Row, label: str) -> Pair:
     return Pair(user_turn(row.text("prompt")), chosen, rejected, safe[first], safe[1 - first], row.source)
 
 
-register(Format("pku_saferlhf", ("prompt", "response_0", "response_1"), _prompt, _dialogue, _pair, LABELS))
+register(
+    Format(
+        "pku_saferlhf",
+        ("prompt", "response_0", "response_1"),
+        {PROMPTS: _prompt, DIALOGUES: _dialogue, **preferences(_pair)},
+    )
+)

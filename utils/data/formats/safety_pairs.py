@@ -1,16 +1,8 @@
 """Safety pairs: `prompt`, `responses` [2] and `safer`, the index of the only safe one (null for a tie)."""
 
-from utils.data.records import (
-    Dialogue,
-    Drop,
-    Pair,
-    Prompt,
-    Row,
-    distinct_replies,
-    reply,
-    user_turn,
-)
-from utils.data.registry import Format, register
+from utils.data.records import DIALOGUES, PROMPTS, Dialogue, Pair, Prompt
+from utils.data.registry import Format, preferences, register
+from utils.data.rows import Drop, Row, distinct_replies, reply, user_turn
 
 
 def _safe_and_unsafe(row: Row) -> tuple[str, str]:
@@ -33,4 +25,10 @@ def _pair(row: Row, label: str) -> Pair:
     return Pair(user_turn(row.text("prompt")), chosen, rejected, True, False, row.source)
 
 
-register(Format("safety_pairs", ("prompt", "responses", "safer"), _prompt, _dialogue, _pair, ("safer",)))
+register(
+    Format(
+        "safety_pairs",
+        ("prompt", "responses", "safer"),
+        {PROMPTS: _prompt, DIALOGUES: _dialogue, **preferences(_pair, ("safer",))},
+    )
+)
