@@ -15,7 +15,7 @@ TABLE = Path(__file__).resolve().parents[2] / "presets" / "methods.txt"
 COLUMNS = ("run", "method", "detail", "place", "style", "stands for", "made by", "from", "flags")
 PLACES = START, EXPERT, BASELINE, METHOD, FRONT, OTHER = "start", "expert", "baseline", "method", "front", "other"
 OBJECTIVE, WEIGHTS = "{objective}", "{w}"  # patterns in names; the third is {equal}
-FULL = "_full"
+FULL, EQUAL = "_full", "equal"
 OTHER_COLORS = ("#7F7F7F", "#1F4E79", "#5E8C0A", "#0E7C86")  # of what no row knows
 
 _RUN = re.compile(r"[A-Za-z0-9_.]+(\{(objective|w|equal)\})?")
@@ -163,8 +163,9 @@ def find_row(base: str) -> Match | None:
         if pattern == OBJECTIVE:
             return Match(filled(method, pattern, rest.replace("_", " ")), objective=rest)
         weight = read_weight(rest)
-        if weight is not None and (pattern == WEIGHTS or len(set(preference(weight))) == 1):
-            return Match(filled(method, pattern, rest.replace("_", "/")), weight)
+        if weight is not None and (pattern == WEIGHTS or are_equal(weight)):
+            text = EQUAL if isinstance(weight, tuple) and are_equal(weight) else rest.replace("_", "/")
+            return Match(filled(method, pattern, text), weight)
     return None
 
 
@@ -230,6 +231,10 @@ def preference(weight: Weight) -> tuple[float, ...]:
         return weight, 1 - weight
     total = sum(weight) or 1.0
     return tuple(share / total for share in weight)
+
+
+def are_equal(weight: Weight) -> bool:
+    return len(set(preference(weight))) == 1
 
 
 def show_weight(weight: Weight) -> str:

@@ -162,11 +162,6 @@ class Front:
     variant: str
     points: list[tuple[Weight, Run]]
 
-    @property
-    def is_line(self) -> bool:
-        """Whether its preferences lie on a line: those of two objectives."""
-        return all(len(preference(weight)) == 2 for weight, _ in self.points)
-
 
 def find_fronts(runs: list[Run]) -> list[Front]:
     """Fronts with at least two points, by weight, in the order of the table.
