@@ -14,13 +14,15 @@ from step3_gapo.policy_losses import POLICY_LOSSES
 from utils.cli.arguments import (
     OF_THE_RANKS,
     Parser,
-    adam_beta,
     add_checkpoint_arguments,
     add_data_arguments,
     add_deepspeed_arguments,
     add_dry_run_arguments,
     add_loading_arguments,
     add_optimization_arguments,
+)
+from utils.cli.types import (
+    adam_beta,
     by_name,
     fraction,
     named_number,
@@ -41,7 +43,8 @@ from utils.combining.algorithm import (
     preference_weights,
 )
 from utils.combining.registry import describe
-from utils.models.loading import allow, check_positions, load_config, load_tokenizer
+from utils.models.checking import check_positions
+from utils.models.configs import allow, load_config, load_tokenizer
 from utils.policy.sampling import COMPACT_AT
 from utils.process.errors import AT_ONCE, Problems, UserError
 from utils.scoring.objectives import Objective, add_score_arguments, declared_objectives

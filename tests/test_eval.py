@@ -31,8 +31,9 @@ from tests.helpers import run_function
 from utils import make_base
 from utils.data.encoding import Encoded, encode_prompt
 from utils.data.records import Prompt
+from utils.models.configs import load_tokenizer
 from utils.models.export import export_model
-from utils.models.loading import load_causal_lm, load_tokenizer, new_score_model
+from utils.models.loading import load_causal_lm, new_score_model
 from utils.models.token_head import TokenHead
 from utils.policy.forward import response_log_probs
 from utils.policy.sampled import Sampled

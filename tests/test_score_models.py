@@ -29,7 +29,7 @@ from tests.architectures import tokenizer as byte_tokenizer
 from tests.helpers import Workshop, flags, run_function, run_script
 from utils.data.encoding import Encoded, encode_prompt, encode_response
 from utils.data.records import Prompt
-from utils.models.loading import load_tokenizer
+from utils.models.configs import load_tokenizer
 from utils.policy.sampled import Sampled
 from utils.process.distributed import init_distributed
 from utils.process.errors import UserError
