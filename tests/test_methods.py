@@ -7,10 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from eval import soup
+from eval import report, soup
+from eval.reporting.plane import neighbors
+from eval.reporting.sections.summary import order_sentences
+from eval.results.methods import read_methods, use_methods
+from eval.results.runs import find_fronts, load_runs, parse_run_name, sort_names
 from step3_gapo.arguments import check_algorithm_options, parse_args
 from step3_gapo.needs import method_of
+from tests.evaluations import make_run, noisy_run, write_runs
 from utils.combining.algorithm import build, options_of
+from utils.process.errors import UserError
 from utils.scoring.objectives import declared_objectives
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,8 +65,10 @@ def test_every_row_is_a_command_of_its_stage(objectives: str, monkeypatch: pytes
     """With every condition, and with the gradients of all parameters where they are compared."""
     table = rows()
     conditions = [row for row in table if row.startswith("@")]
+    stands_for = {run: row for row in reversed(table) if row not in conditions for run in expand(row, objectives)}
     runs = [run for row in table if row not in conditions for run in expand(row, objectives)]
     assert len(runs) == len(set(runs)) + 1, "the pattern of equal weights is one of the others, too"
+    assert {run: parse_run_name(run).row.run for run in runs} == stands_for, "the report takes names apart alike"
     runs += [f"{run}{condition}" for run in runs for condition in conditions]
     for run, (script, _, *flags) in zip(runs, commands(objectives, runs), strict=True):
         assert flags[flags.index("--output_dir") + 1] == f"out/policies/{run}"
@@ -178,3 +186,95 @@ def test_what_is_no_row_is_refused_in_one_line(tmp_path: Path, case: str) -> Non
     result = bash("bash run_all.sh tiny", METHODS=str(tmp_path / "my.txt"), OUTPUT=str(tmp_path / "out"))
     assert result.returncode == 2 and result.stderr.count("\n") == 1 and line in result.stderr, result.stderr
     assert not (tmp_path / "out").exists()
+
+
+# ---- in the report -----------------------------------------------------------------------------------------
+
+# Name of a run -> what the report calls it, and its place.
+NAMES_OF_RUNS = {
+    "sft": ("SFT", "start"),
+    "ppo_wit": ("PPO wit", "expert"),
+    "morlhf_0.5@imbalanced": ("MORLHF 0.5 (imbalanced)", "method"),
+    "morlhf_0.4": ("MORLHF 0.4", "front"),
+    "morlhf_0.33_0.33_0.33": ("MORLHF equal", "method"),
+    "p_gapo_0.6_0.2_0.2#7": ("P-GAPO 0.6/0.2/0.2 (#7)", "front"),
+    "p_gapo_0.2_full": ("P-GAPO 0.2 full", "other"),
+    "gapo_p1_full": ("GAPO p=1 full", "other"),
+    "gapo_p1_slow": ("GAPO p=1 slow", "other"),
+    "safe_rlhf_full": ("Safe RLHF full", "other"),
+    "mine": ("mine", "other"),
+}
+
+
+def test_names_are_taken_apart() -> None:
+    found = {text: parse_run_name(text) for text in NAMES_OF_RUNS}
+    assert {text: (name.label, name.row.place) for text, name in found.items()} == NAMES_OF_RUNS
+    assert found["p_gapo_0.6_0.2_0.2#7"].weight == (0.6, 0.2, 0.2) and found["morlhf_0.4"].weight == 0.4
+    assert found["p_gapo_0.2_full"].weight is None, "another method than the front's"
+    assert found["gapo_p1_slow"].row.color == parse_run_name("gapo_p1").row.color and found["mine"].row.is_own
+    assert sort_names(["mine", "p_gapo_0.6_0.2_0.2", "p_gapo_0.2_0.6_0.2", "ppo_b", "ppo_a", "sft"], ["b", "a"]) == [
+        "sft", "ppo_b", "ppo_a", "p_gapo_0.2_0.6_0.2", "p_gapo_0.6_0.2_0.2", "mine"
+    ]  # fmt: skip
+
+
+def test_fronts_of_three_objectives() -> None:
+    """Scores that are the weights are in the order of the preferences. GAPO does not stand for equal weights."""
+    weights = [(0.6, 0.2, 0.2), (0.2, 0.6, 0.2), (0.2, 0.2, 0.6), (0.33, 0.33, 0.33)]
+    runs = {f"p_gapo_{'_'.join(map(str, point))}": point for point in weights} | {"gapo_p1": (0.3, 0.3, 0.3)}
+    objectives = tuple(NAMES[THREE])
+    (front,) = find_fronts([make_run(name, [point] * 2, objectives=objectives) for name, point in runs.items()])
+    assert [weight for weight, _ in front.points] == sorted(weights)
+    assert order_sentences([front]) == ["Fronts ordered by preference: P-GAPO on model scores."]
+    turned = [make_run(name, [point[::-1]] * 2, objectives=objectives) for name, point in runs.items()]
+    assert order_sentences(find_fronts(turned)) == ["Fronts ordered by preference: P-GAPO on no kind of score."]
+
+
+def test_lines_join_neighboring_preferences() -> None:
+    assert neighbors([0.8, 0.2, 0.5]) == [[1, 2, 0]]
+    corners = [(0.6, 0.2, 0.2), (0.2, 0.6, 0.2), (0.2, 0.2, 0.6)]
+    middle = (0.33, 0.33, 0.33)
+    assert neighbors(corners) == [(0, 1), (0, 2), (1, 2)]
+    assert neighbors([*corners, middle]) == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    assert neighbors([corners[0], middle, (0.5, 0.25, 0.25)]) == [[1, 2, 0]], "on a line again"
+    assert neighbors([(0.7, 0.1, 0.1, 0.1), (0.1, 0.7, 0.1, 0.1), (0.1, 0.1, 0.7, 0.1), (0.1, 0.1, 0.1, 0.7)]) == []
+    assert neighbors([0.2]) == []
+
+
+def test_rows_of_a_users_own_are_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = {"sft": (0, 1), "gapo_p1": (0.5, 2), "my_method_0.3": (0.2, 2.2), "my_method_0.7": (0.8, 1.5)}
+    root = write_runs(tmp_path / "mine", [noisy_run(name, place) for name, place in places.items()])
+    (root / "methods.txt").write_text(f"{OWN}\n")
+    monkeypatch.setattr(sys, "argv", ["report.py", "--input_dir", str(root)])
+    report.main()
+    text = (root / "report/report.md").read_text()
+    assert "| Mine 0.3 |" in text and "| Mine | 0.3, 0.7 |" in text
+    assert "\nmine,,0.3,my_method_0.3," in (root / "report/front.csv").read_text()
+    name = next(run.name for run in load_runs(root) if run.name.base == "my_method_0.3")
+    assert (name.row.color, name.row.marker, name.row.is_own) == ("#123456", "P", True)
+    other = write_runs(tmp_path / "other", [noisy_run("my_method_0.3", (0, 0))])
+    assert load_runs(other)[0].name.label == "my_method_0.3", "the rows of one report are not those of another"
+
+
+BAD_ROWS_OF_REPORTS = BAD_ROWS | {
+    "a place that is none": (OWN.replace("front", "top"), '"top" is no place (start, '),
+    "a style that is none": (OWN.replace("#123456", "red"), '"red P" is no style, such as #1B8A5A o'),
+    "a method without a title": (OWN.replace("Mine", ""), "the method has no title"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ROWS_OF_REPORTS)
+def test_the_report_refuses_what_is_no_row_in_one_line(tmp_path: Path, case: str) -> None:
+    row, line = BAD_ROWS_OF_REPORTS[case]
+    (tmp_path / "my.txt").write_text(f"# mine\n\n{row}\n")
+    with pytest.raises(UserError) as refused:
+        use_methods(tmp_path / "my.txt")
+    use_methods()
+    message = str(refused.value)
+    assert f"{tmp_path}/my.txt:3: " in message and "\n" not in message
+    assert line.removeprefix("my.txt:1: ") in message
+
+
+def test_the_projects_own_table_has_one_row_a_run() -> None:
+    table = read_methods(ROOT / "presets/methods.txt")
+    assert [row.run for row in table] == ["sft", *(run for run in rows() if not run.startswith("@"))]
+    assert not any(row.is_own for row in table) and [row.run for row in table if row.leads] == ["gapo_p1", "p_gapo_{w}"]

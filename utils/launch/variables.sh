@@ -49,11 +49,14 @@ make_paths_absolute() {
     if [ -n "${OBJECTIVES:-}" ]; then export OBJECTIVES && OBJECTIVES=$(absolute_functions "$OBJECTIVES"); fi
 }
 
-absolute_functions() { # of objectives $1, the files of their functions
-    local objective path words=()
+absolute_functions() { # of objectives $1, the files of their functions, but for those that are found from the root, too
+    local objective path root words=()
+    root=$(dirname "${BASH_SOURCE[0]}")/../..
     for objective in $1; do
         path=${objective#*=} path=${path%:*}
-        if [[ $objective == *=* && -f $path ]]; then objective=${objective%%=*}=$(realpath -s "$path"):${objective##*:}; fi
+        if [[ $objective == *=* && -f $path ]] && ! [ "$path" -ef "$root/$path" ]; then
+            objective=${objective%%=*}=$(realpath -s "$path"):${objective##*:}
+        fi
         words+=("$objective")
     done
     echo "${words[*]}"
