@@ -40,6 +40,8 @@ from utils.policy.sampled import Sampled
 from utils.process.errors import UserError, run_main
 from utils.scoring import scorers
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = "how can i bake the bread fix my bike first then wait for a friend".split()
 PROMPTS = [" ".join(WORDS[i % 5 : i % 5 + 3 + i]) + "?" for i in range(9)]
