@@ -73,7 +73,7 @@ class RunName:
 
     @property
     def family(self) -> str:
-        """The method without what tells its runs apart: 'gapo', 'ppo', 'morlhf'."""
+        """The method without what tells its runs apart: 'gapo', 'ppo'."""
         return self.row.family
 
     @property
