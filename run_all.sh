@@ -6,17 +6,19 @@
 #   tiny     (default) SafeRLHF-mini on a laptop: every method and front of the paper, two conditions
 #   smoke    the same in small: two ranks with ZeRO-2, two aligned policies
 #   hh       human data in DATA_DIR: HH-RLHF files and safety pairs
+#   three    SafeRLHF-mini with a third objective, a function: conciseness
 #   mistral_7b   the paper's set-up, for 8 GPUs (see presets/mistral_7b.sh)
 #
 #   --fresh     start over; otherwise what is finished stays, what was begun goes on, and the rest is done
 #   --dry_run   say what would be done, check that data, models and machine fit together, plan the memory; write nothing;
 #               exit code 0: all is well, 1: a piece does not fit in memory, 2: bad input, every mistake in a line
 #   JOBS=N      pieces side by side (default: one a core, at most 4)
-#   RUNS="..."  other policies than the preset's (see step3_gapo/training_scripts/run_names.sh)
+#   RUNS="..."  other policies than the preset's, of the list below; METHODS=FILE adds rows to it (see presets/methods.txt)
+#   OBJECTIVES="reward/NAME cost/NAME function/NAME=FILE:FUNCTION"   other objectives (see utils/launch/objectives.sh)
 #   SEEDS=N     every policy with N seeds, the report has means and spread over them (SFT, reward and cost model once)
 #   JUDGE="--base_url URL --model NAME"   a language model judges the responses (see eval/judge.py), not the gold scores
 #   OUTPUT=DIR  instead of output/PRESET
-#   ACTOR_MODEL REWARD_MODEL COST_MODEL   models that are there already, used in place of training them
+#   ACTOR_MODEL REWARD_MODEL COST_MODEL MODEL_NAME   models that are there already, used in place of training them
 #   RANKS=N     ranks of every training; on several machines: NNODES, NODE_RANK, ... or HOSTFILE (see utils/launch/launch.sh)
 #   GPUS=N GPU_MEMORY=80 HOST_MEMORY=512   with --dry_run: GPUs of a machine, GiB of each, and of the machine itself
 #   DATA_DIR=DIR FRACTION=0.25   hh: where the data is, and how much of it (see presets/hh.sh for the model's size)
@@ -31,15 +33,28 @@ done
 make_paths_absolute
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
+source utils/launch/objectives.sh
+source utils/launch/methods.sh
+
+show_help() {
+    sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    echo "Runs, of presets/methods.txt (w: the weight of the first of two objectives, or all weights, such as 0.6_0.2_0.2):"
+    echo
+    read_methods
+    list_methods
+}
+
 PRESET=tiny
 FRESH=false
 for argument in "$@"; do
     case $argument in
-        -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+        -h | --help) show_help; exit ;;
         --fresh) FRESH=true ;;
         --dry_run) DRY_RUN=true ;;
-        tiny | smoke | hh | mistral_7b) PRESET=$argument ;;
-        *) echo "error: $argument: neither a preset (tiny, smoke, hh, mistral_7b) nor --fresh or --dry_run" >&2; exit 2 ;;
+        tiny | smoke | hh | three | mistral_7b) PRESET=$argument ;;
+        *)
+            echo "error: $argument: neither a preset (tiny, smoke, hh, three, mistral_7b) nor --fresh or --dry_run" >&2
+            exit 2 ;;
     esac
 done
 source utils/launch/machines.sh
@@ -58,6 +73,14 @@ note_unread_variables() { # those that are set, but serve other presets or dry r
         if ! $DRY_RUN && [ -n "${!name:-}" ]; then echo "note: $name: serves --dry_run alone"; fi
     done
 }
+
+note_unknown_models() { # of objectives that there are not
+    local name
+    for name in "${!MODEL_@}"; do
+        if ! is_objective "${name#MODEL_}"; then echo "note: $name: ${name#MODEL_} is none of the objectives"; fi
+    done
+}
+
 check_numbers 1 JOBS POLICY_JOBS RESPONSE_JOBS SEEDS RANKS THREADS MAX_LENGTH MAX_NEW_TOKENS VOCAB_SIZE HIDDEN_SIZE \
     NUM_LAYERS NUM_HEADS
 check_numbers 0 SEED GPUS
@@ -66,8 +89,11 @@ export OUTPUT=${OUTPUT:-output/$PRESET}
 export LAUNCHER_PIDS=$$ # training ends when this process is gone
 GOLD=() JUDGE_PROMPTS=() # flags of eval/score.py and eval/judge.py, where a preset has them
 choose_judge_prompts() { :; }
+SCRIPTS=$PRESET # whose training scripts are run
 source "presets/$PRESET.sh"
-source step3_gapo/training_scripts/run_names.sh
+settle_objectives
+read_methods
+note_unknown_models
 source utils/launch/setup_environment.sh
 check_numbers 1 NNODES
 if several_machines; then JOBS=1 POLICY_JOBS=1; fi # they meet in every training, one after another, at one port
@@ -81,11 +107,20 @@ fi
 
 # Models: made by stages 1 and 2, or there already.
 export ACTOR_MODEL=${ACTOR_MODEL:-$OUTPUT/sft}
-export REWARD_MODEL=${REWARD_MODEL:-$OUTPUT/reward/helpfulness} COST_MODEL=${COST_MODEL:-$OUTPUT/cost/harmlessness}
 
 SEED=${SEED:-42} # of the runs that name none
 SEEDS=${SEEDS:-1}
 for run in $RUNS; do check_run "$run"; done
+
+check_scripts() { # every score model is made by something, or there already
+    local model
+    for model in "${SCORE_MODELS[@]}"; do
+        if ! is_ready_made "$model" && ! [ -f "$(script_of "$model")" ]; then
+            refuse_objective "$model" "there is no $(script_of "$model"), and $(model_variable "$model") names no model"
+            return
+        fi
+    done
+}
 
 with_seeds() { # all runs, then all of them again for every further seed; each once
     local seed run
@@ -106,6 +141,7 @@ prepare_output() {
     reason=$(mkdir -p "$OUTPUT" 2>&1) || { echo "error: OUTPUT=$OUTPUT: ${reason##*: }" >&2; exit 2; }
     if ! [ -w "$OUTPUT" ]; then echo "error: OUTPUT=$OUTPUT: not writable" >&2; exit 2; fi
     if [ "${NODE_RANK:-0}" -gt 0 ]; then return; fi
+    if [ -n "${METHODS:-}" ]; then cp "$METHODS" "$OUTPUT/methods.txt"; fi # for the report
     if $FRESH; then
         for part in "${PARTS[@]}"; do rm -rf "${OUTPUT:?}/$part" "$OUTPUT/.$part".????????; done
     fi
@@ -128,22 +164,21 @@ pipeline() {
         piece data "$DATA_SECONDS" "$OUTPUT/base/config.json" at_first_node "$OUTPUT/base/config.json" make_data
     fi
     stage "step 1: supervised fine-tuning"
-    piece_or_ready sft sft "$SFT_SECONDS" "step1_sft/training_scripts/$PRESET.sh"
-    stage "step 2: reward and cost model"
-    piece_or_ready reward_helpfulness reward/helpfulness "$REWARD_SECONDS" \
-        "step2_reward/training_scripts/${PRESET}_helpfulness.sh"
-    piece_or_ready cost_harmlessness cost/harmlessness "$COST_SECONDS" \
-        "step2_reward/training_scripts/${PRESET}_harmlessness.sh"
+    piece_or_ready sft sft "$SFT_SECONDS" "step1_sft/training_scripts/$SCRIPTS.sh"
+    stage "step 2: reward and cost models"
+    for model in "${SCORE_MODELS[@]}"; do
+        seconds=${model%%/*} seconds=${seconds^^}_SECONDS
+        piece_or_ready "${model/\//_}" "$model" "${!seconds}" "$(script_of "$model")"
+    done
     stage "step 3: policies" "${POLICY_JOBS:-$JOBS}"
     for run in $RUNS; do
-        if [[ $run != rewarded_soup_* ]]; then make_policy "$run" "$POLICY_SECONDS"; fi
+        if is_trained "$run"; then make_policy "$run" "$POLICY_SECONDS"; fi
     done
     if [ "${NODE_RANK:-0}" -gt 0 ]; then return; fi # the first machine does the rest
-    if [[ " $RUNS" == *[[:space:]]rewarded_soup_* ]]; then
-        stage "rewarded soups"
-        for run in $RUNS; do
-            if [[ $run == rewarded_soup_* ]]; then make_policy "$run" 4; fi
-        done
+    averaged=$(for run in $RUNS; do if ! is_trained "$run"; then echo "$run"; fi; done)
+    if [ -n "$averaged" ]; then
+        stage "averages of policies"
+        for run in $averaged; do make_policy "$run" 4; done
     fi
     stage "responses" "$RESPONSE_JOBS"
     for ((part = 0; part < RESPONSE_JOBS; part++)); do
@@ -155,8 +190,21 @@ pipeline() {
 }
 
 make_policy() { # run $1, which takes about $2 seconds
-    piece "$1" "$2" "$(if_current "policies/$1")" bash "step3_gapo/training_scripts/${PRESET}_policy.sh" "$1"
+    piece "$1" "$2" "$(if_current "policies/$1")" bash "$(script_of "policies/$1")" "$1"
 }
+
+script_of() { # what makes score model or policy $1; a policy that no stage trains comes from stage 3's
+    local maker
+    case $1 in
+        policies/*)
+            maker=$(maker_of "${1#*/}")
+            if ! is_trained "${1#*/}"; then maker=step3_gapo; fi
+            echo "$maker/training_scripts/${SCRIPTS}_policy.sh" ;;
+        *) echo "step2_reward/training_scripts/${SCRIPTS}_${1#*/}.sh" ;;
+    esac
+}
+
+is_trained() { [ -d "$(maker_of "$1")/training_scripts" ]; } # whether a stage makes run $1
 
 piece_or_ready() { # piece $1 makes model $2, which takes about $3 seconds, by script $4; unless it is there already
     if is_ready_made "$2"; then
@@ -180,10 +228,10 @@ folder_of() { # run $1
 }
 
 place_of() { # folder or hub name of model $1
+    local variable
     case $1 in
         sft) echo "$ACTOR_MODEL" ;;
-        reward/helpfulness) echo "$REWARD_MODEL" ;;
-        cost/harmlessness) echo "$COST_MODEL" ;;
+        reward/* | cost/*) variable=$(model_variable "$1") && echo "${!variable}" ;;
         *) echo "$OUTPUT/$1" ;;
     esac
 }
@@ -191,14 +239,12 @@ place_of() { # folder or hub name of model $1
 is_ready_made() { [ "$(place_of "$1")" != "$OUTPUT/$1" ]; } # whether model $1 is there already, wherever
 
 sources_of() { # the models from which model $1 is made
-    local expert
     if is_ready_made "$1"; then return; fi
     case $1 in
         base) ;;
         sft) if makes_data; then echo base; fi ;;
         reward/* | cost/*) echo sft ;;
-        policies/rewarded_soup_*) for expert in $(experts_of "${1#*/}"); do echo "policies/$expert"; done ;;
-        policies/*) echo sft reward/helpfulness cost/harmlessness ;;
+        policies/*) sources_of_run "${1#*/}" ;;
     esac
 }
 
@@ -206,13 +252,13 @@ is_newer() { # model $1 than model $2; a hub name is not
     [ "$(place_of "$1")/config.json" -nt "$(place_of "$2")/config.json" ]
 }
 
-is_current() { # whether model $1 is finished; of a soup, which costs nothing, also whether its experts are, and older
-    local expert
+is_current() { # whether model $1 is finished; of an average, which costs nothing, also whether its sources are, and older
+    local source
     if is_ready_made "$1"; then return; fi
     if ! finished "$OUTPUT/$1/config.json"; then return 1; fi
-    if [[ $1 == policies/rewarded_soup_* ]]; then
-        for expert in $(sources_of "$1"); do
-            if ! is_current "$expert" || is_newer "$expert" "$1"; then return 1; fi
+    if [[ $1 == policies/* ]] && ! is_trained "${1#*/}"; then
+        for source in $(sources_of "$1"); do
+            if ! is_current "$source" || is_newer "$source" "$1"; then return 1; fi
         done
     fi
 }
@@ -234,8 +280,9 @@ report_if_current() { # the report's path if it is of all models as they are, el
     for run in sft $RUNS; do
         model=$(folder_of "$run") scores=$OUTPUT/eval/$run.json
         if { [ "$run" != sft ] && ! is_current "policies/$run"; } || ! is_current sft || ! [ "$report" -nt "$scores" ]; then return; fi
-        for model in "$model" "$REWARD_MODEL" "$COST_MODEL"; do
-            if ! [ "$scores" -nt "$model/config.json" ]; then return; fi
+        if ! [ "$scores" -nt "$model/config.json" ]; then return; fi
+        for model in "${SCORE_MODELS[@]}"; do
+            if ! [ "$scores" -nt "$(place_of "$model")/config.json" ]; then return; fi
         done
     done
     echo "$report"
@@ -262,27 +309,26 @@ evaluation_command() { "$PYTHON" "$@"; } # a dry run only checks it
 evaluate() {
     local run responses=()
     for run in sft $RUNS; do responses+=("$OUTPUT/eval/responses/$run.jsonl"); done
-    evaluation_command eval/score.py --responses "${responses[@]}" --reward_model helpfulness="$REWARD_MODEL" \
-        --cost_model harmlessness="$COST_MODEL" "${GOLD[@]}" ${SCORE_FLAGS:-} --output_dir "$OUTPUT/eval"
+    objective_flags
+    evaluation_command eval/score.py --responses "${responses[@]}" "${OBJECTIVE_FLAGS[@]}" "${GOLD[@]}" ${SCORE_FLAGS:-} \
+        --output_dir "$OUTPUT/eval"
     judge_policies
     evaluation_command eval/report.py --input_dir "$OUTPUT"
 }
 
-judge_policies() { # those without a preference, of one seed, against the SFT policy; where there is a judge
+judge_policies() { # those without a preference, of one seed, against the SFT policy, in what models score; if there is a judge
     local run judged=() judge=("${GOLD[@]}")
     if [ -n "${JUDGE:-}" ]; then judge=($JUDGE); fi
     for run in $RUNS; do
-        case $run in
-            *"#"* | p_gapo_* | rewarded_soup_* | morlhf_0.[!5]*) ;;
-            *) judged+=("$run=$OUTPUT/eval/responses/$run.jsonl") ;;
-        esac
+        if [ -z "$(seed_of "$run")" ] && ! is_on_front "$run"; then judged+=("$run=$OUTPUT/eval/responses/$run.jsonl"); fi
     done
-    if [ ${#judge[@]} -eq 0 ] || [ ${#judged[@]} -eq 0 ]; then return; fi
+    if [ ${#judge[@]} -eq 0 ] || [ ${#judged[@]} -eq 0 ] || [ ${#SCORE_MODELS[@]} -eq 0 ]; then return; fi
     choose_judge_prompts
     evaluation_command eval/judge.py --policy "${judged[@]}" --baseline sft="$OUTPUT/eval/responses/sft.jsonl" \
-        --objective helpfulness harmlessness "${JUDGE_PROMPTS[@]}" "${judge[@]}" --output_dir "$OUTPUT/eval/judge"
+        --objective $(names_of reward) $(names_of cost) "${JUDGE_PROMPTS[@]}" "${judge[@]}" --output_dir "$OUTPUT/eval/judge"
 }
 
+check_scripts || exit 2
 if $DRY_RUN; then dry_run; fi # ends here
 prepare_output
 pin_revisions

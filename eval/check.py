@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from eval import generate, judge, score
 from utils.cli.arguments import Parser
 from utils.data import load_prompts
-from utils.models.loading import load_tokenizer
+from utils.models.configs import load_tokenizer
 from utils.process.errors import EXIT_BAD_INPUT, Problems, run_main
 
 

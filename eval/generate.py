@@ -18,24 +18,12 @@ from transformers import PreTrainedTokenizerBase
 
 from eval.results.answers import Answers, add_sampling_arguments, is_current, load_test_prompts, settings_of
 from eval.results.partial import partial_path
-from utils.cli.arguments import (
-    Parser,
-    add_data_arguments,
-    add_loading_arguments,
-    check_output_file,
-    named_value,
-)
+from utils.cli.arguments import Parser, add_data_arguments, add_loading_arguments, check_output_file
+from utils.cli.types import named_value
 from utils.data.encoding import Encoded
-from utils.models.loading import (
-    DTYPES,
-    allow,
-    check_causal_lm,
-    check_positions,
-    embedding_rows,
-    load_causal_lm,
-    load_tokenizer,
-    same_tokenizer,
-)
+from utils.models.checking import check_causal_lm, check_positions
+from utils.models.configs import DTYPES, allow, embedding_rows, load_tokenizer, same_tokenizer
+from utils.models.loading import load_causal_lm
 from utils.output.files import check_writable
 from utils.output.metrics import Progress
 from utils.process.distributed import device

@@ -30,20 +30,10 @@ from eval.judging.responses import Source, check_answered, get_responses, open_s
 from eval.results.answers import add_sampling_arguments
 from eval.results.grading import Gold, grade, load_gold, mean_and_interval, score_gold
 from eval.results.rows import Row
-from utils.cli.arguments import (
-    Parser,
-    add_data_arguments,
-    add_loading_arguments,
-    check_output_file,
-    named_value,
-    non_negative_float,
-    non_negative_int,
-    positive_int,
-    positive_seconds,
-    safe_name,
-)
+from utils.cli.arguments import Parser, add_data_arguments, add_loading_arguments, check_output_file
+from utils.cli.types import named_value, non_negative_float, non_negative_int, positive_int, positive_seconds, safe_name
 from utils.data.records import Message
-from utils.models.loading import allow
+from utils.models.configs import allow
 from utils.output.files import check_writable, write_json
 from utils.output.metrics import Progress
 from utils.process.errors import UserError, run_main

@@ -25,7 +25,8 @@ from eval.reporting.sections import make_sections
 from eval.reporting.sections.judge import load_judgements
 from eval.reporting.sections.samples import read_labels
 from eval.results.runs import condition_title, load_runs
-from utils.cli.arguments import Parser, positive_int
+from utils.cli.arguments import Parser
+from utils.cli.types import positive_int
 from utils.output.files import check_writable, finished_directory, write_text
 from utils.process.errors import UserError, run_main
 

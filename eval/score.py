@@ -33,8 +33,9 @@ from eval.results.partial import PartialFile, model_identity
 from eval.results.rows import FIELDS, Row, read_rows
 from eval.results.runs import find_args, read_json
 from eval.results.trained_objectives import trained_objectives
-from utils.cli.arguments import Parser, add_loading_arguments, check_output_file, positive_int
-from utils.models.loading import DTYPES, allow
+from utils.cli.arguments import Parser, add_loading_arguments, check_output_file
+from utils.cli.types import positive_int
+from utils.models.configs import DTYPES, allow
 from utils.output.files import check_writable, write_json
 from utils.output.metrics import Progress
 from utils.process.distributed import device

@@ -25,7 +25,8 @@ from safetensors.torch import save_file
 
 from eval.results.runs import SETTINGS, read_json_object
 from eval.results.shapes import OBJECT, Shape
-from utils.cli.arguments import Parser, named_number, named_value
+from utils.cli.arguments import Parser
+from utils.cli.types import named_number, named_value
 from utils.models.fingerprint import INDEX, find_tensors, load_tensor, weights_fingerprint
 from utils.output.files import check_writable, finished_directory, write_json
 from utils.process.errors import UserError, run_main

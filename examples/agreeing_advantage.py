@@ -7,7 +7,7 @@ Every objective keeps its critic and its advantage; the update sees one.
 
 import torch
 
-from utils.cli.arguments import fraction
+from utils.cli.types import fraction
 from utils.combining.algorithm import AdvantageLevel, Option
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from utils.cli.arguments import positive_float
+from utils.cli.types import positive_float
 from utils.combining.algorithm import GradientLevel, Option, Setting
 
 

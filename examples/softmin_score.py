@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from utils.cli.arguments import positive_float
+from utils.cli.types import positive_float
 from utils.combining.algorithm import Option, ScoreLevel
 
 

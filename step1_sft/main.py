@@ -33,32 +33,17 @@ from utils.data.encoding import Encoded
 from utils.engines.arrival import arriving
 from utils.engines.engines import Engine, engine_config, make_training_engine
 from utils.memory.dry_run import settle_ranks
-from utils.models.loading import (
-    DTYPES,
-    allow,
-    check_causal_lm,
-    check_dialogues,
-    load_causal_lm,
-    load_config,
-    load_tokenizer,
-    position_ids_from_mask,
-)
+from utils.models.checking import check_causal_lm, check_dialogues
+from utils.models.configs import DTYPES, allow, load_config, load_tokenizer
+from utils.models.loading import load_causal_lm, position_ids_from_mask
 from utils.output.files import check_output
 from utils.process.distributed import device, init_distributed, seed_everything, shutdown_distributed
 from utils.process.errors import Problems, run_main
 from utils.process.rank_watch import watch_ranks
-from utils.supervised.run import (
-    Run,
-    Task,
-    export,
-    note_steps,
-    per_example,
-    print_summary,
-    print_supervised_dry_run,
-    read_examples,
-    steps_per_epoch,
-    train,
-)
+from utils.supervised.examples import read_examples
+from utils.supervised.run import Run, export, note_steps, print_summary, print_supervised_dry_run, train
+from utils.supervised.steps import per_example, steps_per_epoch
+from utils.supervised.task import Task
 
 MAX_EXPONENT = 700  # of a float
 IGNORED = -100  # label of a token that is not trained on

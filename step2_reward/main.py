@@ -30,10 +30,8 @@ from utils.cli.arguments import (
     add_dry_run_arguments,
     add_supervised_arguments,
     check_deepspeed_arguments,
-    non_negative_float,
-    positive_int,
-    safe_name,
 )
+from utils.cli.types import non_negative_float, positive_int, safe_name
 from utils.data import load_pairs
 from utils.data.batching import right_pad
 from utils.data.encoding import Encoded
@@ -41,16 +39,9 @@ from utils.data.registry import preference_labels
 from utils.engines.arrival import arriving
 from utils.engines.engines import Engine, engine_config, make_training_engine
 from utils.memory.dry_run import settle_ranks
-from utils.models.loading import (
-    DTYPES,
-    allow,
-    check_decoder,
-    check_dialogues,
-    load_tokenizer,
-    new_score_model,
-    position_ids_from_mask,
-    score_tokens,
-)
+from utils.models.checking import check_decoder, check_dialogues
+from utils.models.configs import DTYPES, allow, load_tokenizer
+from utils.models.loading import new_score_model, position_ids_from_mask, score_tokens
 from utils.output.files import check_output
 from utils.process.distributed import (
     device,
@@ -61,18 +52,10 @@ from utils.process.distributed import (
 )
 from utils.process.errors import Problems, run_main
 from utils.process.rank_watch import watch_ranks
-from utils.supervised.run import (
-    Run,
-    Task,
-    export,
-    note_steps,
-    per_example,
-    print_summary,
-    print_supervised_dry_run,
-    read_examples,
-    steps_per_epoch,
-    train,
-)
+from utils.supervised.examples import read_examples
+from utils.supervised.run import Run, export, note_steps, print_summary, print_supervised_dry_run, train
+from utils.supervised.steps import per_example, steps_per_epoch
+from utils.supervised.task import Task
 
 PREFERENCE_LABELS = {"reward": "better", "cost": "safer"}  # defaults of --preference_label by kind
 

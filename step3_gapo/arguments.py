@@ -14,13 +14,15 @@ from step3_gapo.policy_losses import POLICY_LOSSES
 from utils.cli.arguments import (
     OF_THE_RANKS,
     Parser,
-    adam_beta,
     add_checkpoint_arguments,
     add_data_arguments,
     add_deepspeed_arguments,
     add_dry_run_arguments,
     add_loading_arguments,
     add_optimization_arguments,
+)
+from utils.cli.types import (
+    adam_beta,
     by_name,
     fraction,
     named_number,
@@ -41,7 +43,8 @@ from utils.combining.algorithm import (
     preference_weights,
 )
 from utils.combining.registry import describe
-from utils.models.loading import allow, check_positions, load_config, load_tokenizer
+from utils.models.checking import check_positions
+from utils.models.configs import allow, load_config, load_tokenizer
 from utils.policy.sampling import COMPACT_AT
 from utils.process.errors import AT_ONCE, Problems, UserError
 from utils.scoring.objectives import Objective, add_score_arguments, declared_objectives
@@ -55,8 +58,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description="Step 3: align a policy to several objectives with PPO, GAPO and their relatives.",
         facts=(*OF_THE_RANKS, "actor_model_sha256"),
     )
+    methods = [*METHODS.values(), *own_method_of(argv)]
     add_objective_arguments(parser)
-    add_algorithm_arguments(parser, own_method_of(argv))
+    add_algorithm_arguments(parser, methods)
     add_gradient_arguments(parser)
     add_data_arguments(parser, "prompts")
     add_rollout_arguments(parser)
@@ -68,6 +72,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_loading_arguments(parser)
     add_deepspeed_arguments(parser)
     add_dry_run_arguments(parser)
+    add_options(parser.add_argument_group("options of one method"), methods)
     args = parser.parse_args(argv)
     allow(args)
     drop_options_of_others(args, parser.from_file)
@@ -134,9 +139,8 @@ def algorithm_name(text: str) -> str:
     return text
 
 
-def add_algorithm_arguments(parser: argparse.ArgumentParser, own: list[type[Algorithm]]) -> None:
+def add_algorithm_arguments(parser: argparse.ArgumentParser, methods: list[type[Algorithm]]) -> None:
     group = parser.add_argument_group("how the objectives combine")
-    methods = [*METHODS.values(), *own]
     group.add_argument(
         "--algorithm",
         type=algorithm_name,
@@ -165,7 +169,6 @@ def add_algorithm_arguments(parser: argparse.ArgumentParser, own: list[type[Algo
         action="store_true",
         help="methods that weigh gradients: scale the coefficients of the losses to sum 1",
     )
-    add_options(group, methods)
 
 
 def add_gradient_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from utils.engines.arrival import copy_of, shape_of, whole
 from utils.engines.engines import Engine, engine_config, make_training_engine
-from utils.models.loading import DTYPES, trunk_of
+from utils.models.configs import DTYPES
+from utils.models.loading import trunk_of
 from utils.models.lora import with_adapters
 from utils.models.token_head import TokenHead
 from utils.scoring.score_models import ScoreModel

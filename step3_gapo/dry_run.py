@@ -9,7 +9,8 @@ from step3_gapo.critics import critic_groups
 from step3_gapo.needs import Needs
 from utils.data.encoding import Encoded
 from utils.memory.dry_run import Described, optimizer_lines, print_dry_run, surroundings
-from utils.models.loading import check_causal_lm, load_config, skeleton
+from utils.models.checking import check_causal_lm
+from utils.models.configs import load_config, skeleton
 from utils.policy.actor import hybrid_engine_obstacle, missing_inference_policy
 from utils.policy.sampling import compaction_obstacle
 from utils.scoring.objectives import Objective

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -10,6 +11,16 @@ from utils.policy.sampled import columns_in_use, micro_batch_rows
 from utils.process.distributed import all_reduce_sum
 
 NamedTensors = dict[str, torch.Tensor]
+
+
+def role(called: str | None = None, over_time: bool = True, **default: Any) -> Any:
+    """A field of `Experience`, and what becomes of it.
+
+    Args:
+        called: what one of its numbers is called where it is not finite; None where it always is.
+        over_time: whether its second dimension is the response's time.
+    """
+    return field(metadata={"called": called, "over_time": over_time}, **default)
 
 
 @dataclass
@@ -32,15 +43,15 @@ class Experience:
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    mask: torch.Tensor
+    mask: torch.Tensor = role()
     finished: torch.Tensor
-    log_probs: torch.Tensor
-    ref_log_probs: torch.Tensor
-    scores: NamedTensors
-    values: NamedTensors
-    advantages: NamedTensors = field(default_factory=dict)
-    returns: NamedTensors = field(default_factory=dict)
-    hidden: torch.Tensor | None = None
+    log_probs: torch.Tensor = role("a log-probability")
+    ref_log_probs: torch.Tensor = role("a log-probability of the reference")
+    scores: NamedTensors = role("a score", over_time=False)
+    values: NamedTensors = role("a value")
+    advantages: NamedTensors = role("an advantage", default_factory=dict)
+    returns: NamedTensors = role("a return", default_factory=dict)
+    hidden: torch.Tensor | None = role(default=None)
 
     @property
     def actions(self) -> torch.Tensor:
@@ -66,7 +77,7 @@ class Experience:
     def trimmed(self) -> "Experience":
         """Without the columns that are padding in every row."""
         columns, time = columns_in_use(self.attention_mask, self.mask)
-        over_time = ("mask", "log_probs", "ref_log_probs", "values", "advantages", "returns", "hidden")
+        over_time = [each.name for each in dataclasses.fields(self) if each.metadata.get("over_time")]
 
         def trim(value: torch.Tensor | NamedTensors | None) -> torch.Tensor | NamedTensors | None:
             if isinstance(value, dict):
@@ -82,10 +93,11 @@ class Experience:
 
     def not_finite(self) -> str | None:
         """What of it is not finite on some rank, the first of these; None where all is."""
-        tensors = {"a log-probability": self.log_probs, "a log-probability of the reference": self.ref_log_probs}
-        tensors |= {f"a score of {name}": scores for name, scores in self.scores.items()}
-        tensors |= {f"a value of {name}": values for name, values in self.values.items()}
-        tensors |= {f"an advantage of {name}": advantages for name, advantages in self.advantages.items()}
-        tensors |= {f"a return of {name}": returns for name, returns in self.returns.items()}
+        tensors: NamedTensors = {}
+        for each in dataclasses.fields(self):
+            if called := each.metadata.get("called"):
+                value = getattr(self, each.name)
+                parts = value.items() if isinstance(value, dict) else [(None, value)]
+                tensors |= {f"{called} of {name}" if name else called: tensor for name, tensor in parts}
         bad = all_reduce_sum(torch.stack([~tensor.isfinite().all() for tensor in tensors.values()]).float())
         return next((name for name, count in zip(tensors, bad.tolist(), strict=True) if count), None)

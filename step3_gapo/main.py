@@ -38,16 +38,10 @@ from utils.data.records import Prompt
 from utils.data.summaries import ReadingSummary
 from utils.memory.dry_run import settle_ranks
 from utils.models.adapter_folder import is_adapter_folder
+from utils.models.checking import check_causal_lm, check_dialogues, check_positions
+from utils.models.configs import embedding_rows, load_tokenizer, sampling_config
 from utils.models.export import describe_model
 from utils.models.fingerprint import model_facts
-from utils.models.loading import (
-    check_causal_lm,
-    check_dialogues,
-    check_positions,
-    embedding_rows,
-    load_tokenizer,
-    sampling_config,
-)
 from utils.models.lora import check_adapter_export, check_targets
 from utils.output.files import check_output, write_json
 from utils.policy.forward import check_plain_head

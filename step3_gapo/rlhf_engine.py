@@ -10,8 +10,9 @@ from step3_gapo.needs import Needs
 from utils.engines.arrival import arriving, copy_of
 from utils.engines.engines import Engine, engine_config, gathered_weights, make_frozen_engine
 from utils.engines.parking import park
+from utils.models.configs import DTYPES
 from utils.models.export import export_model
-from utils.models.loading import DTYPES, load_causal_lm
+from utils.models.loading import load_causal_lm
 from utils.models.lora import export_adapted_model, with_adapters
 from utils.output.files import finished_files, mark_finished
 from utils.policy.actor import Actor

@@ -32,7 +32,8 @@ from typing import Any
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from utils.cli.arguments import Parser, positive_int
+from utils.cli.arguments import Parser
+from utils.cli.types import positive_int
 from utils.output.files import check_writable, write_json
 from utils.output.metrics import Progress, format_duration
 from utils.process.errors import UserError, run_main

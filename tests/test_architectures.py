@@ -18,7 +18,8 @@ from tests.architectures import ARCHITECTURES, Architecture, make_language_model
 from tests.helpers import ROOT, STEP3, Result, flags, run_script
 from utils.data.batching import left_pad, right_pad
 from utils.data.encoding import encode_prompt
-from utils.models.loading import load_causal_lm, load_tokenizer, sampling_config
+from utils.models.configs import load_tokenizer, sampling_config
+from utils.models.loading import load_causal_lm
 from utils.policy.forward import response_log_probs
 from utils.scoring.objectives import Objective
 

@@ -9,7 +9,8 @@ import pytest
 
 from tests.helpers import STEP3, Workshop, distance, flags, read_metrics, run_script, untimed
 from tests.test_soup import fine_tuned
-from utils.cli.arguments import Parser, named_number, named_value, positive_float, positive_int
+from utils.cli.arguments import Parser
+from utils.cli.types import named_number, named_value, positive_float, positive_int
 
 CALL = {"output_dir", "print_interval"}  # what differs between the runs below
 

@@ -21,7 +21,7 @@ from tests.architectures import ARCHITECTURES, SIZES, VOCABULARY, Architecture, 
 from tests.helpers import STEP3, Workshop, flags, run_function, run_script
 from tests.test_step3_engine import build
 from utils.data.batching import left_pad
-from utils.models.loading import DTYPES, language_model_class
+from utils.models.configs import DTYPES, language_model_class
 from utils.policy import sampling as decoding
 from utils.policy.forward import response_log_probs
 from utils.policy.log_probs import response_mask

@@ -14,8 +14,9 @@ from tests import architectures
 from tests.helpers import STEP3, flags, read_metrics, run_command, run_script
 from tests.test_turn_endings import ENDINGS
 from utils.data.encoding import encode_prompt, encode_response, end_ids, response_text
+from utils.models.configs import load_tokenizer
 from utils.models.export import describe_model, export_model
-from utils.models.loading import load_causal_lm, load_tokenizer
+from utils.models.loading import load_causal_lm
 
 pytestmark = pytest.mark.slow
 

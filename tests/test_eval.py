@@ -31,8 +31,9 @@ from tests.helpers import run_function
 from utils import make_base
 from utils.data.encoding import Encoded, encode_prompt
 from utils.data.records import Prompt
+from utils.models.configs import load_tokenizer
 from utils.models.export import export_model
-from utils.models.loading import load_causal_lm, load_tokenizer, new_score_model
+from utils.models.loading import load_causal_lm, new_score_model
 from utils.models.token_head import TokenHead
 from utils.policy.forward import response_log_probs
 from utils.policy.sampled import Sampled
@@ -334,8 +335,8 @@ def generate_killed(arguments: list[str], where: str) -> None:
     module, name, calls, first_half_written = {
         "before a batch is kept": (PartialFile, "append", 2, False),
         "while a batch is written": (PartialFile, "append", 3, True),
-        "before the responses": (generate, "write_text", 1, False),
-        "before the settings": (generate, "write_json", 1, False),
+        "before the responses": (answers, "write_text", 1, False),
+        "before the settings": (answers, "write_json", 1, False),
         "before the parts are removed": (PartialFile, "remove", 1, False),
     }[where]
     killed_in(module, name, calls, generate, first_half_written)

@@ -34,7 +34,8 @@ from step3_gapo.update import ActorUpdate, Scalars
 from tests.helpers import flags, run_function
 from tests.updates import policy_step
 from utils.engines import engines
-from utils.models.loading import DTYPES, load_causal_lm
+from utils.models.configs import DTYPES
+from utils.models.loading import load_causal_lm
 from utils.policy.actor import Actor
 from utils.process.distributed import init_distributed, rank, shutdown_distributed, world_size
 from utils.scoring.objectives import Objective

@@ -18,8 +18,8 @@ from utils.data.encoding import Encoded
 from utils.data.records import Dialogue
 from utils.engines.engines import Engine, gathered_weights, make_training_engine
 from utils.process.distributed import init_distributed, rank, shutdown_distributed, world_size
-from utils.supervised.run import Task
-from utils.supervised.run import optimizer_step as supervised_step
+from utils.supervised.steps import optimizer_step as supervised_step
+from utils.supervised.task import Task
 
 pytestmark = pytest.mark.slow
 

@@ -21,7 +21,8 @@ import json, sys
 from utils.data.sources import parse_spec
 from utils.process.errors import UserError
 from utils.cli.hub import commit_of
-from utils.models.loading import load_causal_lm, load_tokenizer
+from utils.models.loading import load_causal_lm
+from utils.models.configs import load_tokenizer
 from utils.launch.pin_revisions import main as pin
 PINNED = ["--model", "org/policy", "--model", "org/policy@v1", "--model", ".",
           "--data", "org/prompts:0.5,org/prompts@train@refs/pr/1"]

@@ -22,8 +22,9 @@ from tests.test_score_models import FULL, safe_rlhf_model
 from utils.engines import arrival
 from utils.engines.arrival import arriving, copy_of, is_partitioned, whole
 from utils.engines.engines import engine_config, place
+from utils.models.configs import DTYPES, load_tokenizer
 from utils.models.fingerprint import INDEX, find_tensors, tensor_shapes
-from utils.models.loading import DTYPES, load_causal_lm, load_tokenizer, new_score_model
+from utils.models.loading import load_causal_lm, new_score_model
 from utils.models.lora import with_adapters
 from utils.models.stored_tensors import ReadingProgress, StoredTensor
 from utils.process.distributed import init_distributed, is_main

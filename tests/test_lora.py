@@ -24,7 +24,9 @@ from tests.test_step3_engine import build, of_all_ranks
 from utils.engines import engines
 from utils.engines.engines import gathered_weights
 from utils.models.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapters
-from utils.models.loading import check_causal_lm, load_causal_lm, load_tokenizer, same_tokenizer
+from utils.models.checking import check_causal_lm
+from utils.models.configs import load_tokenizer, same_tokenizer
+from utils.models.loading import load_causal_lm
 from utils.models.lora import is_adapter, merged_weights, with_adapters
 from utils.policy.forward import response_logits
 from utils.policy.log_probs import log_probs_of

@@ -14,7 +14,7 @@ from utils.data.encoding import fit_lengths
 from utils.data.registry import detect_format
 from utils.data.rows import Row
 from utils.data.token_lengths import describe_lengths
-from utils.models.loading import load_tokenizer
+from utils.models.configs import load_tokenizer
 from utils.process.errors import UserError
 
 ALTERNATING = (

@@ -19,9 +19,9 @@ from utils.data.records import DIALOGUES, PROMPTS, Message, Record, View
 from utils.data.registry import Format, views
 from utils.data.rows import Row
 from utils.data.token_lengths import measure
-from utils.models.loading import load_tokenizer
+from utils.models.configs import load_tokenizer
 from utils.process.errors import UserError
-from utils.supervised.run import characters
+from utils.supervised.examples import characters
 
 HI = [{"role": "user", "content": "Hi"}]
 PROMPT, DIALOGUE = Prompt(HI, "a:1"), Dialogue(HI, "Yes.", "a:1")

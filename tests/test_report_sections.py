@@ -21,7 +21,7 @@ from eval.reporting.sections.samples import choose_samples
 from eval.reporting.sections.summary import leader_words, summarize_report
 from eval.reporting.seeds import group_runs
 from eval.reporting.tables import build_table, interval_cell
-from eval.results.runs import SINGLE_RUNS, Run, find_fronts, parse_run_name
+from eval.results.runs import Run, find_fronts, parse_run_name
 from tests.evaluations import make_run, noisy_run, write_runs
 
 NOISE = np.random.default_rng(7).normal(size=(30, 2))
@@ -278,11 +278,12 @@ def test_panels_are_not_crowded():
 
 
 def test_few_policies_are_shown_side_by_side():
-    bases = ["sft", "ppo_helpfulness", "ppo_harmlessness", *SINGLE_RUNS, "p_gapo_0.2", "p_gapo_0.8"]
+    single = ["safe_rlhf", "fast_rl", "morlhf_0.5", "mgda", "gapo_p1", "gapo_p2"]
+    bases = ["sft", "ppo_helpfulness", "ppo_harmlessness", *single, "p_gapo_0.2", "p_gapo_0.8"]
     runs = [noisy_run(f"{base}{suffix}", (0, 0)) for base in bases for suffix in ("", "#43", "@imbalanced")]
     sample, *_ = choose_samples(runs, {}, 1)
     shown = [answer.run.name.text for answer in sample.answers]
-    chosen = ["sft", "ppo_helpfulness", "ppo_harmlessness", *SINGLE_RUNS[:3], "gapo_p1", "p_gapo_0.8"]
+    chosen = ["sft", "ppo_helpfulness", "ppo_harmlessness", *single[:3], "gapo_p1", "p_gapo_0.8"]
     assert shown == chosen
     others = {answer.run.name.text for answer in sample.others}
     assert others == {base + suffix for base in bases for suffix in ("", "@imbalanced")} - set(chosen)

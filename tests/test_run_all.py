@@ -53,19 +53,22 @@ esac
 
 @pytest.fixture
 def run_all(tmp_path: Path):
-    """`run_all(*flags, **variables)`: run_all.sh tiny in `tmp_path/out put`; (exit code, what it said, its calls)."""
+    """`run_all(*flags, **variables)`: run_all.sh tiny, or another preset, in `tmp_path/out put`.
+
+    Returns (exit code, what it said, its calls).
+    """
     stand_in, calls = tmp_path / "python", tmp_path / "calls"
     stand_in.write_text(STAND_IN)
     stand_in.chmod(0o755)
 
-    def run(*flags: str, **variables: str) -> tuple[int, str, list[str]]:
+    def run(*flags: str, preset: str = "tiny", **variables: str) -> tuple[int, str, list[str]]:
         calls.write_text("")
         environment = os.environ | {
             "PYTHON": str(stand_in), "REAL_PYTHON": sys.executable, "CALLS": str(calls), "JOBS": "2",
             "OUTPUT": str(tmp_path / "out put"),
         } | variables  # fmt: skip
         result = subprocess.run(
-            ["bash", "run_all.sh", "tiny", *flags],
+            ["bash", "run_all.sh", preset, *flags],
             cwd=ROOT,
             env=environment,
             capture_output=True,
@@ -98,6 +101,34 @@ def test_every_row_and_front_of_the_paper(run_all) -> None:
     assert len(compared) == 1 + len(rows) * 2 + 1
     assert judged.count("prompts_test_benign.jsonl") == judged.count("prompts_test_risky.jsonl") == 1
     assert calls.index(judged) < calls.index(of("eval/report", calls)[0])
+
+
+def test_three_objectives_one_of_them_a_function(run_all, tmp_path: Path) -> None:
+    code, said, calls = run_all(preset="three")
+    assert code == 0, said
+    corners = ["0.2_0.2_0.6", "0.2_0.6_0.2", "0.33_0.33_0.33", "0.6_0.2_0.2"]
+    experts = ["ppo_conciseness", "ppo_harmlessness", "ppo_helpfulness"]
+    assert trained(calls) == ["gapo_p1", "morlhf_0.33_0.33_0.33", *(f"p_gapo_{point}" for point in corners), *experts]
+    assert len(of("step2_reward/main", calls)) == 2, "a function is not trained"
+    out = tmp_path / "out put"
+    flags = f"--reward_model helpfulness={out}/reward/helpfulness --cost_model harmlessness={out}/cost/harmlessness"
+    flags += " --reward_function conciseness=examples/reward_functions.py:conciseness "
+    assert all(flags in call for call in [*of("step3_gapo/main", calls), *of("eval/score", calls)])
+    (judged,) = of("eval/judge", calls)
+    assert "--objective helpfulness harmlessness --prompts " in judged and "p_gapo" not in judged
+    assert "morlhf_0.33_0.33_0.33" in judged and "ppo_conciseness" in judged
+    assert run_all(preset="three")[2] == []
+
+
+def test_rows_of_a_users_own_go_with_the_outputs(run_all, tmp_path: Path) -> None:
+    row = "my_{w} | Mine | {w} | front | #123456 P | | step3_gapo | sft scores | --algorithm p_gapo"
+    row += " --preference {preference}"
+    (tmp_path / "my.txt").write_text(row)
+    code, said, calls = run_all(RUNS="my_0.3 gapo_p1", METHODS=str(tmp_path / "my.txt"))
+    assert code == 0, said
+    assert trained(calls) == ["gapo_p1", "my_0.3"] and "my_0.3" not in of("eval/judge", calls)[0]
+    assert any("--preference helpfulness=0.3 harmlessness=0.7 " in call for call in of("step3_gapo/main", calls))
+    assert (tmp_path / "out put/methods.txt").read_text() == row, "for the report"
 
 
 def test_seeds_are_further_runs_and_nothing_is_done_twice(run_all) -> None:

@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from eval.chat import PageStreamer
+from eval.chatting.conversation import PageStreamer
 from eval.chatting.page import Lines
 from step3_gapo.tracking import sample_table
 from tests.bad_inputs import Bench, edit_json, pickled, with_code
 from tests.helpers import Workshop, flags, run_command, run_script
-from utils.cli.arguments import safe_name
-from utils.models.loading import load_tokenizer, same_tokenizer
+from utils.cli.types import safe_name
+from utils.models.configs import load_tokenizer, same_tokenizer
 from utils.process.plain_text import printable
 
 pytestmark = pytest.mark.slow

@@ -29,7 +29,7 @@ from tests.architectures import tokenizer as byte_tokenizer
 from tests.helpers import Workshop, flags, run_function, run_script
 from utils.data.encoding import Encoded, encode_prompt, encode_response
 from utils.data.records import Prompt
-from utils.models.loading import load_tokenizer
+from utils.models.configs import load_tokenizer
 from utils.policy.sampled import Sampled
 from utils.process.distributed import init_distributed
 from utils.process.errors import UserError
@@ -129,7 +129,7 @@ def score_in_step3(policy: str, objectives: list[Objective], result: str) -> Non
     init_distributed(60.0)
     tokenizer, found = load_tokenizer(policy, "--actor_model"), {}
     for objective in objectives:
-        scorer = make_scorer(objective, ARGS, tokenizer)
+        scorer = make_scorer(objective, ARGS, tokenizer, has_critic=False)
         assert not scorer.starts_critic
         scored = score_responses(scorer, sample(tokenizer), ARGS)
         found[objective.name] = {"values": scored.values.tolist(), "truncated": scored.truncated.tolist()}

@@ -16,10 +16,12 @@ from utils import make_base
 from utils.data import load_dialogues
 from utils.data.encoding import Encoded, fit_lengths
 from utils.data.records import Dialogue
+from utils.models.configs import load_tokenizer
 from utils.models.export import export_model
-from utils.models.loading import load_tokenizer, new_score_model
+from utils.models.loading import new_score_model
 from utils.process.errors import UserError, run_main
-from utils.supervised.run import epoch_steps, hold_out, split_evenly
+from utils.supervised.examples import hold_out
+from utils.supervised.steps import epoch_steps, split_evenly
 
 pytestmark = pytest.mark.slow
 

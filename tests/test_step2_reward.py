@@ -25,12 +25,13 @@ from utils import make_base
 from utils.data import load_pairs
 from utils.data.batching import left_pad, right_pad
 from utils.data.encoding import Encoded, fit_lengths
+from utils.models.configs import load_tokenizer
 from utils.models.export import export_model
-from utils.models.loading import load_tokenizer, new_score_model
+from utils.models.loading import new_score_model
 from utils.process.distributed import seed_everything
 from utils.process.errors import run_main
 from utils.scoring.objectives import Objective
-from utils.supervised.run import epoch_steps
+from utils.supervised.steps import epoch_steps
 
 pytestmark = pytest.mark.slow
 

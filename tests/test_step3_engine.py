@@ -36,7 +36,8 @@ from utils.data.encoding import encode_prompt, encode_response
 from utils.engines.engines import gathered_weights
 from utils.gradients.multi_objective import gapo_coefficients
 from utils.gradients.step import ObjectiveStep
-from utils.models.loading import load_tokenizer, position_ids_from_mask, sampling_config
+from utils.models.configs import load_tokenizer, sampling_config
+from utils.models.loading import position_ids_from_mask
 from utils.models.token_head import TokenHead
 from utils.policy.forward import response_logits
 from utils.process.distributed import (

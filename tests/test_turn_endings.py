@@ -15,7 +15,7 @@ from tests import architectures
 from tests.helpers import Workshop, run_function
 from tests.test_score_models import ARGS, FINISHED, MESSAGES, RESPONSES, sample, score_file
 from utils.data.encoding import render_dialogue
-from utils.models.loading import load_tokenizer
+from utils.models.configs import load_tokenizer
 from utils.process.distributed import init_distributed
 from utils.process.errors import UserError
 from utils.scoring.objectives import Objective

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralMode
 from tests.helpers import STEP3, Workshop, read_metrics, run_function, run_script
 from utils.checkpoints.reshape import MOMENTS, load_engine
 from utils.engines.engines import Engine, make_training_engine
-from utils.models.loading import DTYPES
+from utils.models.configs import DTYPES
 from utils.models.token_head import TokenHead
 from utils.process.distributed import device, init_distributed, is_main, rank, shutdown_distributed, world_size
 

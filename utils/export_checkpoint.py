@@ -20,23 +20,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
 
-from utils.checkpoints.checkpoints import BEST, ENGINES, read_manifest, step_folders, verify
+from utils.checkpoints.manifest import BEST, ENGINES, read_manifest, step_folders, verify
 from utils.checkpoints.reshape import read_saved, whole_shapes
 from utils.cli.arguments import Parser, add_loading_arguments
 from utils.engines.arrival import persistent_buffers
-from utils.models.export import export_model
-from utils.models.fingerprint import model_fingerprint
-from utils.models.loading import (
+from utils.models.checking import check_causal_lm
+from utils.models.configs import (
     DTYPES,
     allow,
-    check_causal_lm,
     first_line,
     is_score_model,
     language_model_class,
-    load_causal_lm,
     load_config,
     load_tokenizer,
 )
+from utils.models.export import export_model
+from utils.models.fingerprint import model_fingerprint
+from utils.models.loading import load_causal_lm
 from utils.models.lora import export_adapted_model, with_adapters
 from utils.output.files import check_writable, finished_directory
 from utils.process.errors import Failure, UserError, run_main

@@ -17,13 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.cli.arguments import (
-    Parser,
-    add_loading_arguments,
-    check_output_file,
-    positive_int,
-    seed,
-)
+from utils.cli.arguments import Parser, add_loading_arguments, check_output_file
+from utils.cli.types import positive_int, seed
 from utils.data.loading import Inspection, and_others, inspect_source
 from utils.data.records import Record
 from utils.data.registry import views
@@ -170,7 +165,7 @@ def open_tokenizer(args: argparse.Namespace) -> "PreTrainedTokenizerBase | None"
     """The tokenizer to measure with, if one was named. Raises `UserError` if it has no chat template."""
     if args.tokenizer is None:
         return None
-    from utils.models.loading import allow, load_tokenizer
+    from utils.models.configs import allow, load_tokenizer
 
     allow(args)
     tokenizer = load_tokenizer(args.tokenizer, "--tokenizer")

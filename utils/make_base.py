@@ -23,11 +23,12 @@ from transformers import LlamaTokenizer, MistralConfig, MistralForCausalLM, PreT
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.cli.arguments import Parser, fraction, positive_int, seed  # noqa: E402
+from utils.cli.arguments import Parser
+from utils.cli.types import fraction, positive_int, seed
 from utils.data import ReadingSummary, load_dialogues, load_pairs, load_prompts  # noqa: E402
 from utils.data.records import Record  # noqa: E402
+from utils.models.configs import first_line
 from utils.models.export import export_model  # noqa: E402
-from utils.models.loading import first_line  # noqa: E402
 from utils.output.files import check_writable, finished_directory  # noqa: E402
 from utils.process.errors import UserError, run_main  # noqa: E402
 

@@ -15,7 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.cli.arguments import Parser, check_output_file, fraction, named_value, seed
+from utils.cli.arguments import Parser, check_output_file
+from utils.cli.types import fraction, named_value, seed
 from utils.data.loading import inspect_source, load_view
 from utils.data.records import PROMPTS, Message, Prompt, View
 from utils.data.registry import Format

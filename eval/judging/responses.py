@@ -14,7 +14,9 @@ from utils.cli.arguments import check_output_file
 from utils.data import load_prompts
 from utils.data.encoding import Encoded
 from utils.data.records import conversation_key
-from utils.models.loading import DTYPES, check_causal_lm, embedding_rows, load_causal_lm, load_tokenizer
+from utils.models.checking import check_causal_lm
+from utils.models.configs import DTYPES, embedding_rows, load_tokenizer
+from utils.models.loading import load_causal_lm
 from utils.output.metrics import Progress
 from utils.process.distributed import device
 from utils.process.errors import UserError

@@ -15,19 +15,9 @@ from scipy.stats import t
 
 from eval.reporting.front_quality import ScoreDraws, SeededFront, find_seeded_fronts, interval
 from eval.reporting.units import share_a_unit
-from eval.results.runs import (
-    FAMILY_LABELS,
-    SINGLE_RUNS,
-    Run,
-    RunName,
-    condition_title,
-    find_conditions,
-    parse_run_name,
-    sort_names,
-)
+from eval.results.methods import Weight, is_own_family, lead_front, lead_run, preference
+from eval.results.runs import Run, condition_title, find_conditions, parse_run_name, sort_names
 
-METHOD, FRONT = "gapo_p1", "p_gapo"  # the paper's
-NO_METHODS = ("sft", "ppo")  # families that balance nothing: what all start from, experts of one objective
 METRIC_TITLES = {
     "average": "average of the model scores",
     "gold_average": "average of the gold scores",
@@ -54,7 +44,7 @@ def compare_runs(model: ScoreDraws, gold: ScoreDraws | None) -> list[dict[str, A
         for method, other in [*single_pairs(members, model.objectives), *weighted_pairs(members)]:
             entries += compare(condition, method, other, means | volumes)
         fronts = {front.family: front_runs(front) for front in find_seeded_fronts(members)}
-        for method, other in pair_up(list(fronts), FRONT, list(fronts)[:1]):
+        for method, other in pair_up(list(fronts), lead_front(), list(fronts)[:1]):
             entries += compare(condition, (method, fronts[method]), (other, fronts[other]), volumes)
     return entries
 
@@ -63,23 +53,13 @@ def compare_runs(model: ScoreDraws, gold: ScoreDraws | None) -> list[dict[str, A
 Contender = tuple[str, dict[str, list[Run]]]
 
 
-def is_single_method(name: RunName) -> bool:
-    """Whether a run balances the objectives, and is no point of a front only."""
-    return name.family not in NO_METHODS and (name.weight is None or name.base in SINGLE_RUNS)
-
-
-def is_own(family: str) -> bool:
-    """Whether a method is a user's own."""
-    return family not in FAMILY_LABELS
-
-
 def pair_up(names: list[str], first: str, substitute: list[str]) -> list[tuple[str, str]]:
     """Every pair that has `first`, or its substitute where it is not there, or a user's own method; each once.
 
     Args:
         names: of the contenders, in the order of the report.
     """
-    own = [name for name in names if is_own(parse_run_name(name).family)]
+    own = [name for name in names if is_own_family(parse_run_name(name).family)]
     leading = list(dict.fromkeys([*([first] if first in names else substitute), *own]))
     return [(name, other) for index, name in enumerate(leading) for other in names if other not in leading[: index + 1]]
 
@@ -88,16 +68,16 @@ def single_pairs(runs: list[Run], objectives: list[str]) -> list[tuple[Contender
     """The pairs of single policies, of runs of one condition."""
     bases: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
-        if is_single_method(run.name):
+        if run.name.is_single_method:
             bases.setdefault(run.name.base, {})[run.name.seed] = [run]
     names = sort_names(bases, objectives)
-    return [tuple((name, bases[name]) for name in pair) for pair in pair_up(names, METHOD, names[-1:])]
+    return [tuple((name, bases[name]) for name in pair) for pair in pair_up(names, lead_run(), names[-1:])]
 
 
 def weighted_pairs(runs: list[Run]) -> list[tuple[Contender, Contender]]:
     """The pairs of points of two fronts with the same weight, of runs of one condition."""
-    families: dict[str, dict[float, dict[str, list[Run]]]] = {}
-    names: dict[tuple[str, float], str] = {}
+    families: dict[str, dict[Weight, dict[str, list[Run]]]] = {}
+    names: dict[tuple[str, Weight], str] = {}
     for run in runs:
         if run.name.weight is not None:
             points = families.setdefault(run.name.family, {})
@@ -106,8 +86,8 @@ def weighted_pairs(runs: list[Run]) -> list[tuple[Contender, Contender]]:
     order = list(dict.fromkeys(parse_run_name(name).family for name in sort_names(names.values(), [])))
     return [
         tuple((names[family, weight], families[family][weight]) for family in pair)
-        for pair in pair_up(order, FRONT, order[:1])
-        for weight in sorted(families[pair[0]].keys() & families[pair[1]].keys())
+        for pair in pair_up(order, lead_front(), order[:1])
+        for weight in sorted(families[pair[0]].keys() & families[pair[1]].keys(), key=preference)
     ]
 
 

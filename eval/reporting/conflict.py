@@ -5,9 +5,9 @@ objective, or fixed weights and no look at the gradients) have no such figures a
 """
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -257,32 +257,38 @@ def pair_curves(group: RunGroup, pair: Pair) -> PairCurves | None:
 
 
 def plot_conflict(conflict: Conflict, groups: list[RunGroup], path: Path) -> None:
-    """conflict.png: cosine and norm ratio, a row a pair, condition and group of methods.
+    """conflict.png: a row a condition and group of methods; the cosines of all pairs, and beside them the norm ratios.
 
     Args:
         groups: all groups of the report, so that a group has the color it has among the training curves.
     """
     colors = curve_colors([group for group in groups if group.metrics])
+    conditions = find_conditions(conflict.runs)
     rows = [
-        (pair, condition, members)
-        for pair, condition in product(conflict.pairs, find_conditions(conflict.runs))
-        for members in method_rows(
-            [group for group in conflict.runs if group.name.condition == condition and pair_curves(group, pair)]
-        )
+        (condition, members)
+        for condition in conditions
+        for members in method_rows([group for group in conflict.runs if group.name.condition == condition])
     ]
+    count = len(conflict.pairs)
     with plt.rc_context(CURVES):
-        figure, panels = panel_grid(len(rows), 2)
-        for row, (pair, condition, members) in zip(panels, rows, strict=True):
-            for group in members:
-                curves = pair_curves(group, pair)
-                draw_curve(row[0], curves.cosine, colors[group.name.text])
-                draw_curve(row[1], curves.log_ratio, colors[group.name.text], np.exp)
-            name_panels(row, pair, condition, len(find_conditions(conflict.runs)) > 1)
-            row_legend(row[-1], members, colors)
-        for pair in conflict.pairs:
-            own = [row for row, (other, *_) in zip(panels, rows, strict=True) if other == pair]
+        figure, panels = panel_grid(len(rows), 2 * count)
+        for index, pair in enumerate(conflict.pairs):
+            own = panels[:, [index, count + index]]
+            for cells, (condition, members) in zip(own, rows, strict=True):
+                draw_pair(cells, pair, members, colors)
+                name_panels(cells, pair, condition, len(conditions) > 1)
             set_ranges(own, [curves for group in conflict.runs if (curves := pair_curves(group, pair))])
+        for row, (_, members) in zip(panels, rows, strict=True):
+            row_legend(row[-1], members, colors)
         save(figure, path)
+
+
+def draw_pair(panels: np.ndarray, pair: Pair, groups: Sequence[RunGroup], colors: dict[str, tuple[float, ...]]) -> None:
+    """The curves of the groups that have some, in the panels of cosine and ratio."""
+    for group in groups:
+        if curves := pair_curves(group, pair):
+            draw_curve(panels[0], curves.cosine, colors[group.name.text])
+            draw_curve(panels[1], curves.log_ratio, colors[group.name.text], np.exp)
 
 
 def name_panels(row: np.ndarray, pair: Pair, condition: str, several: bool) -> None:
@@ -292,14 +298,14 @@ def name_panels(row: np.ndarray, pair: Pair, condition: str, several: bool) -> N
         ("cosine of the gradients", f"{pair.first}, {pair.second}", 0.0),
         ("ratio of their norms", pair.label, 1.0),
     )
-    for axes, (title, y_label, balance) in zip(row, words, strict=False):
+    for axes, (title, y_label, balance) in zip(row, words, strict=True):
         axes.set_title(title + suffix, loc="left")
         axes.set_ylabel(textwrap.fill(y_label, 18))
         axes.axhline(balance, color=BALANCE, linewidth=1.0, zorder=1.5)
         mark_steps(axes)
 
 
-def set_ranges(rows: list[np.ndarray], curves: list[PairCurves]) -> None:
+def set_ranges(rows: np.ndarray, curves: list[PairCurves]) -> None:
     """The same ranges in all rows of a pair.
 
     The ratio's is logarithmic and symmetric about 1, so that the longer gradient is seen at a glance. It goes four
@@ -312,7 +318,7 @@ def set_ranges(rows: list[np.ndarray], curves: list[PairCurves]) -> None:
         for logs in zip(*((found.log_ratio.smoothed, found.log_ratio.values) for found in curves), strict=True)
     )
     reach = 1.1 * np.exp(min(faint, strong + np.log(4)))
-    for cosine, ratio, _ in rows:
+    for cosine, ratio in rows:
         cosine.set_ylim(max(-1.03, lowest - 0.05), min(1.03, highest + 0.05))
         cosine.axhspan(-1.03, 0, color=CONFLICT, zorder=0)
         ratio.set_ylim(1 / reach, reach)

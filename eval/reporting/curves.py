@@ -15,14 +15,14 @@ from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from eval.reporting.plots import PAPER, WIDTH, run_style, save
+from eval.reporting.plots import PAPER, WIDTH, save
 from eval.reporting.seeds import RunGroup
-from eval.results.runs import FRONT_FAMILIES, SINGLE_RUNS, RunName
+from eval.results.methods import BASELINE, EXPERT, FRONT, METHOD, is_front_family, known_methods
+from eval.results.runs import RunName, weights_of
 
 CURVES = PAPER | {"font.size": 9, "axes.titlesize": 9.5}
 MOST_LINES = 6  # in one panel
 PANEL_HEIGHT, LEGEND_WIDTH = 2.2, 1.45  # inches
-BASELINES = ("ppo", "safe_rlhf", "fast_rl")
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,14 @@ def make_curve(group: RunGroup, steps: np.ndarray, values: np.ndarray, seeds: li
 def method_rows(groups: Sequence[RunGroup]) -> list[list[RunGroup]]:
     """Groups of one condition, split into rows: baselines, methods without a preference, each front, the rest."""
 
+    fronts = [method.run for method in known_methods() if method.place == FRONT]
+
     def place(name: RunName) -> int:
-        if name.family in BASELINES:
+        if name.row.place in (EXPERT, BASELINE):
             return 0
-        if name.base in SINGLE_RUNS:
+        if name.row.place == METHOD:
             return 1
-        return 2 + FRONT_FAMILIES.index(name.family) if name.weight is not None else 2 + len(FRONT_FAMILIES)
+        return 2 + (fronts.index(name.row.run) if name.row.place == FRONT else len(fronts))
 
     rows: dict[int, list[RunGroup]] = {}
     for group in groups:
@@ -93,10 +95,10 @@ def curve_colors(groups: Sequence[RunGroup]) -> dict[str, tuple[float, ...]]:
         families.setdefault(group.name.family, {}).setdefault(group.name.base, group.name)
     shades = {}
     for family, names in families.items():
-        darkest = -0.45 if family in FRONT_FAMILIES else 0.0  # -1: black, 0: the family's color, 1: white
-        bases = sorted(names, key=lambda base: names[base].weight or 0.0)
+        darkest = -0.45 if is_front_family(family) else 0.0  # -1: black, 0: the family's color, 1: white
+        bases = sorted(names, key=lambda base: weights_of(names[base]))
         lights = np.linspace(darkest if len(bases) > 1 else 0.0, 0.6, len(bases))
-        color = np.array(to_rgb(run_style(names[bases[0]])[0]))
+        color = np.array(to_rgb(names[bases[0]].row.color))
         for base, light in zip(bases, lights, strict=True):
             shades[base] = tuple(color * (1 + min(light, 0)) + (1 - color) * max(light, 0))
     return {group.name.text: shades[group.name.base] for group in groups}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from eval.reporting.seeds import group_runs
+from eval.results.methods import START, Weight, preference
 from eval.results.runs import Front, Run, condition_title, find_fronts, find_stand_ins, objective_names
 
 RESAMPLES = 2000
@@ -157,11 +158,11 @@ def reference_point(runs: list[Run], objectives: list[str], means: dict[str, np.
     """The reference of hypervolumes, the same for all conditions; [m] float64.
 
     The nadir of the payoff table of the single-objective experts: for each objective the lowest mean among the
-    runs `ppo_<objective>` of the default condition, each averaged over its seeds. Where an expert is missing or
+    experts (`ppo_<objective>`) of the default condition, each averaged over its seeds. Where an expert is missing or
     there is one objective: the lowest mean among all runs.
     """
     experts = [
-        [means[run.name.text][0] for run in runs if run.name.base == f"ppo_{name}" and not run.name.condition]
+        [means[run.name.text][0] for run in runs if run.name.objective == name and not run.name.condition]
         for name in objectives
     ]
     if len(objectives) > 1 and all(experts):
@@ -198,7 +199,7 @@ class SeededFront:
 
     family: str
     condition: str
-    weights: list[float]
+    weights: list[Weight]
     fronts: dict[str, Front]
 
     def runs(self, seed: str) -> list[Run]:
@@ -226,8 +227,8 @@ def find_seeded_fronts(runs: list[Run]) -> list[SeededFront]:
     return result
 
 
-def common_weights(fronts: list[Front]) -> list[float]:
-    return sorted(set.intersection(*({weight for weight, _ in front.points} for front in fronts)))
+def common_weights(fronts: list[Front]) -> list[Weight]:
+    return sorted(set.intersection(*({weight for weight, _ in front.points} for front in fronts)), key=preference)
 
 
 def find_rivals(runs: list[Run], front: Front) -> list[Run]:
@@ -235,7 +236,9 @@ def find_rivals(runs: list[Run], front: Front) -> list[Run]:
     name, own = front.points[0][1].name, {run.name.text for _, run in front.points}
     members = [run for run in runs if run.name.condition == name.condition] + find_stand_ins(runs, name.condition)
     return [
-        run for run in members if run.name.text not in own and (run.name.seed == name.seed or run.name.base == "sft")
+        run
+        for run in members
+        if run.name.text not in own and (run.name.seed == name.seed or run.name.row.place == START)
     ]
 
 

@@ -9,13 +9,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from scipy.spatial import Delaunay
 
 from eval.reporting.label_placement import place_labels
-from eval.reporting.plots import GRID, NARROW_WIDTH, PAPER, WIDTH, darker, run_style, save
+from eval.reporting.plots import GRID, NARROW_WIDTH, PAPER, WIDTH, darker, save
 from eval.reporting.seeds import RunGroup
+from eval.results.methods import FRONT, Weight, family_title, preference
 from eval.results.runs import (
-    FAMILY_LABELS,
-    SINGLE_RUNS,
     Front,
     RunName,
     condition_title,
@@ -26,7 +26,7 @@ from eval.results.runs import (
 
 LABEL_SIZE = 9
 HEIGHT, SMALL_HEIGHT = 5.9, 4.4  # inches of a row of up to two panels, and of more
-MOST_OBJECTIVES = 4  # whose pairs fit on a page
+MOST_OBJECTIVES, MOST_COLUMNS = 4, 3  # whose pairs fit on a page; panels side by side
 Place = tuple[float, float, float, float]  # x, y, and the half-widths of their intervals (0: none)
 
 
@@ -63,23 +63,26 @@ def shown_pairs(names: Sequence[str]) -> list[Sequence[str]]:
 
 
 def score_planes(groups: Sequence[RunGroup]) -> list[list[Plane]]:
-    """Rows of panels: for two objectives model scores and, where there are any, gold scores beside them; for more the
-    model scores of every pair, and the gold scores of every pair below them."""
-    names = objective_names(group.evaluation for group in groups)
-    rows = [
-        [
-            objective_plane("Model scores", pair, lambda run: run.objectives, "model score")
-            for pair in shown_pairs(names)
-        ]
+    """Rows of panels: the model scores of every pair of objectives, then the gold scores where there are any.
+
+    Up to four panels stand in twos, so that they are large; of more, each kind of score has rows of its own.
+    """
+    model = [
+        objective_plane("Model scores", pair, lambda run: run.objectives, "model score")
+        for pair in shown_pairs(objective_names(group.evaluation for group in groups))
     ]
-    if gold_names := objective_names(group.gold or {} for group in groups):
-        rows.append(
-            [
-                objective_plane("Gold scores", pair, lambda run: (run.gold or {}).get("objectives", {}), "gold score")
-                for pair in shown_pairs(gold_names)
-            ]
-        )
-    return rows if max(map(len, rows)) > 1 else [sum(rows, [])]
+    gold_names = objective_names(group.gold or {} for group in groups)
+    gold = [
+        objective_plane("Gold scores", pair, lambda run: (run.gold or {}).get("objectives", {}), "gold score")
+        for pair in (shown_pairs(gold_names) if gold_names else [])
+    ]
+    if len(model) + len(gold) <= 4:
+        return in_rows([*model, *gold], 2)
+    return [*in_rows(model, MOST_COLUMNS), *in_rows(gold, MOST_COLUMNS)]
+
+
+def in_rows(planes: list[Plane], count: int) -> list[list[Plane]]:
+    return [planes[start : start + count] for start in range(0, len(planes), count)]
 
 
 # ---- markers and lines -------------------------------------------------------------------------------------
@@ -94,7 +97,7 @@ def draw_groups(axes: Axes, plane: Plane, groups: Sequence[RunGroup]) -> None:
         place = plane.locate(group)
         if place is None:
             continue
-        color, marker = run_style(group.name)
+        color, marker = group.name.row.color, group.name.row.marker
         x, y, x_half, y_half = place
         axes.errorbar(x, y, xerr=x_half, yerr=y_half, color=color, alpha=0.4, linewidth=1.1, capsize=0, zorder=3)
         for seed in seed_places(plane, group):
@@ -119,26 +122,46 @@ def seed_places(plane: Plane, group: RunGroup) -> list[tuple[float, float]]:
 
 
 def draw_fronts(axes: Axes, plane: Plane, fronts: list[Front]) -> list[np.ndarray]:
-    """A line through the points of each front, by weight. Returns the lines drawn, [k, 2] each."""
+    """Lines between the points of each front whose preferences are neighbors. Returns those drawn, [k, 2] each."""
     lines = []
     for front in fronts:
-        places = [plane.locate(group) for _, group in front.points]
-        points = np.array([place[:2] for place in places if place is not None])
-        if len(points) > 1:
-            axes.plot(*points.T, color=front_color(front), linewidth=1.8, alpha=0.7, zorder=2)
-            lines.append(points)
+        found = [(weight, place) for weight, group in front.points if (place := plane.locate(group)) is not None]
+        points = np.array([place[:2] for _, place in found]).reshape(-1, 2)
+        paths = neighbors([weight for weight, _ in found])
+        style = {"linewidth": 1.8, "alpha": 0.7} if len(paths) == 1 else {"linewidth": 1.1, "alpha": 0.45}
+        for path in paths:
+            axes.plot(*points[list(path)].T, color=front_color(front), zorder=2, **style)
+            lines.append(points[list(path)])
     return lines
+
+
+def neighbors(weights: Sequence[Weight]) -> list[Sequence[int]]:
+    """Paths through points, as indices, that join neighboring preferences.
+
+    One path by weight where the preferences lie on a line, as those of two objectives do; the edges of a
+    triangulation of the triangle that those of three objectives lie in; none for more, which no plane can show.
+    """
+    if len(weights) < 2:
+        return []
+    places = np.array([preference(weight) for weight in weights])[:, :-1]
+    on_a_line = np.linalg.matrix_rank(places - places[0], tol=1e-6) < 2
+    if on_a_line:
+        return [np.lexsort(places.T[::-1]).tolist()]
+    if places.shape[1] > 2:
+        return []
+    triangles = Delaunay(places).simplices
+    return sorted({tuple(sorted(edge)) for triangle in triangles.tolist() for edge in combinations(triangle, 2)})
 
 
 def front_color(front: Front) -> str:
     weighted = next(group for _, group in front.points if group.name.family == front.family)
-    return run_style(weighted.name)[0]
+    return weighted.name.row.color
 
 
 def front_handles(fronts: list[Front]) -> list[Line2D]:
     """What names the fronts in a legend."""
     style = {"linewidth": 1.8, "marker": "o", "markersize": 5}
-    return [Line2D([], [], color=front_color(front), label=FAMILY_LABELS[front.family], **style) for front in fronts]
+    return [Line2D([], [], color=front_color(front), label=family_title(front.family), **style) for front in fronts]
 
 
 def draw_moves(axes: Axes, plane: Plane, moves: list[tuple[RunGroup, RunGroup]]) -> list[np.ndarray]:
@@ -149,7 +172,7 @@ def draw_moves(axes: Axes, plane: Plane, moves: list[tuple[RunGroup, RunGroup]])
         if None in places:
             continue
         points = np.array([place[:2] for place in places])
-        color = run_style(end.name)[0]
+        color = end.name.row.color
         style = {"arrowstyle": "-|>", "color": color, "linewidth": 1.5, "alpha": 0.8, "shrinkA": 5, "shrinkB": 6}
         axes.annotate("", points[1], points[0], arrowprops=style, zorder=4)
         lines.append(points)
@@ -161,8 +184,8 @@ def draw_moves(axes: Axes, plane: Plane, moves: list[tuple[RunGroup, RunGroup]])
 
 def short_label(name: RunName, fronts: list[Front]) -> str:
     """The weight alone for a point of a front, whose line the legend names; else the method."""
-    on_line = name.base not in SINGLE_RUNS and any(front.family == name.family for front in fronts)
-    return f"{name.weight:g}" if on_line and name.weight is not None else name.method
+    on_line = name.row.place == FRONT and any(front.family == name.family for front in fronts)
+    return name.row.detail if on_line else name.method
 
 
 def line_pieces(points: np.ndarray, width: float) -> np.ndarray:
@@ -202,7 +225,7 @@ def label_groups(
         return
     texts = [
         axes.text(
-            0, 0, label, fontsize=LABEL_SIZE, color=darker(run_style(group.name)[0]), zorder=7, va="center", ha="center"
+            0, 0, label, fontsize=LABEL_SIZE, color=darker(group.name.row.color), zorder=7, va="center", ha="center"
         )
         for group, label, _ in shown
     ]

@@ -16,27 +16,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from eval.reporting.tables import Table
-from eval.results.runs import RunName
 
-STYLES = {  # family: (color, marker)
-    "sft": ("#444444", "s"),
-    "ppo": ("#0072B2", "D"),
-    "safe_rlhf": ("#B5528C", "^"),
-    "fast_rl": ("#8A5A2B", "v"),
-    "mgda": ("#C99700", "P"),
-    "gapo": ("#C8102E", "*"),
-    "p_gapo": ("#E8743B", "o"),
-    "morlhf": ("#1B8A5A", "o"),
-    "rewarded_soup": ("#7A5BB0", "o"),
-    "upgrad": ("#1F4E79", "X"),
-    "dualproj": ("#6C8EBF", "X"),
-    "cagrad": ("#5E8C0A", "X"),
-    "pcgrad": ("#0E7C86", "X"),
-    "imtl_g": ("#9E9D24", "X"),
-    "aligned_mtl": ("#AD1457", "X"),
-    "fairgrad": ("#5D4037", "X"),
-}
-OTHER_COLORS = ("#7F7F7F", "#1F4E79", "#5E8C0A", "#0E7C86")
 INK, GRID = "#222222", "#E6E6E6"
 PAPER = {
     "font.family": "DejaVu Sans",
@@ -61,13 +41,6 @@ PAPER = {
 CURVES = PAPER | {"font.size": 9, "axes.titlesize": 9.5}
 DPI = 160
 WIDTH, NARROW_WIDTH = 11.6, 8.5  # inches, of pictures with several panels and with one
-
-
-def run_style(name: RunName) -> tuple[str, str]:
-    """(color, marker) of a run; families unknown here get one of a few other colors, by their name."""
-    if name.family in STYLES:
-        return STYLES[name.family]
-    return OTHER_COLORS[sum(name.family.encode()) % len(OTHER_COLORS)], "o"
 
 
 def save(figure: Figure, path: Path) -> None:

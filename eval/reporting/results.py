@@ -10,6 +10,7 @@ from eval.reporting.conflict import conflict_figures, find_pairs
 from eval.reporting.front_quality import ScoreDraws, draw_scores, front_quality, row_hypervolumes
 from eval.reporting.seeds import RunGroup, group_runs, reduce_figures
 from eval.reporting.tables import front_csv, table_csv, to_csv
+from eval.results.methods import show_weight
 from eval.results.runs import Front, Run, condition_title, find_fronts
 from utils.output.files import write_json, write_text
 
@@ -117,7 +118,11 @@ def front_quality_csv(numbers: Numbers) -> str:
     for kind, entries in numbers.front_quality.items():
         for entry in entries:
             row = {key: entry[key] for key in ("condition", "front", "points")}
-            row |= {"scores": kind, "weights": " ".join(map(str, entry["weights"])), "seeds": len(entry["seeds"])}
+            row |= {
+                "scores": kind,
+                "weights": " ".join(map(show_weight, entry["weights"])),
+                "seeds": len(entry["seeds"]),
+            }
             for quality in QUALITIES:
                 found = entry[quality] or {}
                 row |= {

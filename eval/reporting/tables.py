@@ -12,6 +12,7 @@ from typing import Any
 
 from eval.reporting.seeds import RunGroup
 from eval.reporting.units import harmless_title, share_a_unit
+from eval.results.methods import show_weight
 from eval.results.runs import Front, Run, condition_title, find_conditions, find_stand_ins, objective_names
 
 KIND_TITLES = {"model": "model scores", "gold": "gold scores"}
@@ -261,13 +262,13 @@ def table_csv(groups: list[RunGroup]) -> str:
 
 
 def front_csv(runs: list[Run], fronts: list[Front]) -> str:
-    """One line a front point: method, condition and seed, weight of the first objective, run, its scores."""
+    """One line a front point: method, condition and seed, weight of the first objective (or all), run, its scores."""
     columns = table_columns(runs)
     rows = [
         {
             "front": front.family,
             "variant": front.variant,
-            "weight": weight,
+            "weight": show_weight(weight),
             "run": run.name.text,
             **figures_by_key(run, columns),
         }

@@ -12,19 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.results.partial import PartialFile, model_identity
 from eval.results.runs import read_json, read_json_lines
-from utils.cli.arguments import (
-    positive_int,
-    seed,
-    temperature,
-)
+from utils.cli.types import positive_int, seed, temperature
 from utils.data import load_prompts
 from utils.data.encoding import Encoded, fit_lengths
-from utils.models.loading import (
-    DTYPES,
-    load_config,
-    positions_of,
-    sampling_config,
-)
+from utils.models.configs import DTYPES, load_config, positions_of, sampling_config
 from utils.output.files import write_json, write_text
 from utils.policy.forward import response_log_probs
 from utils.policy.sampled import Sampled, sample_responses

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from eval.results.rows import Row
 from utils.cli.plugins import load_function
-from utils.models.loading import first_line
+from utils.models.configs import first_line
 from utils.process.errors import UserError
 
 Gold = Callable[[list[str], list[str]], dict[str, list[float]]]

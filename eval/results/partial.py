@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from utils.models.configs import load_config
 from utils.models.fingerprint import files_fingerprint, model_fingerprint
-from utils.models.loading import load_config
 from utils.process.errors import UserError
 
 

@@ -11,30 +11,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from eval.results.methods import (
+    BASELINE,
+    EXPERT,
+    FRONT,
+    METHOD,
+    OTHER,
+    START,
+    Method,
+    Weight,
+    known_methods,
+    match_run,
+    preference,
+    use_methods,
+)
 from eval.results.shapes import NUMBER, OBJECT, SCALES, TEXT, WHOLE, Each, Maybe, Shape, find_difference, is_number
 from utils.process.errors import UserError
 
-FAMILY_LABELS = {
-    "sft": "SFT",
-    "ppo": "PPO",
-    "safe_rlhf": "Safe RLHF",
-    "fast_rl": "Fast RL",
-    "mgda": "MGDA",
-    "gapo": "GAPO",
-    "p_gapo": "P-GAPO",
-    "morlhf": "MORLHF",
-    "rewarded_soup": "Rewarded Soup",
-    "upgrad": "UPGrad",
-    "dualproj": "DualProj",
-    "cagrad": "CAGrad",
-    "pcgrad": "PCGrad",
-    "imtl_g": "IMTL-G",
-    "aligned_mtl": "Aligned-MTL",
-    "fairgrad": "FairGrad",
-}
-FRONT_FAMILIES = ("p_gapo", "morlhf", "rewarded_soup")
 DEFAULT_CONDITION = "balanced"  # what tables and files call the condition of names without one
-SINGLE_RUNS = ("safe_rlhf", "fast_rl", "morlhf_0.5", "mgda", "gapo_p1", "gapo_p2")
 
 # What is read of args.json, of an evaluation (of models or of gold scores) and of its rows.
 SETTINGS = {"algorithm": Maybe(TEXT), "seed": Maybe(WHOLE), "score_scale": Maybe(SCALES),
@@ -47,17 +41,23 @@ EVALUATION = {"run": TEXT, "args": Maybe(SETTINGS), "scored": Maybe(SCORED), **S
               "kl": NUMBER, "response_length": Maybe(NUMBER), "rows": [ROW]}  # fmt: skip
 
 _NAME = re.compile(r"(?P<base>[^@#]+)(@(?P<condition>[^#]+))?(#(?P<seed>.+))?")
-_WEIGHTED = re.compile(rf"(?P<family>{'|'.join(FRONT_FAMILIES)})_(?P<weight>\d*\.?\d+)")
 
 
 @dataclass(frozen=True)
 class RunName:
-    """`base[@condition][#seed]`; `weight`, of families that trace a front, is that of the first objective."""
+    """`base[@condition][#seed]`.
+
+    Attributes:
+        row: what the table of methods says of it; its place is 'other' where it is no row's.
+        weight: of what is one of many preferences: that of the first of two objectives, or those of all.
+        objective: of an expert, the one it is trained on.
+    """
 
     text: str
     base: str
-    family: str
-    weight: float | None
+    row: Method
+    weight: Weight | None
+    objective: str
     condition: str
     seed: str
 
@@ -72,45 +72,51 @@ class RunName:
         return f"{self.base}@{self.condition}" if self.condition else self.base
 
     @property
+    def family(self) -> str:
+        """The method without what tells its runs apart: 'gapo', 'ppo'."""
+        return self.row.family
+
+    @property
     def method(self) -> str:
         """What tables and plots call the method: 'GAPO p=1', 'PPO helpfulness', 'MORLHF 0.5'."""
-        rest = self.base[len(self.family) :].strip("_").replace("_", " ")
-        rest = re.sub(r"^p(?=\d)", "p=", rest)
-        return f"{FAMILY_LABELS.get(self.family, self.family)} {rest}".strip()
+        return f"{self.row.title} {self.row.detail}".strip()
 
     @property
     def label(self) -> str:
         """The method, with condition and seed where there are any: 'MORLHF 0.5 (imbalanced #43)'."""
         return f"{self.method} ({self.variant})" if self.variant else self.method
 
+    @property
+    def is_single_method(self) -> bool:
+        """Whether a run balances the objectives, and is no point of a front only."""
+        return self.row.place in (BASELINE, METHOD, OTHER)
+
 
 def parse_run_name(text: str) -> RunName:
-    """Take a run name apart; a name of no known family is its own family."""
+    """Take a run name apart."""
     match = _NAME.fullmatch(text)
     parts = match.groupdict(default="") if match else {"base": text, "condition": "", "seed": ""}
-    base = parts["base"]
-    weighted = _WEIGHTED.fullmatch(base)
-    if weighted:
-        return RunName(text, base, weighted["family"], float(weighted["weight"]), parts["condition"], parts["seed"])
-    known = [family for family in FAMILY_LABELS if base == family or base.startswith(f"{family}_")]
-    return RunName(text, base, max(known, key=len, default=base), None, parts["condition"], parts["seed"])
+    found = match_run(parts["base"])
+    return RunName(text, parts["base"], found.method, found.weight, found.objective, parts["condition"], parts["seed"])
 
 
 def sort_names(names: Iterable[str], objectives: list[str]) -> list[str]:
-    """The order of the paper's table 1, then fronts by weight, then the rest; suffixes follow their base."""
-    single = ["sft", *(f"ppo_{name}" for name in objectives), *SINGLE_RUNS]
+    """The order of the table, experts by objective, fronts by weight, then the rest; suffixes follow their base."""
+    rows = [method.run for method in known_methods()]
 
     def key(text: str) -> tuple:
         name = parse_run_name(text)
-        if name.base in single:
-            place = single.index(name.base)
-        elif name.weight is not None:
-            place = len(single) + FRONT_FAMILIES.index(name.family)
-        else:
-            place = len(single) + len(FRONT_FAMILIES)
-        return place, name.weight or 0.0, name.base, name.condition, len(name.seed), name.seed
+        is_other = name.row.place == OTHER or (name.objective and name.objective not in objectives)
+        place = len(rows) if is_other else rows.index(name.row.run)
+        order = [objectives.index(name.objective)] if name.objective and not is_other else weights_of(name)
+        return place, order, name.base, name.condition, len(name.seed), name.seed
 
     return sorted(names, key=key)
+
+
+def weights_of(name: RunName) -> list[float]:
+    """By which the points of a front are sorted; none for a run that has no weight."""
+    return [] if name.weight is None else list(preference(name.weight))
 
 
 @dataclass(frozen=True)
@@ -150,27 +156,35 @@ AnyRun = TypeVar("AnyRun", bound=Run)
 
 @dataclass(frozen=True)
 class Front:
-    """The points of one method across preferences: `points` are (weight of the first objective, run)."""
+    """The points of one method across preferences: `points` are (weight, run), by weight."""
 
     family: str
     variant: str
-    points: list[tuple[float, Run]]
+    points: list[tuple[Weight, Run]]
 
 
 def find_fronts(runs: list[Run]) -> list[Front]:
-    """Fronts with at least two points, by weight.
+    """Fronts with at least two points, by weight, in the order of the table.
 
-    GAPO with p=1 on two objectives is P-GAPO at 0.5 (the paper plots it so), and stands in for it.
+    A run that stands for a point (GAPO with p=1 for P-GAPO at 0.5, the same of two objectives) takes its place where
+    that one is missing.
     """
-    groups: dict[tuple[str, str], dict[float, Run]] = {}
+    groups: dict[tuple[str, str], dict[Weight, Run]] = {}
     for run in runs:
         if run.name.weight is not None:
             groups.setdefault((run.name.family, run.name.variant), {})[run.name.weight] = run
     for run in runs:
-        if run.name.base == "gapo_p1" and len(run.objectives) == 2:
-            groups.setdefault(("p_gapo", run.name.variant), {}).setdefault(0.5, run)
-    order = sorted(groups, key=lambda key: (FRONT_FAMILIES.index(key[0]), key[1]))
-    return [Front(*key, sorted(groups[key].items())) for key in order if len(groups[key]) > 1]
+        if run.name.row.stands_for:
+            point = parse_run_name(run.name.row.stands_for)
+            if len(run.objectives) == len(preference(point.weight)):
+                groups.setdefault((point.family, run.name.variant), {}).setdefault(point.weight, run)
+    families = [method.family for method in known_methods() if method.place == FRONT]
+    order = sorted(groups, key=lambda key: (families.index(key[0]) if key[0] in families else len(families), key))
+    return [
+        Front(*key, sorted(groups[key].items(), key=lambda point: preference(point[0])))
+        for key in order
+        if len(groups[key]) > 1
+    ]
 
 
 def find_conditions(runs: Sequence[Run]) -> list[str]:
@@ -186,16 +200,21 @@ def find_stand_ins(runs: Sequence[AnyRun], condition: str) -> list[AnyRun]:
     """Runs of the default condition that stand for `condition`, too, because it changes nothing for them.
 
     These are the SFT model and, where the condition is one of scaled scores (--score_scale among the settings of
-    its runs), PPO on an objective that it does not scale. A run of the condition itself goes before a stand-in.
+    its runs), experts of an objective that it does not scale. A run of the condition itself goes before a stand-in.
     """
     if not condition:
         return []
     own = [run for run in runs if run.name.condition == condition]
-    scaled = {f"ppo_{name}" for run in own for name, scale in run.args.get("score_scale") or [] if scale != 1}
-    taken = scaled | {run.name.base for run in own}
-    families = ("sft", "ppo") if scaled else ("sft",)
+    scaled = {name for run in own for name, scale in run.args.get("score_scale") or [] if scale != 1}
+    taken = {run.name.base for run in own}
+    places = (START, EXPERT) if scaled else (START,)
     return [
-        run for run in runs if not run.name.condition and run.name.family in families and run.name.base not in taken
+        run
+        for run in runs
+        if not run.name.condition
+        and run.name.row.place in places
+        and run.name.objective not in scaled
+        and run.name.base not in taken
     ]
 
 
@@ -317,8 +336,9 @@ def load_runs(root: Path) -> list[Run]:
     """All runs with an evaluation under `root`, in the order of the report.
 
     Raises:
-        UserError: no evaluation there, or a file that is not one.
+        UserError: no evaluation there, or a file that is not one; see `use_methods`.
     """
+    use_methods(root / "methods.txt")
     evaluations = {}
     for path in sorted((root / "eval").glob("*.json")):
         evaluation = read_json(path)

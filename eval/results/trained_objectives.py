@@ -11,7 +11,7 @@ from typing import Any
 
 from eval.results.runs import find_args_file, read_json_object
 from eval.results.shapes import TEXT, Leaf, Maybe
-from utils.cli.arguments import named_value
+from utils.cli.types import named_value
 from utils.process.errors import UserError
 from utils.scoring.objectives import NONE_GIVEN, OBJECTIVE_FLAGS, Objective, named_objectives
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from utils.cli.arguments import non_negative_float
+from utils.cli.types import non_negative_float
 from utils.combining.algorithm import Option, Setting, WeightedAdvantages
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from utils.cli.arguments import by_name, named_number, non_negative_float, positive_float, positive_int
+from utils.cli.types import by_name, named_number, non_negative_float, positive_float, positive_int
 from utils.combining.algorithm import Option, Setting, WeightedAdvantages
 from utils.process.errors import UserError
 

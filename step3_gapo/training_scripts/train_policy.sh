@@ -1,38 +1,41 @@
 # Sourced by <preset>_policy.sh, whose variables it reads: `train_policy RUN` makes the policy a run's name stands for
-# (see run_names.sh). From anywhere: ACTOR_MODEL, REWARD_MODEL and COST_MODEL, LORA_DIM, and STEP3_FLAGS, which holds any
-# further flags and comes last, so that it counts.
+# (see presets/methods.txt). From anywhere: OBJECTIVES and the score models (see utils/launch/objectives.sh), ACTOR_MODEL,
+# LORA_DIM, and STEP3_FLAGS, which holds any further flags and comes last, so that it counts.
 
 source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch/launch.sh"
-source step3_gapo/training_scripts/run_names.sh
+source utils/launch/objectives.sh
+source utils/launch/methods.sh
+read_methods
 
-make_soup() { # of run $1
-    local run experts
-    run=$(run_of "$1")
-    read -ra experts <<< "$(experts_of "$1")"
-    if $DRY_RUN; then echo "[$1] would be averaged from ${experts[*]}"; return; fi
+make_soup() { # of run $1, by the flags $2
+    local expert experts=()
+    for expert in $(experts_of "$1"); do experts+=("$expert"); done
+    if $DRY_RUN; then echo "[$1] would be averaged from ${experts[*]#*=}"; return; fi
     launch eval/soup.py "$OUTPUT/logs/$1.log" \
-        --expert helpfulness="$OUTPUT/policies/${experts[0]}" harmlessness="$OUTPUT/policies/${experts[1]}" \
-        --weight $(preference "${run#rewarded_soup_}") \
+        --expert "${experts[@]/=/=$OUTPUT/policies/}" \
+        $2 \
         --output_dir "$OUTPUT/policies/$1"
 }
 
 train_policy() {
-    local name=$1 flags scaled seed memory=${LORA_DIM:+--lora_dim $LORA_DIM}
+    local name=$1 flags scaled maker seed memory=${LORA_DIM:+--lora_dim $LORA_DIM}
+    settle_objectives
     check_run "$name"
-    if [[ $name == rewarded_soup_* ]]; then
-        RANKS=1 NNODES=1 HOSTFILE= make_soup "$name"
-        return
-    fi
-    flags=$(method_flags "$(run_of "$name")")
+    flags=$(run_flags "$name") maker=$(maker_of "$name")
     scaled=$(condition_flags "$(condition_of "$name")")
+    case $maker in
+        eval/soup) RANKS=1 NNODES=1 HOSTFILE= make_soup "$name" "$flags"; return ;;
+        step3_gapo) ;;
+        *) echo "error: $name is made by $maker (see presets/methods.txt)" >&2; return 2 ;;
+    esac
+    objective_flags
     seed=$(seed_of "$name") seed=${seed#\#}
     settle_switches GRADIENT_CHECKPOINTING
     if $GRADIENT_CHECKPOINTING; then memory+=" --gradient_checkpointing"; fi
     launch step3_gapo/main.py "$OUTPUT/logs/$name.log" \
         $flags $scaled \
         --actor_model "${ACTOR_MODEL:-$OUTPUT/sft}" \
-        --reward_model helpfulness="${REWARD_MODEL:-$OUTPUT/reward/helpfulness}" \
-        --cost_model harmlessness="${COST_MODEL:-$OUTPUT/cost/harmlessness}" \
+        "${OBJECTIVE_FLAGS[@]}" \
         --data "$DATA" --overlong drop \
         --zero_stage $ZERO_STAGE --dtype ${DTYPE:-fp32} $memory \
         --num_train_epochs $EPOCHS ${STEPS:+--max_steps $STEPS} \

@@ -9,8 +9,9 @@ from tests.benchmarks.accumulation import MICRO_BATCHES
 from tests.benchmarks.peer_environment import check_environment
 from tests.benchmarks.section import Settings
 from tests.benchmarks.synthetic import SIZES, Load
-from utils.cli.arguments import Parser, positive_int
-from utils.models.loading import DTYPES
+from utils.cli.arguments import Parser
+from utils.cli.types import positive_int
+from utils.models.configs import DTYPES
 from utils.output.files import check_writable
 from utils.process.errors import UserError
 

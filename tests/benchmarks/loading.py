@@ -12,7 +12,8 @@ from tests.benchmarks.section import Job, Row, Section, Settings
 from tests.benchmarks.synthetic import SIZES, Load, arguments_of, make_decoder
 from utils.engines.arrival import arriving
 from utils.engines.engines import engine_config, place
-from utils.models.loading import DTYPES, load_causal_lm
+from utils.models.configs import DTYPES
+from utils.models.loading import load_causal_lm
 from utils.process.distributed import all_gather_objects
 
 SHARDS, FLOAT32 = 5, 4  # files of the model, about; bytes

@@ -19,7 +19,7 @@ from step3_gapo.rollout import make_rollout
 from tests.benchmarks.peer_turns import Case, Turns, case_of_command_line
 from tests.benchmarks.synthetic import TOTAL_STEPS, make_update, objective_names
 from tests.helpers import flags
-from utils.models.loading import DTYPES, load_tokenizer, sampling_config
+from utils.models.configs import DTYPES, load_tokenizer, sampling_config
 from utils.process.distributed import device, init_distributed, seed_everything
 
 OBJECTIVES, RATE = 2, "rate"

@@ -24,7 +24,7 @@ from tests.updates import policy_step
 from utils.gradients.head import head_residual
 from utils.gradients.step import ObjectiveStep
 from utils.gradients.zero import shard_gram
-from utils.models.loading import DTYPES
+from utils.models.configs import DTYPES
 from utils.policy.forward import ChunkedLogProbs, PolicyOutput, scaled_logits
 from utils.policy.log_probs import log_probs_and_entropy, log_probs_of, token_chunks
 from utils.process.distributed import device, seed_everything

@@ -19,7 +19,7 @@ from step3_gapo.update import ActorUpdate
 from tests.helpers import flags
 from utils.engines import engines
 from utils.engines.engines import make_training_engine
-from utils.models.loading import DTYPES
+from utils.models.configs import DTYPES
 from utils.models.token_head import TokenHead
 from utils.policy.actor import Actor
 from utils.process.distributed import device, rank, seed_everything

@@ -14,7 +14,8 @@ import torch
 
 from tests.gpu_check.jobs import Job, Settings, run_jobs
 from tests.gpu_check.record import Record
-from utils.cli.arguments import Parser, positive_float
+from utils.cli.arguments import Parser
+from utils.cli.types import positive_float
 from utils.output.files import check_writable
 from utils.process.errors import run_main
 

@@ -15,21 +15,28 @@ checksum. All ranks must see the same file system.
 """
 
 import argparse
-import hashlib
 import json
-import platform
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
-import transformers
 
+from utils.checkpoints.manifest import (
+    ENGINES,
+    FORMAT,
+    MANIFEST,
+    STATE,
+    Checkpoint,
+    describe_files,
+    newest_whole,
+    sealed,
+    step_folders,
+)
 from utils.checkpoints.reshape import load_engine
+from utils.checkpoints.same_run import FIXED, Facts, differences, library_versions
 from utils.engines.deepspeed_config import quiet
 from utils.engines.engines import Engine, hyperparameters_of, set_hyperparameters
 from utils.output.files import EXPORT_PREFIX, flush_to_disk, remove_folder, remove_left_overs, write_json
@@ -38,189 +45,10 @@ from utils.process.errors import Failure, UserError, writing
 from utils.process.random_states import random_states, restore_random_states
 from utils.process.rank_watch import beat
 
-FORMAT = 1
-MANIFEST, STATE, ENGINES, BEST = "manifest.json", "state.json", "engines", "best.safetensors"
-
-# What a run may go on with otherwise: where and how often it writes, and how the models lie on the devices.
-FREE_FLAGS = {
-    "output_dir", "print_interval", "checkpoint_interval", "checkpoints_kept", "keep_checkpoints", "fresh",
-    "allow_changed_flags", "max_skipped_steps", "rank_timeout", "local_rank", "trust_remote_code", "allow_pickle",
-    "zero_stage", "offload", "gradient_checkpointing", "enable_hybrid_engine", "per_device_eval_batch_size",
-    "logits_chunk_size", "micro_batch_tokens", "park_frozen_models", "lora_export", "compact_at", "reward_retries",
-    "reward_retry_wait", "unfit",
-    "dry_run", "plan_ranks", "plan_devices", "plan_memory", "plan_host_memory", "plan_machines",
-}  # fmt: skip
-# Engines of other kinds, other objectives: nothing goes on with these.
-FIXED = (
-    "stage ", "objectives ", "--dtype ", "--critic ", "--export ", "--lora_dim ", "--lora_alpha ",
-    "--lora_target_modules ", "base of the adapters (--actor_model) ",
-)  # fmt: skip
-# Told by their content: see `Facts`.
-FLAGS_BY_CONTENT = {
-    "actor_model", "reward_model", "cost_model", "reward_function", "score_template", "model_name_or_path", "data",
-    "validation_data",
-}  # fmt: skip
-# Compared over all ranks where the number of ranks has changed.
-BATCH_FLAGS = {
-    "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_prompt_batch_size", "generation_batches",
-}  # fmt: skip
-SEQUENCES = "sequences an optimizer step (--per_device_train_batch_size and others)"
-PROMPTS = "prompts a rollout (--per_device_prompt_batch_size and others)"
-CHUNK = 2**26  # bytes read at once
-
-Facts = dict[str, Any]  # what a run's result depends on beside its flags: {description: fingerprint or number}
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A whole checkpoint on disk."""
-
-    folder: Path
-    manifest: dict[str, Any]
-
-    @property
-    def step(self) -> int:
-        return self.manifest["step"]
-
-    def state(self) -> dict[str, Any]:
-        return json.loads((self.folder / STATE).read_text(encoding="utf-8"))
-
-
 # --- one checkpoint
 
 
-def step_folders(directory: Path) -> list[Path]:
-    """Folders of checkpoints, whole or not, oldest first."""
-    return sorted(directory.glob("step_*")) if directory.is_dir() else []
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            beat(f"checksum of {path.name}")
-    return digest.hexdigest()
-
-
-def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest with a checksum of its own."""
-    text = json.dumps({name: value for name, value in manifest.items() if name != "sha256"}, sort_keys=True)
-    return manifest | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint.
-
-    Raises:
-        ValueError: missing, unreadable, altered, or of another format.
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        whole = sealed(manifest) == manifest
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{MANIFEST} cannot be read ({type(error).__name__})") from None
-    if not whole:
-        raise ValueError(f"the checksum of {MANIFEST} is wrong")
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"{MANIFEST} is of format {manifest['format']}, not {FORMAT}")
-    return manifest
-
-
-def fault_of_file(folder: Path, name: str, entry: dict[str, Any]) -> str | None:
-    """What is wrong with one file of a checkpoint, or None."""
-    path = folder / name
-    try:
-        if path.stat().st_size != entry["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
-        return None if sha256_of(path) == entry["sha256"] else f"the checksum of {name} is wrong"
-    except FileNotFoundError:
-        return f"{name} is missing"
-    except OSError as error:
-        return f"{name} cannot be read: {error.strerror}"
-
-
-def shares(sizes: dict[str, int], parts: int) -> list[list[str]]:
-    """Files in `parts` lists of about equal bytes, the same on every rank."""
-    lists: list[list[str]] = [[] for _ in range(parts)]
-    loads = [0] * parts
-    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        least = loads.index(min(loads))
-        lists[least].append(name)
-        loads[least] += sizes[name]
-    return lists
-
-
-def verify(folder: Path, part: int = 0, parts: int = 1) -> str | None:
-    """What is wrong with a checkpoint, or None where it is whole.
-
-    Args:
-        part, parts: which of so many equal parts of its files to look at.
-    """
-    try:
-        files = read_manifest(folder)["files"]
-    except ValueError as error:
-        return str(error)
-    own = shares({name: entry["bytes"] for name, entry in files.items()}, parts)[part]
-    return next((fault for name in own if (fault := fault_of_file(folder, name, files[name]))), None)
-
-
-def newest_whole(directory: Path) -> Checkpoint | None:
-    """The newest whole checkpoint, each one's files shared out over the ranks; a line for every one that is not.
-
-    Raises:
-        UserError: there are checkpoints, but none is whole.
-    """
-    folders = all_gather_objects(step_folders(directory))[0]  # a shared disk may show new ones late
-    for folder in reversed(folders):
-        faults = all_gather_objects(verify(folder, rank(), world_size()))
-        if not any(faults):
-            return Checkpoint(folder, read_manifest(folder))
-        print_main(f"{folder} is damaged ({next(filter(None, faults))}); looking for the one before it")
-    if folders:
-        raise UserError(f"--output_dir: no checkpoint in {directory} is whole; --fresh starts over")
-    return None
-
-
 # --- what must be the same when a run goes on
-
-
-def differences(manifest: dict[str, Any], flags: dict[str, Any], facts: Facts, ranks: int) -> list[str]:
-    """What is other now than when the checkpoint was made, of all that changes the result."""
-    other_ranks = manifest["world_size"] != ranks
-    unseen = FREE_FLAGS | FLAGS_BY_CONTENT | (BATCH_FLAGS if other_ranks else set())
-    then, now = manifest["flags"], json.loads(json.dumps(flags))
-    then, now = ({f"--{n}": v for n, v in part.items() if n not in unseen} for part in (then, now))
-    then, now = then | manifest["facts"], now | json.loads(json.dumps(facts))
-    if other_ranks:
-        then, now = then | batches(manifest["flags"], manifest["world_size"]), now | batches(flags, ranks)
-    then, now = ({n: None if value == [] else value for n, value in part.items()} for part in (then, now))
-    names = dict.fromkeys([*then, *(n for n, value in now.items() if value or n in then)])  # no new flags that are off
-    return [f"{n} {shown(then.get(n))} -> {shown(now.get(n))}" for n in names if then.get(n) != now.get(n)]
-
-
-def shown(value: Any) -> str:
-    """A value as on the command line; fingerprints by their first digits."""
-    if value is None:
-        return "(not given)"
-    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return f"contents {text[:8]}" if len(text) == 64 and set(text) <= set("0123456789abcdef") else text
-
-
-def batches(flags: dict[str, Any], ranks: int) -> dict[str, int]:
-    """Batch sizes over all ranks: what has to stay when their number changes."""
-    micro_batch = flags["per_device_train_batch_size"] * ranks
-    found = {SEQUENCES: micro_batch * flags["gradient_accumulation_steps"]}
-    if flags.get("gram_per") == "micro_batch":
-        found[f"{SEQUENCES}, each micro-batch"] = micro_batch
-    if "generation_batches" in flags:
-        found[PROMPTS] = flags["per_device_prompt_batch_size"] * flags["generation_batches"] * ranks
-    return found
-
-
-def library_versions() -> dict[str, str]:
-    libraries = {module.__name__: module.__version__ for module in (torch, deepspeed, transformers)}
-    return {"python": platform.python_version()} | libraries
 
 
 # --- the checkpoints of a run
@@ -419,13 +247,3 @@ class Checkpoints:
         if is_main() and not self.args.keep_checkpoints:
             remove_folder(self.directory)
         barrier()
-
-
-def describe_files(folder: Path) -> dict[str, Any]:
-    """Sizes and checksums of all files of a folder, which are on the disk then; each rank takes its share."""
-    paths = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    sizes = {name: path.stat().st_size for name, path in paths.items()}
-    own = shares(sizes, world_size())[rank()]
-    entries = {name: {"bytes": sizes[name], "sha256": sha256_of(paths[name])} for name in own}
-    flush_to_disk([paths[name] for name in own])
-    return dict(sorted((name, entry) for part in all_gather_objects(entries) for name, entry in part.items()))

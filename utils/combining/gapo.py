@@ -2,7 +2,7 @@
 
 import torch
 
-from utils.cli.arguments import non_negative_float
+from utils.cli.types import non_negative_float
 from utils.combining.algorithm import GradientLevel, Option, Setting
 from utils.gradients.multi_objective import gapo_coefficients
 

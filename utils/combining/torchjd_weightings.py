@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from utils.cli.arguments import by_name, named_value, non_negative_float, positive_float
+from utils.cli.types import by_name, named_value, non_negative_float, positive_float
 from utils.combining.algorithm import GradientLevel, Option, Setting
 from utils.gradients.multi_objective import checked_gram
 from utils.process.distributed import print_main

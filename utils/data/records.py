@@ -9,11 +9,7 @@ a class like those below, here or in a file of its own, and a format that offers
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
-
-if TYPE_CHECKING:
-    from utils.data.registry import Format
-    from utils.data.rows import Row
+from typing import Any, ClassVar
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
@@ -90,8 +86,8 @@ class View:
         """What people call it."""
         return self.record.PLURAL + (f", {self.label}" if self.label else "")
 
-    def convert(self, data_format: "Format", row: "Row") -> Any:
-        """The record of a row. Raises what `Format.read` raises."""
+    def convert(self, data_format: Any, row: Any) -> Any:
+        """The record of a `Row` by a `Format`. Raises what `Format.read` raises."""
         return data_format.read(row, self)
 
 

@@ -8,16 +8,15 @@
 PROBLEMS=() UNFIT=() WORST=0 # pieces with problems, pieces that do not fit, the worst exit code
 
 dry_run() {
+    local model
     echo "preset $PRESET -> $OUTPUT (nothing is written)"
     if [ -f "$OUTPUT/revisions.json" ]; then pin_revisions --known_only; fi
     if makes_data; then say_made data "$OUTPUT/base/config.json"; fi
-    check_stage sft "step1_sft/training_scripts/$PRESET.sh"
+    check_stage sft "step1_sft/training_scripts/$SCRIPTS.sh"
     make_stand_ins
     stand_in_for sft ACTOR_MODEL
-    check_stage reward/helpfulness "step2_reward/training_scripts/${PRESET}_helpfulness.sh"
-    check_stage cost/harmlessness "step2_reward/training_scripts/${PRESET}_harmlessness.sh"
-    stand_in_for reward/helpfulness REWARD_MODEL
-    stand_in_for cost/harmlessness COST_MODEL
+    for model in "${SCORE_MODELS[@]}"; do check_stage "$model" "$(script_of "$model")"; done
+    for model in "${SCORE_MODELS[@]}"; do stand_in_for "$model" "$(model_variable "$model")"; done
     check_policies
     check_evaluation
     say_largest
@@ -66,21 +65,27 @@ check_training() { # of $1, by the script and arguments that follow; its output 
 said_of() { echo "$CODES/${1//\//_}.said"; } # the file of what the check of piece $1 has said
 
 make_stand_ins() { # for models that are not trained yet: what they are trained from has configuration and tokenizer
-    local source=$ACTOR_MODEL tokenizer="" command code=0
-    if is_current reward/helpfulness && is_current cost/harmlessness && is_current sft; then return; fi
+    local source=$ACTOR_MODEL tokenizer="" model command code=0
+    if all_current sft "${SCORE_MODELS[@]}"; then return; fi
     if ! is_current sft && makes_data; then
         if ! is_current base; then return; fi
         source=$OUTPUT/base
     elif ! is_current sft; then source=$BASE_MODEL tokenizer=$TOKENIZER
     fi
-    command=("$PYTHON" utils/launch/stand_in.py --model "$source" ${tokenizer:+--tokenizer "$tokenizer"} --policy "$CODES/sft"
-        --reward_model helpfulness="$CODES/reward/helpfulness" --cost_model harmlessness="$CODES/cost/harmlessness")
+    command=("$PYTHON" utils/launch/stand_in.py --model "$source" ${tokenizer:+--tokenizer "$tokenizer"}
+        --policy "$CODES/sft")
+    for model in "${SCORE_MODELS[@]}"; do command+=("--${model%%/*}_model" "${model#*/}=$CODES/$model"); done
     if [[ " ${PROBLEMS[*]} " == *" sft "* ]]; then # what is wrong with the source has been said
         "${command[@]}" 2> /dev/null || true
         return
     fi
     "${command[@]}" || code=$?
     take_note "what is trained from $source" "$code"
+}
+
+all_current() { # models that follow
+    local model
+    for model in "$@"; do if ! is_current "$model"; then return 1; fi; done
 }
 
 stand_in_for() { # model $1, which variable $2 names
@@ -90,15 +95,15 @@ stand_in_for() { # model $1, which variable $2 names
 }
 
 check_policies() { # one run of every shape in full: they differ in weights and rewards, not in models and batches
-    local run shape source trained=() soups=() shapes=()
+    local run shape source trained=() averaged=() shapes=()
     for run in $RUNS; do
         if is_current "policies/$run"; then echo "[$run] is there already"
-        elif [[ $run == rewarded_soup_* ]]; then soups+=("$run")
-        else trained+=("$run"); fi
+        elif is_trained "$run"; then trained+=("$run")
+        else averaged+=("$run"); fi
     done
     echo "[policies] ${#trained[@]} would be trained: ${trained[*]:-none}"
-    echo "[policies] ${#soups[@]} would be averaged: ${soups[*]:-none}"
-    for source in sft reward/helpfulness cost/harmlessness; do
+    echo "[policies] ${#averaged[@]} would be averaged: ${averaged[*]:-none}"
+    for source in sft "${SCORE_MODELS[@]}"; do
         if ! is_current "$source"; then
             echo "[policies] a dry run checks them once $source is made"
             return
@@ -109,12 +114,12 @@ check_policies() { # one run of every shape in full: they differ in weights and 
         if [[ " ${shapes[*]} " == *" $shape "* ]]; then continue; fi
         shapes+=("$shape")
         echo "[$run] would be trained:"
-        check_training "$run" "step3_gapo/training_scripts/${PRESET}_policy.sh" "$run"
+        check_training "$run" "$(script_of "policies/$run")" "$run"
     done
 }
 
 shape_of() { # run $1: what it needs beyond the others, one critic less or gradients of all parameters
-    case $(method_flags "$(run_of "$1")") in
+    case $(run_flags "$1") in
         *--monitor*) echo one_objective ;;
         *"scope full"*) echo full_scope ;;
         *) echo all_objectives ;;
@@ -144,10 +149,13 @@ say_largest() { # the largest phase of the trainings that were planned, if they 
 }
 
 pin_revisions() { # only of what is read; flags of pin_revisions.py may follow
-    local name names models=(ACTOR_MODEL REWARD_MODEL COST_MODEL) data=(TEST_PROMPTS) flags=() variables=()
+    local name names model models=(ACTOR_MODEL) data=(TEST_PROMPTS) score_data=() flags=() variables=()
+    for model in "${SCORE_MODELS[@]}"; do
+        models+=("$(model_variable "$model")")
+        if ! is_ready_made "$model"; then score_data=(PREFERENCE_DATA PREFERENCE_VALIDATION); fi
+    done
     if ! is_ready_made sft; then models+=(BASE_MODEL TOKENIZER) data+=(SFT_DATA SFT_VALIDATION); fi
-    if ! is_ready_made reward/helpfulness; then data+=(PREFERENCE_DATA PREFERENCE_VALIDATION); fi
-    data+=(PROMPTS)
+    data+=("${score_data[@]}" PROMPTS)
     for name in "${models[@]}"; do
         if may_move "${!name:-}" && [[ ${!name} != *@* ]]; then variables+=("$name") flags+=(--model "${!name}"); fi
     done

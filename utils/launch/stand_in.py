@@ -15,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from transformers import AutoModelForSequenceClassification
 
-from utils.cli.arguments import Parser, named_value
-from utils.models.loading import load_config, load_tokenizer, skeleton
+from utils.cli.arguments import Parser
+from utils.cli.types import named_value
+from utils.models.configs import load_config, load_tokenizer, skeleton
 from utils.process.errors import run_main
 
 

@@ -40,12 +40,26 @@ settle_switches() {
 
 make_paths_absolute() {
     local name
-    for name in ACTOR_MODEL REWARD_MODEL COST_MODEL BASE_MODEL TOKENIZER HOSTFILE; do
+    for name in ACTOR_MODEL REWARD_MODEL COST_MODEL "${!MODEL_@}" BASE_MODEL TOKENIZER HOSTFILE METHODS; do
         if [ -e "${!name:-}" ]; then export "$name=$(realpath -s "${!name}")"; fi
     done
     for name in SFT_DATA SFT_VALIDATION PREFERENCE_DATA PREFERENCE_VALIDATION PROMPTS TEST_PROMPTS; do
         if [ -n "${!name:-}" ]; then export "$name=$(absolute_sources "${!name}")"; fi
     done
+    if [ -n "${OBJECTIVES:-}" ]; then export OBJECTIVES && OBJECTIVES=$(absolute_functions "$OBJECTIVES"); fi
+}
+
+absolute_functions() { # of objectives $1, the files of their functions, but for those that are found from the root, too
+    local objective path root words=()
+    root=$(dirname "${BASH_SOURCE[0]}")/../..
+    for objective in $1; do
+        path=${objective#*=} path=${path%:*}
+        if [[ $objective == *=* && -f $path ]] && ! [ "$path" -ef "$root/$path" ]; then
+            objective=${objective%%=*}=$(realpath -s "$path"):${objective##*:}
+        fi
+        words+=("$objective")
+    done
+    echo "${words[*]}"
 }
 
 absolute_sources() { # of data $1, PATH_OR_NAME[:fraction][,...]

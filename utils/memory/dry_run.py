@@ -21,7 +21,7 @@ from utils.data.encoding import Encoded
 from utils.memory.advice import HOST_FLAGS, as_flags, cheapest_fit, excess
 from utils.memory.plan import Phase, phases_of
 from utils.memory.sizes import DEVICE, GIB, HOST, PlannedModel, Surroundings, shape_of
-from utils.models.loading import lacks_weights
+from utils.models.checking import lacks_weights
 from utils.process.distributed import is_main, world_size
 from utils.process.errors import Failure, UserError
 

@@ -18,8 +18,8 @@ from transformers.pytorch_utils import Conv1D
 
 from utils.cli.hub import source_of
 from utils.models.adapter_folder import ADAPTER_WEIGHTS
+from utils.models.checking import tell_once
 from utils.models.export import describe_model, export_model
-from utils.models.loading import tell_once
 from utils.process.errors import UserError
 
 LIKE_EXPERTS = {"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}  # what the layers of experts are called

@@ -4,7 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from utils.cli.arguments import Parser, positive_int
+from utils.cli.arguments import Parser
+from utils.cli.types import positive_int
 from utils.output.files import check_writable, write_text
 from utils.process.errors import UserError, run_main
 from utils.safe_rlhf_mini.generate import all_prompts, corpus

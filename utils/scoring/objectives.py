@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from utils.cli.arguments import named_value, non_negative_int, seconds
 from utils.cli.plugins import function_fingerprint
+from utils.cli.types import named_value, non_negative_int, seconds
+from utils.models.configs import load_config
 from utils.models.fingerprint import model_facts
-from utils.models.loading import load_config
 from utils.process.errors import AT_ONCE, Problems, UserError
 from utils.scoring.reward_functions import Retries, RewardFunction, load_reward_function
 from utils.scoring.score_models import ScoreModel, check_score_model, load_score_model, shares_tokens_of

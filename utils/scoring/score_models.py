@@ -13,7 +13,6 @@ folder is run for any of them.
 """
 
 import enum
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,43 +26,33 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    initialization,
 )
 
 from utils.data.encoding import encode_dialogue, encode_rendered, encode_whole
 from utils.data.records import Message
 from utils.engines.arrival import whole
-from utils.models.loading import (
-    check_ids,
-    check_model,
+from utils.models.checking import check_ids, check_model
+from utils.models.configs import (
     embedding_rows,
     is_score_model,
     load_config,
-    load_model,
     load_tokenizer,
     positions_of,
     same_tokenizer,
     skeleton,
-    trunk_of,
 )
+from utils.models.loading import load_model, trunk_of
 from utils.models.token_head import PooledHead, TokenHead
 from utils.process.errors import UserError
+from utils.scoring.safe_rlhf_format import (
+    NORMALIZER_EPSILON,
+    SAFE_RLHF_TEMPLATE,
+    is_safe_rlhf,
+    optional_parameters,
+    safe_rlhf_class,
+)
 
 SHOWN_LABELS = 8
-NORMALIZER_EPSILON = 1e-8  # Safe RLHF adds it to the standard deviation
-STATISTICS = ("normalizer.mean", "normalizer.var")  # of its score models
-
-# The conversation that Safe RLHF trains its models on; their tokenizers bring no chat template. Its data has no
-# system turns: here they come before the first user. BOS comes as an id: as text it would change the ids of the first
-# word, which SentencePiece begins with a space.
-SAFE_RLHF_TEMPLATE = """\
-{{- 'BEGINNING OF CONVERSATION: ' -}}
-{%- for message in messages -%}
-{%- if message['role'] == 'user' -%}{{- 'USER: ' + message['content'] + ' ASSISTANT:' -}}
-{%- elif message['role'] == 'assistant' -%}{{- message['content'] + eos_token -}}
-{%- else -%}{{- message['content'] + ' ' -}}
-{%- endif -%}
-{%- endfor -%}"""
 
 
 class Reading(enum.Enum):
@@ -226,7 +215,7 @@ def check_score_model(path: str, flag: str, kind: str, label: str | None = None,
     Raises:
         UserError: no score model of a known make, several labels of which none is chosen, a label that is not there,
             a cost model as a reward model or the other way round, no chat template that can write a dialogue, no EOS
-            for a model that needs it; or see `utils.models.loading.check_model`; names `flag`.
+            for a model that needs it; or see `utils.models.checking.check_model`; names `flag`.
     """
     config = load_config(path, flag)
     check_config(config, path, flag, kind, label)
@@ -246,7 +235,7 @@ def load_score_tokenizer(path: str, flag: str, template: str | None = None) -> P
     """Tokenizer of a score model, with the chat template of a file, or Safe RLHF's for its models that have none.
 
     Raises:
-        UserError: no chat template; the file cannot be read; or see `utils.models.loading.load_tokenizer`.
+        UserError: no chat template; the file cannot be read; or see `utils.models.configs.load_tokenizer`.
     """
     tokenizer = load_tokenizer(path, flag, needs_eos=False)
     if template is not None:
@@ -395,76 +384,6 @@ def room_of(config: Any, tokenizer: PreTrainedTokenizerBase, module: nn.Module) 
 
 
 # --- the format of Safe RLHF
-
-
-def is_safe_rlhf(config: Any) -> bool:
-    """Whether config.json names a score model of Safe RLHF: LlamaForScore, formerly LlamaModelForScore."""
-    return any(name.endswith("ForScore") for name in config.architectures or ())
-
-
-def optional_parameters(config: Any) -> tuple[str, ...]:
-    """What the weights need not have: a bias, unless config.json promises one (`score_bias`, formerly `bias`).
-
-    And statistics that config.json holds itself.
-    """
-    if not is_safe_rlhf(config):
-        return ()
-    promised = getattr(config, "score_bias", getattr(config, "bias", False))
-    bias = () if promised else ("score_head.bias",)
-    return bias + (STATISTICS if configured_statistics(config) else ())
-
-
-def configured_statistics(config: Any) -> tuple[float, float] | None:
-    """Mean and variance of the scores in config.json, a number or a list of one each, if both are there."""
-    found = []
-    for name in ("mean", "var"):
-        value = getattr(config, name, None)
-        value = value[0] if isinstance(value, list) and len(value) == 1 else value
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return None
-        found.append(float(value))
-    return found[0], found[1]
-
-
-class ScoreStatistics(nn.Module):
-    """Mean and variance of the scores in training; parameters, so that weights without them are found incomplete."""
-
-    def __init__(self):
-        super().__init__()
-        self.mean = nn.Parameter(torch.zeros(1), requires_grad=False)
-        self.var = nn.Parameter(torch.ones(1), requires_grad=False)
-
-
-@functools.cache
-def safe_rlhf_class(config_class: type) -> type[PreTrainedModel]:
-    """The score model on the trunk that transformers has for a configuration, with Safe RLHF's names of parameters."""
-    classifier = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[config_class]
-
-    class ModelForScore(classifier):
-        _keep_in_fp32_modules_strict = {"normalizer"}
-
-        def __init__(self, config: Any):
-            super().__init__(config)
-            features = self.score.in_features  # not always `hidden_size`: OPT-350m projects its features
-            del self.score
-            self.score_head = nn.Linear(features, 1)  # a bias that the weights lack is 0
-            if getattr(config, "do_normalize", False):
-                self.normalizer = ScoreStatistics()
-            self.post_init()
-
-        def _init_weights(self, module: nn.Module) -> None:
-            """Statistics that the weights lack are those of config.json."""
-            super()._init_weights(module)
-            if isinstance(module, ScoreStatistics) and (statistics := configured_statistics(self.config)):
-                initialization.constant_(module.mean, statistics[0])
-                initialization.constant_(module.var, statistics[1])
-
-        @classmethod
-        def from_config(cls, config: Any, **options: Any) -> PreTrainedModel:
-            """As transformers' Auto classes have it; their options serve code of others, of which there is none."""
-            return cls._from_config(config)
-
-    return ModelForScore
 
 
 def loader_of(config: Any) -> Any:

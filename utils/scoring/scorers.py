@@ -14,7 +14,7 @@ from utils.data.batching import right_pad
 from utils.engines.arrival import arriving, copy_of
 from utils.engines.engines import Engine, engine_config, make_frozen_engine
 from utils.engines.parking import park, resident
-from utils.models.loading import DTYPES, same_tokenizer
+from utils.models.configs import DTYPES, same_tokenizer
 from utils.models.token_head import TokenHead
 from utils.policy.sampled import Sampled, by_micro_batch
 from utils.process.distributed import device

@@ -3,10 +3,11 @@
 from typing import Any
 
 from eval.reporting.blocks import MARKDOWN, PAGE, Figures, Mark, Report, Section, Text, Words
-from eval.reporting.comparisons import difference_mark, is_single_method
+from eval.reporting.comparisons import difference_mark
 from eval.reporting.results import Numbers
 from eval.reporting.tables import KIND_TITLES, MISSING, Cell, Column, Heading, Table, interval_cell
-from eval.results.runs import FAMILY_LABELS, FRONT_FAMILIES, parse_run_name
+from eval.results.methods import family_title, is_front_family
+from eval.results.runs import parse_run_name
 
 PLACE = 50
 Pairs = dict[tuple[str, str], dict[str, dict[str, Any]]]  # {(method, other): {metric: entry}}
@@ -43,8 +44,8 @@ def comparison_tables(numbers: Numbers) -> list[tuple[str, str, Table, bool]]:
     tables: dict[tuple[str, str, bool], Pairs] = {}
     for entry in numbers.comparisons:
         name = parse_run_name(entry["method"])
-        of_fronts = name.text in FRONT_FAMILIES or not is_single_method(name)
-        pairs = tables.setdefault((entry["condition"], FAMILY_LABELS.get(name.family, name.family), of_fronts), {})
+        of_fronts = is_front_family(name.text) or not name.is_single_method
+        pairs = tables.setdefault((entry["condition"], family_title(name.family), of_fronts), {})
         pairs.setdefault((entry["method"], entry["other"]), {})[entry["metric"]] = entry
     return [(title, method, comparison_table(pairs), fronts) for (title, method, fronts), pairs in tables.items()]
 
@@ -62,7 +63,7 @@ def comparison_table(pairs: Pairs) -> Table:
 
 def contender(name: str) -> str:
     """A policy's method; for a front's bare family name, the front."""
-    return f"{FAMILY_LABELS[name]} front" if name in FRONT_FAMILIES else parse_run_name(name).method
+    return f"{family_title(name)} front" if is_front_family(name) else parse_run_name(name).method
 
 
 def metric_kind(metric: str) -> str:

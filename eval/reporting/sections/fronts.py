@@ -3,7 +3,7 @@
 from eval.reporting.blocks import Block, Break, Figures, Report, Section, Text, Words
 from eval.reporting.results import Numbers
 from eval.reporting.tables import KIND_TITLES, Cell, Column, Heading, Table, format_number, interval_cell
-from eval.results.runs import FAMILY_LABELS
+from eval.results.methods import family_title, show_weight
 
 PLACE = 40
 TITLES = {"hypervolume": "hypervolume", "spacing": "spacing", "dominated_share": "dominated, %"}
@@ -31,12 +31,12 @@ def quality_tables(numbers: Numbers) -> list[tuple[str, Table]]:
     for condition, family in dict.fromkeys(key[:2] for key in entries):
         found = [entries.get((condition, family, kind)) for kind in kinds]
         weights = next(entry["weights"] for entry in found if entry)
-        cells = [Cell(", ".join(f"{weight:g}" for weight in weights))]
+        cells = [Cell(", ".join(map(show_weight, weights)))]
         for entry in found:
             share = entry and entry["dominated_share"]
             cells.append(interval_cell(entry and entry["hypervolume"], small=True))
             cells += [interval_cell(entry and entry["spacing"]), interval_cell(share, 0, 100)]
-        tables.setdefault(condition, []).append((Heading(FAMILY_LABELS[family], family), cells))
+        tables.setdefault(condition, []).append((Heading(family_title(family), family), cells))
     return [(condition, Table(columns, rows)) for condition, rows in tables.items()]
 
 

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from eval.reporting.blocks import PAGE, Block, Html, Report, Section, Text, fill
-from eval.reporting.comparisons import FRONT, METHOD, NO_METHODS, is_own, is_single_method
-from eval.reporting.plots import run_style
+from eval.results.methods import EXPERT, START, lead_front
 from eval.results.runs import Run, find_conditions, read_json_lines
 from eval.results.shapes import TEXT, Leaf, Maybe, find_difference
 from utils.process.errors import UserError
@@ -122,10 +121,10 @@ def choose_runs(runs: list[Run]) -> tuple[list[Run], list[Run]]:
     if len(first) <= MOST_CHOSEN:
         return first, []
     members = [run for run in first if run.name.condition == find_conditions(first)[0]]
-    ends = [run for run in members if run.name.family in NO_METHODS]
-    single = [run for run in members if is_single_method(run.name)]
-    compared = [run for run in single if run.name.base == METHOD or is_own(run.name.family)]
-    points = [run for run in members if run.name.family == FRONT][-1:]
+    ends = [run for run in members if run.name.row.place in (START, EXPERT)]
+    single = [run for run in members if run.name.is_single_method]
+    compared = [run for run in single if run.name.row.leads or run.name.row.is_own]
+    points = [run for run in members if run.name.family == lead_front()][-1:]
     wanted = [*ends, *compared, *points, *(run for run in single if run not in compared)] or members
     chosen = [run for run in members if run in wanted[:MOST_CHOSEN]]
     return chosen, [run for run in first if run not in chosen]
@@ -233,6 +232,6 @@ def how_chosen(samples: list[Sample], report: Report) -> str:
 
 def show(sample: Sample, report: Report) -> Html:
     return Html(
-        fill(PAGE_SAMPLE, sample=sample, color=lambda run: run_style(run.name)[0]),
+        fill(PAGE_SAMPLE, sample=sample, color=lambda run: run.name.row.color),
         fill(MARKDOWN_SAMPLE, sample=sample, has_gold=report.has_gold),
     )

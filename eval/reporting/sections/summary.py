@@ -15,16 +15,14 @@ from eval.reporting.comparisons import (
     Metric,
     difference_interval,
     difference_mark,
-    is_single_method,
     mean_metrics,
     volume_metrics,
 )
 from eval.reporting.results import Numbers
 from eval.reporting.seeds import RunGroup
 from eval.reporting.tables import KIND_TITLES, decimals_of, format_number
+from eval.results.methods import family_title, is_front_family, preference
 from eval.results.runs import (
-    FAMILY_LABELS,
-    FRONT_FAMILIES,
     Front,
     Run,
     RunName,
@@ -114,19 +112,19 @@ def extreme_sentences(rows: Sequence[RunGroup]) -> list[str]:
 
 
 def order_sentences(fronts: list[Front]) -> list[str]:
-    """Whether fronts are ordered by preference: more weight on the first objective, more of it and less of others."""
+    """Whether fronts are ordered by preference: the more weight on an objective, the more of it."""
     verdicts: dict[str, list[str]] = {}
     for front in fronts:
         groups = [group for _, group in front.points]
         ordered = [
             kind
             for kind in KIND_TITLES
-            if all(score_entries(group).get(kind) for group in groups) and is_ordered(groups, kind)
+            if all(score_entries(group).get(kind) for group in groups) and is_ordered(front, kind)
         ]
         known = [kind for kind in KIND_TITLES if all(score_entries(group).get(kind) for group in groups)]
         on = " and ".join(KIND_TITLES[kind] for kind in ordered)
         verdict = f"on {on}" + ("" if ordered == known else " only") if ordered else "on no kind of score"
-        verdicts.setdefault(verdict, []).append(FAMILY_LABELS[front.family])
+        verdicts.setdefault(verdict, []).append(family_title(front.family))
     found = "; ".join(f"{', '.join(names)} {verdict}" for verdict, names in verdicts.items())
     return [f"Fronts ordered by preference: {found}."] if found else []
 
@@ -136,17 +134,19 @@ def front_sentences(numbers: Numbers, condition: str) -> list[str]:
     sentences = []
     for name in ("hypervolume", "gold_hypervolume"):
         for front, standing in find_standings(numbers, condition, name).items():
-            if front in FRONT_FAMILIES:
+            if is_front_family(front):
                 found = [f"{STANDINGS[place]} {', '.join(others)}" for place, others in standing.items() if others]
-                sentences.append(f"Fronts by {METRIC_TITLES[name]}: {FAMILY_LABELS[front]} is {'; '.join(found)}.")
+                sentences.append(f"Fronts by {METRIC_TITLES[name]}: {family_title(front)} is {'; '.join(found)}.")
     return sentences
 
 
-def is_ordered(groups: list[RunGroup], kind: str) -> bool:
-    """By weight, the first objective's mean rises and the second's falls."""
-    scores = [[entry["mean"] for entry in score_entries(group)[kind].values()] for group in groups]
-    steps = np.diff(np.array(scores), axis=0)
-    return bool((steps[:, 0] > 0).all() and (steps[:, 1:2] < 0).all())
+def is_ordered(front: Front, kind: str) -> bool:
+    """Of any two points, the one with more weight on an objective has more of it."""
+    weights = np.array([preference(weight) for weight, _ in front.points])
+    scores = np.array([[entry["mean"] for entry in score_entries(run)[kind].values()] for _, run in front.points])
+    count = min(weights.shape[1], scores.shape[1])
+    more_weight, more_score = (values[:, None, :count] - values[:, :count] > 0 for values in (weights, scores))
+    return bool(more_score[more_weight].all())
 
 
 # ---- leaders -----------------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def find_standings(numbers: Numbers, condition: str, metric: str) -> dict[str, d
 
 def is_whole(name: RunName) -> bool:
     """Whether a name is that of a method or of a front, not of one of its points."""
-    return name.weight is None or is_single_method(name)
+    return name.weight is None or name.is_single_method
 
 
 # ---- the section -------------------------------------------------------------------------------------------

@@ -54,11 +54,16 @@ def caption_of_places(report: Report, title: str, notes: list[str]) -> str:
         caption += "; up and to the right is better"
     caption = f"{caption[0].upper()}{caption[1:]}."
     if any(report.numbers.front_quality.values()):
-        caption += (
-            " Lines join the policies of one method across preferences; a number is the weight of"
-            f" {report.objectives[0]}."
-        )
+        caption += f" {caption_of_fronts(report.objectives)}"
     return " ".join([caption, *notes])
+
+
+def caption_of_fronts(objectives: list[str]) -> str:
+    if len(objectives) < 3:
+        return f"Lines join the policies of one method across preferences; a number is the weight of {objectives[0]}."
+    lines = "Lines join policies of one method whose preferences are neighbors; " if len(objectives) == 3 else ""
+    text = f"{lines}numbers are the weights of {', '.join(objectives[:-1])} and {objectives[-1]}."
+    return f"{text[0].upper()}{text[1:]}"
 
 
 def caption_of_moves(first: str, second: str) -> str:

@@ -1,0 +1,96 @@
+"""Optimizer steps: which examples each of them takes, and how it takes them."""
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from utils.data.batching import length_grouped_batches
+from utils.data.encoding import Encoded
+from utils.engines.engines import Engine
+from utils.gradients.zero import step_if_finite
+from utils.process.distributed import all_reduce_sum, device, rank, world_size
+from utils.process.rank_watch import beat
+from utils.supervised.task import Task
+
+
+def steps_per_epoch(examples: int, args: argparse.Namespace) -> int:
+    """Optimizer steps of a pass over the training data."""
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
+    return math.ceil(examples / per_step)
+
+
+def epoch_steps(examples: list[Encoded], args: argparse.Namespace, epoch: int) -> list[list[list[Encoded]]]:
+    """This rank's micro-batches of one optimizer step after another.
+
+    Batches are drawn for a whole step and then cut, so that accumulating micro-batches equals one batch.
+    """
+    micro_batches = args.gradient_accumulation_steps
+    steps = length_grouped_batches(
+        [example.length for example in examples],
+        args.per_device_train_batch_size * micro_batches,
+        args.seed,
+        epoch,
+        rank(),
+        world_size(),
+    )
+    return [split_evenly([examples[i] for i in indices], micro_batches) for indices in steps]
+
+
+def split_evenly(items: list[Any], parts: int) -> list[list[Any]]:
+    """`items` in `parts` runs of nearly equal size; too few items start over, so that no part is empty."""
+    if len(items) < parts:
+        items = (items * parts)[:parts]
+    return [items[i * len(items) // parts : (i + 1) * len(items) // parts] for i in range(parts)]
+
+
+@torch.no_grad()
+def per_example(
+    engine: Engine,
+    examples: list[Encoded],
+    batch_size: int,
+    measure: Callable[[list[Encoded]], torch.Tensor],
+) -> torch.Tensor:
+    """`measure` (b examples -> [b] or [b, k]) of every example, without gradients, shared out over the ranks.
+
+    Returns:
+        [n, k + 1] float64 on the CPU of every rank; the last column is 1.
+    """
+    engine.eval()
+    lengths = [example.length for example in examples]
+    batches = length_grouped_batches(lengths, batch_size, 0, 0, rank(), world_size())
+    table = None
+    for indices in batches:
+        beat("evaluating")
+        values = measure([examples[i] for i in indices]).double().reshape(len(indices), -1)
+        if table is None:
+            table = values.new_zeros(len(examples), values.shape[1] + 1)
+        table[torch.tensor(indices, device=table.device)] = torch.nn.functional.pad(values, (0, 1), value=1.0)
+    engine.train()
+    # A rest smaller than the number of ranks is measured by several of them: the last column counts.
+    table = all_reduce_sum(table).cpu()
+    return table / table[:, -1:]
+
+
+def optimizer_step(
+    engine: Engine, micro_batches: list[list[Encoded]], task: Task, scale: float
+) -> tuple[dict[str, float], str | None]:
+    """One optimizer step on this rank's micro-batches, unless its gradient is not finite on some rank.
+
+    Returns:
+        Means over the units of all ranks; what was not finite, for which the step was skipped, if anything.
+    """
+    totals: dict[str, torch.Tensor] = {}
+    learning_rate = engine.get_lr()[0]
+    for number, examples in enumerate(micro_batches, start=1):
+        sums = task.sums(examples)
+        engine.set_gradient_accumulation_boundary(number == len(micro_batches))
+        engine.backward(sums["loss"] * scale)
+        sums["units"] = torch.tensor(sum(map(task.units, examples)), device=device())
+        totals = {name: totals.get(name, 0.0) + value.detach() for name, value in sums.items()}
+    *sums, units = all_reduce_sum(torch.stack([value.float() for value in totals.values()])).tolist()
+    means = dict(zip(totals, (value / units for value in sums), strict=False))
+    _, not_finite = step_if_finite({"the gradient": engine})
+    return ({}, not_finite) if not_finite else (means | {"learning_rate": learning_rate}, None)
