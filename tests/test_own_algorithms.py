@@ -8,6 +8,8 @@ import pytest
 from tests.helpers import STEP3, Workshop, read_metrics, run_script
 from tests.test_step3_cli import same_weights
 
+pytestmark = pytest.mark.slow
+
 SOFTMIN, AGREEING = "examples/softmin_score.py:SoftMin", "examples/agreeing_advantage.py:Agreeing"
 GRADNORM = "examples/gradnorm.py:GradNorm"
 
