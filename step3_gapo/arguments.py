@@ -58,8 +58,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description="Step 3: align a policy to several objectives with PPO, GAPO and their relatives.",
         facts=(*OF_THE_RANKS, "actor_model_sha256"),
     )
+    methods = [*METHODS.values(), *own_method_of(argv)]
     add_objective_arguments(parser)
-    add_algorithm_arguments(parser, own_method_of(argv))
+    add_algorithm_arguments(parser, methods)
     add_gradient_arguments(parser)
     add_data_arguments(parser, "prompts")
     add_rollout_arguments(parser)
@@ -71,6 +72,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_loading_arguments(parser)
     add_deepspeed_arguments(parser)
     add_dry_run_arguments(parser)
+    add_options(parser.add_argument_group("options of one method"), methods)
     args = parser.parse_args(argv)
     allow(args)
     drop_options_of_others(args, parser.from_file)
@@ -137,9 +139,8 @@ def algorithm_name(text: str) -> str:
     return text
 
 
-def add_algorithm_arguments(parser: argparse.ArgumentParser, own: list[type[Algorithm]]) -> None:
+def add_algorithm_arguments(parser: argparse.ArgumentParser, methods: list[type[Algorithm]]) -> None:
     group = parser.add_argument_group("how the objectives combine")
-    methods = [*METHODS.values(), *own]
     group.add_argument(
         "--algorithm",
         type=algorithm_name,
@@ -168,7 +169,6 @@ def add_algorithm_arguments(parser: argparse.ArgumentParser, own: list[type[Algo
         action="store_true",
         help="methods that weigh gradients: scale the coefficients of the losses to sum 1",
     )
-    add_options(group, methods)
 
 
 def add_gradient_arguments(parser: argparse.ArgumentParser) -> None:

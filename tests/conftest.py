@@ -8,18 +8,30 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"], os.environ["DS_ACCELERATOR"] = "", "cpu"
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from tests.helpers import Workshop, flags, run_command, run_script
+from tests.helpers import Workshop, flags, run_script
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--algorithm", action="append", help="a method of one's own, FILE.py:CLASS, for its checks")
+
+
+# Files of more than half a minute, the longest first: workers that take them in this order end at about the same time.
+LONGEST = """
+    bad_inputs resume step3_distributed gradient_parity step3_cli rank_failures world_size judge eval dry_run lora
+    mistral_7b gpu_check benchmarks export_checkpoint step1_sft step2_reward machines step3_engine safe_by_default
+    loading models_of_others architectures run_all launchers report soup
+""".split()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +44,7 @@ def make_workshop(folder: Path) -> Workshop:
     sizes = {"num_sft": 200, "num_preferences": 8, "num_validation": 8, "num_validation_prompts": 8,
              "num_test_prompts": 8}  # fmt: skip
     data = flags(output_dir=folder / "data", **sizes)
-    result = run_command([sys.executable, "-m", "utils.safe_rlhf_mini", *data])
+    result = run_script("utils/safe_rlhf_mini/__main__.py", data)
     assert result.code == 0, result.stderr
     prompts = folder / "prompts.jsonl"
     lines = (folder / "data/prompts_train.jsonl").read_text().splitlines(keepends=True)

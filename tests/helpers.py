@@ -26,10 +26,11 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parents[1]
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload([
-    "step3_gapo.main", "eval.chat", "eval.judge", "eval.report", "utils.make_base",
-    "torch.utils.tensorboard", "tests.helpers",
+    "step3_gapo.main", "step2_reward.main", "eval.chat", "eval.judge", "eval.report", "utils.make_base",
+    "torch.utils.tensorboard", "torch.utils.serialization", "setuptools", "tests.helpers",
     "transformers.models.gpt2.modeling_gpt2", "transformers.models.mistral.modeling_mistral",
-    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.ops.op_builder.all_ops", "deepspeed.runtime.superoffload.superoffload_stage3", "tests.preloaded",
 ])  # fmt: skip
 STEP3 = "step3_gapo/main.py"
 
@@ -74,8 +75,8 @@ class Workshop:
         } | changes)  # fmt: skip
 
     def step3(self, name: str, ranks: int = 1, **changes: Any) -> Path:
-        """Run step 3 from its beginning to a good end, in forked processes; its output folder."""
-        result = run_script(STEP3, self.step3_flags(name, **{"fresh": True} | changes), ranks)
+        """Run step 3 from its beginning to a good end, in forked processes without pictures; its output folder."""
+        result = run_script(STEP3, self.step3_flags(name, **{"fresh": True} | changes), ranks, pictures=False)
         assert result.code == 0, result.stderr
         return self.folder / name
 
@@ -90,15 +91,27 @@ def flags(**values: Any) -> list[str]:
     return words
 
 
-def run_script(script: str, arguments: list[str], ranks: int = 1) -> Result:
-    """`python script arguments` from the repository's root, once a rank, in forked processes."""
-    return run_function(_as_main, script, arguments, ranks=ranks)
+def run_script(script: str, arguments: list[str], ranks: int = 1, pictures: bool = True) -> Result:
+    """`python script arguments` from the repository's root, once a rank, in forked processes.
+
+    Args:
+        pictures: False: as where matplotlib is not installed; a picture a rollout takes a fifth of a tiny run's time.
+    """
+    return run_function(_as_main if pictures else _as_main_without_pictures, script, arguments, ranks=ranks)
 
 
-def run_killed(script: str, arguments: list[str], ranks: int, now: Callable[[], bool], timeout: float = 120) -> None:
+def run_killed(
+    script: str,
+    arguments: list[str],
+    ranks: int,
+    now: Callable[[], bool],
+    pictures: bool = True,
+    timeout: float = 120,
+) -> None:
     """`run_script` that is killed, all ranks at once, as soon as `now()` holds; fails if it ends before."""
     with tempfile.TemporaryDirectory() as folder:
-        processes = _start(_as_main, (script, arguments), ranks, Path(folder))
+        function = _as_main if pictures else _as_main_without_pictures
+        processes = _start(function, (script, arguments), ranks, Path(folder))
         deadline = time.monotonic() + timeout
         while not now():
             assert all(process.is_alive() for process in processes), _said(Path(folder), ranks).stderr
@@ -156,6 +169,12 @@ def run_command(command: list[str], timeout: float = 300, **options: Any) -> Res
     return Result(process.returncode, stdout, stderr)
 
 
+def default_signals() -> None:
+    """`preexec_fn` of a process that a test interrupts: it would inherit what nohup, or the background, ignores."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def launch(script: str, arguments: list[str], ranks: int) -> Result:
     """`deepspeed --num_accelerators ranks script arguments`."""
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
@@ -209,3 +228,8 @@ def _in_child(function: Callable[..., None], arguments: tuple, variables: dict[s
 def _as_main(script: str, arguments: list[str]) -> None:
     sys.argv = [script, *arguments]
     runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+def _as_main_without_pictures(script: str, arguments: list[str]) -> None:
+    sys.modules["matplotlib"] = None
+    _as_main(script, arguments)

@@ -23,6 +23,8 @@ from utils.models.loading import load_causal_lm
 from utils.policy.forward import response_log_probs
 from utils.scoring.objectives import Objective
 
+pytestmark = pytest.mark.slow
+
 DOCS = ROOT / "docs/models.md"
 SWEPT = [row for row in ARCHITECTURES if row.close_to is None or os.environ.get("UPDATE_DOCS")]
 QUESTIONS = ["How do I make a pie?", "Why?", "Tell me how to fix my old lamp.", "Grow a tulip?"]

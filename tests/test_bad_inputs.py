@@ -7,6 +7,8 @@ import pytest
 from tests.bad_inputs import Bench, cases, make_shared, problems, run_for_real, snapshot
 from tests.helpers import Workshop, run_script
 
+pytestmark = pytest.mark.slow
+
 TABLE = cases()
 
 

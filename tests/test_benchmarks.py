@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.benchmarks import __main__ as command
 from tests.benchmarks.arguments import parse_settings
 from tests.benchmarks.generation import SHARES, generation_rows
 from tests.benchmarks.measure import Ratio, ratio_of
@@ -18,9 +19,11 @@ from tests.benchmarks.plan import make_models
 from tests.benchmarks.ranks import BenchmarkError, run_ranks
 from tests.benchmarks.rollout import rollout_rows
 from tests.benchmarks.synthetic import SIZES, Load, make_decoder
-from tests.helpers import Workshop, flags, run_command
+from tests.helpers import Workshop, flags
 from utils.process.distributed import rank
 from utils.process.errors import UserError
+
+pytestmark = pytest.mark.slow
 
 TINY = {
     "quick": True, "stages": 3, "ranks": 1, "batch_size": 4, "prompt_length": 6, "response_length": 6, "rounds": 1,
@@ -28,23 +31,27 @@ TINY = {
 }  # fmt: skip
 
 
-def test_every_section_fills_its_table(tmp_path: Path) -> None:
+def test_every_section_fills_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The command, in this process; what it measures runs in processes of its own."""
     path = tmp_path / "tables.json"
     # Section plan: see test_dry_run.py; generation: below, for here it would compile.
     sections = ("step", "memory", "loading", "growth", "accumulation", "rollout", "pieces")
-    result = run_command([sys.executable, "-m", "tests.benchmarks", *flags(**TINY, sections=sections, output=path)])
-    assert result.code == 0, result.stderr
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *flags(**TINY, sections=sections, output=path)])
+    command.main()
+    said = capsys.readouterr()
     sections = json.loads(path.read_text())["sections"]
     assert {name: len(section["rows"]) for name, section in sections.items()} == {
         "step": 1, "memory": 1, "loading": 2, "growth": 3, "accumulation": 4, "rollout": 3, "pieces": 10,
     }  # fmt: skip
     for name, section in sections.items():
-        assert section["title"] in result.stdout
+        assert section["title"] in said.out
         for row in section["rows"]:
             ratios = [cell for cell in row.values() if isinstance(cell, dict)]
             assert ratios, (name, row)
             assert all(math.isfinite(r["median"]) and 0 < r["low"] <= r["median"] <= r["high"] for r in ratios), name
-    assert "[100%] pieces" in result.stderr
+    assert "[100%] pieces" in said.err
     assert {row["m"] for row in sections["growth"]["rows"]} == {1, 2, 3}
     step, memory = sections["step"]["rows"][0], sections["memory"]["rows"][0]
     assert (step["ZeRO"], step["ranks"], step["m"]) == (memory["ZeRO"], memory["ranks"], memory["m"]) == (3, 1, 2)

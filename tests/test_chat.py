@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval import chat
-from tests.helpers import ROOT, Result, Workshop, flags, run_function
+from tests.helpers import ROOT, Result, Workshop, default_signals, flags, run_function
 from utils.data.encoding import encode_prompt
 from utils.process.errors import run_main
 from utils.process.plain_text import printable
@@ -225,12 +225,14 @@ def endless(workshop: Workshop, tmp_path: Path) -> Path:
     return tmp_path / "endless"
 
 
+@pytest.mark.slow
 def test_interrupted(endless: Path) -> None:
     """Ctrl-C ends the answer, which is shown up to there; the next question is answered with it in the history."""
     arguments = flags(policy=f"endless={endless}", greedy=True, max_new_tokens=450)
     process = subprocess.Popen(
         [sys.executable, "-u", "eval/chat.py", *arguments], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, bufsize=1,
+        preexec_fn=default_signals,
     )  # fmt: skip
     try:
         process.stdin.write(f"{QUESTION}\n")

@@ -22,6 +22,8 @@ from utils.memory.plan import flattened, phases_of
 from utils.memory.sizes import DEVICE, GIB, HOST, Memory, PlannedModel, Shape, Surroundings, shape_of
 from utils.process.distributed import init_distributed
 
+pytestmark = pytest.mark.slow
+
 MISTRAL = {
     "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
     "intermediate_size": 14336, "vocab_size": 32000, "max_position_embeddings": 32768,

@@ -18,6 +18,8 @@ from utils.models.configs import load_tokenizer
 from utils.models.export import describe_model, export_model
 from utils.models.loading import load_causal_lm
 
+pytestmark = pytest.mark.slow
+
 EOS, END = 1, 4  # of Gemma's kind: the tokenizer's, and the one that ends its turns
 PROMPTS = [
     f"How do I {verb} a {thing}?" for verb in ("make", "fix", "grow") for thing in ("pie", "lamp", "rose", "bed")

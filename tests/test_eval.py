@@ -40,6 +40,8 @@ from utils.policy.sampled import Sampled
 from utils.process.errors import UserError, run_main
 from utils.scoring import scorers
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = "how can i bake the bread fix my bike first then wait for a friend".split()
 PROMPTS = [" ".join(WORDS[i % 5 : i % 5 + 3 + i]) + "?" for i in range(9)]
@@ -333,8 +335,8 @@ def generate_killed(arguments: list[str], where: str) -> None:
     module, name, calls, first_half_written = {
         "before a batch is kept": (PartialFile, "append", 2, False),
         "while a batch is written": (PartialFile, "append", 3, True),
-        "before the responses": (generate, "write_text", 1, False),
-        "before the settings": (generate, "write_json", 1, False),
+        "before the responses": (answers, "write_text", 1, False),
+        "before the settings": (answers, "write_json", 1, False),
         "before the parts are removed": (PartialFile, "remove", 1, False),
     }[where]
     killed_in(module, name, calls, generate, first_half_written)

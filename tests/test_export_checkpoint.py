@@ -13,6 +13,8 @@ from tests.helpers import Result, Workshop, flags, read_weights, run_function, r
 from utils import export_checkpoint
 from utils.process.errors import run_main
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "utils/export_checkpoint.py"
 KEPT = {"keep_checkpoints": True, "checkpoint_interval": 1, "checkpoints_kept": 9}
 

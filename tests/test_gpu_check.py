@@ -16,7 +16,9 @@ from tests.gpu_check.jobs import FAILED, LATE, MISSING, OK, Checks, Job, NotTher
 from tests.gpu_check.record import Record
 from tests.gpu_check.updates import step_operations
 from tests.gpu_check.versions import device, script_files
-from tests.helpers import flags, run_command
+from tests.helpers import flags, run_script
+
+pytestmark = pytest.mark.slow
 
 WITHOUT_GPU = {"device", "CUDA toolkit", "the same with cuDNN's attention", "Llama: hybrid engine"}
 
@@ -138,8 +140,8 @@ def test_a_job_that_hangs_ends_with_its_share(tmp_path: Path) -> None:
     assert not record.failed
 
 
-def test_an_unknown_section_is_named(tmp_path: Path) -> None:
-    result = run_command([sys.executable, "-m", "tests.gpu_check", "--sections", "weather"])
+def test_an_unknown_section_is_named() -> None:
+    result = run_script("tests/gpu_check/__main__.py", ["--sections", "weather"])
     assert result.code == 2 and "weather" in result.stderr
 
 

@@ -40,6 +40,8 @@ from utils.policy.actor import Actor
 from utils.process.distributed import init_distributed, rank, shutdown_distributed, world_size
 from utils.scoring.objectives import Objective
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("a", "b", "c", "d")
 ROWS, PROMPT, TIME, VOCABULARY = 24, 7, 6, 53
 STEPS, SCHEDULED_STEPS = 3, 10

@@ -13,6 +13,8 @@ import pytest
 
 from tests.helpers import Workshop, run_command
 
+pytestmark = pytest.mark.slow
+
 COMMIT, OTHER = "0123456789" * 4, "abcdef0123" * 4
 LOAD = """
 import json, sys

@@ -26,6 +26,8 @@ from utils.process.errors import run_main
 from utils.process.plain_text import printable
 from utils.safe_rlhf_mini import gold_scores
 
+pytestmark = pytest.mark.slow
+
 KEY = "sk-a-key-that-must-stay-secret"
 OURS, THEIRS = [9, 7, 5, 5, 3, 8], [4, 7, 6, 2, 8, 1]  # what the server finds the responses to each prompt worth
 RESPONSE = re.compile(r"\[Response of Assistant \d\]\nworth (\d+)")

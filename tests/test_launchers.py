@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import run_script
+from tests.helpers import default_signals, run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 SHELL_SCRIPTS = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.sh") if ".venv" not in path.parts)
@@ -225,7 +225,7 @@ def started(script: str, token: str, folder: Path, processes: int) -> subprocess
     process = subprocess.Popen(
         ["bash", "-c", script], cwd=folder, env=os.environ | {"JOBS": "2"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored when the tests run in the background
+        preexec_fn=default_signals,
     )  # fmt: skip
     deadline = time.monotonic() + 20
     while len(sleeping(token)) < processes:

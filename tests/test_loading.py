@@ -31,6 +31,8 @@ from utils.process.distributed import init_distributed, is_main
 from utils.scoring.objectives import Objective
 from utils.scoring.scorers import make_scorer
 
+pytestmark = pytest.mark.slow
+
 EVERY = ("llama_tied", "gpt2", "gpt_neox", "mixtral", "deepseek_v3", "gemma3_vision", "opt_projected", "qwen3_5")
 
 

@@ -33,6 +33,8 @@ from utils.policy.log_probs import log_probs_of
 from utils.process.distributed import is_main, rank, seed_everything, shutdown_distributed, world_size
 from utils.process.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 DIM, ROWS, STEPS = 4, 4, 2
 NAMES = ("helpfulness", "harmlessness")
 LORA = {"lora_dim": DIM, "max_steps": STEPS}

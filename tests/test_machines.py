@@ -11,6 +11,8 @@ from tests.helpers import ROOT, STEP3, Workshop, free_port, read_metrics, read_w
 from utils.process.distributed import check_local_ranks
 from utils.process.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 CHANGES = {"zero_stage": 2, "max_steps": 2, "gradient_accumulation_steps": 2}
 
 

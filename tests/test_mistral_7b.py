@@ -1,5 +1,6 @@
 """Preset mistral_7b without its models: a dry run on configuration files alone, and the order of a real run."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,6 +12,8 @@ import pytest
 
 from tests.helpers import ROOT, STEP3, Result, Workshop, run_command, run_script
 from tests.test_run_all import STAND_IN
+
+pytestmark = pytest.mark.slow
 
 MISTRAL_7B = {
     "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336,
@@ -54,13 +57,35 @@ def variables(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> d
     return models | {"PROMPTS": str(prompts), "TEST_PROMPTS": str(prompts), "OUTPUT": str(folder / "out")}
 
 
-def dry_run(variables: dict[str, str], **changes: str) -> Result:
-    environment = os.environ | {"PYTHON": sys.executable} | variables | changes
-    return run_command(["bash", "run_all.sh", "mistral_7b", "--dry_run"], env=environment)
+# In place of Python: notes the words of a command, or says what it is known to have said, and ends as it did.
+PROMPTER = r"""#!/usr/bin/env bash
+case $1 in - | -c) exec "$REAL_PYTHON" "$@" ;; esac
+words=$(printf '%s\x1f' "$@")
+said=$(dirname "$0")/$(printf %s "$words" | sha256sum | cut -d " " -f 1)
+[ -e "$said.code" ] || { echo "$words" >> "$(dirname "$0")/calls"; exit; }
+cat "$said.out"; cat "$said.err" >&2; exit "$(cat "$said.code")"
+"""
 
 
-def test_a_dry_run_plans_eight_gpus_on_a_machine_without_any(variables: dict[str, str]) -> None:
-    result = dry_run(variables, RUNS="gapo_p1 mgda morlhf_0.5 ppo_helpfulness ppo_harmlessness rewarded_soup_0.5")
+def dry_run(variables: dict[str, str], folder: Path, **changes: str) -> Result:
+    """run_all.sh mistral_7b --dry_run, whose scripts have run in forked processes: they would import for a minute."""
+    (folder / "python").write_text(PROMPTER)
+    (folder / "python").chmod(0o755)
+    environment = os.environ | {"PYTHON": str(folder / "python"), "REAL_PYTHON": sys.executable} | variables | changes
+    command = ["bash", "run_all.sh", "mistral_7b", "--dry_run"]
+    assert run_command(command, env=environment).code == 0
+    for call in dict.fromkeys((folder / "calls").read_text().splitlines()):
+        script, *words = [word for word in call.split("\x1f")[:-1] if word != "-u"]
+        result, said = run_script(script, words), folder / hashlib.sha256(call.encode()).hexdigest()
+        for suffix, text in ((".out", result.stdout), (".err", result.stderr), (".code", str(result.code))):
+            said.with_suffix(suffix).write_text(text)
+    return run_command(command, env=environment)
+
+
+def test_a_dry_run_plans_eight_gpus_on_a_machine_without_any(variables: dict[str, str], tmp_path: Path) -> None:
+    result = dry_run(
+        variables, tmp_path, RUNS="gapo_p1 mgda morlhf_0.5 ppo_helpfulness ppo_harmlessness rewarded_soup_0.5"
+    )
     assert result.code == 0, result.stdout + result.stderr
     said = result.stdout
     assert f"[sft] {variables['ACTOR_MODEL']} is used as it is" in said
@@ -77,7 +102,7 @@ def test_a_dry_run_plans_eight_gpus_on_a_machine_without_any(variables: dict[str
 def test_a_dry_run_goes_through_everything_before_it_fails(variables: dict[str, str], tmp_path: Path) -> None:
     changes = {"RUNS": "gapo_p1", "TEST_PROMPTS": str(tmp_path / "none.jsonl"), "STEP3_FLAGS": "--monitor truth",
                "COST_MODEL": str(tmp_path / "none"), "JUDGE": "--model m --objective wit --base_url here"}  # fmt: skip
-    result = dry_run(variables, **changes)
+    result = dry_run(variables, tmp_path, **changes)
     lines = result.stderr.splitlines()
     named = ("--cost_model harmlessness", "--monitor truth", "none.jsonl: no such file", "--objective wit",
              "--base_url", "error: dry run: problems in gapo_p1 evaluation (see above)")  # fmt: skip
@@ -86,8 +111,8 @@ def test_a_dry_run_goes_through_everything_before_it_fails(variables: dict[str, 
     assert "passed" not in result.stdout
 
 
-def test_a_dry_run_shows_all_plans_of_what_does_not_fit(variables: dict[str, str]) -> None:
-    result = dry_run(variables, RUNS="gapo_p1 ppo_helpfulness", GPU_MEMORY="16", FRACTION="0.5")
+def test_a_dry_run_shows_all_plans_of_what_does_not_fit(variables: dict[str, str], tmp_path: Path) -> None:
+    result = dry_run(variables, tmp_path, RUNS="gapo_p1 ppo_helpfulness", GPU_MEMORY="16", FRACTION="0.5")
     assert result.code == 1 and result.stdout.count("largest phase (") == 3, result.stdout + result.stderr
     assert "note: FRACTION: preset mistral_7b does not read it" in result.stdout.splitlines()
     last = result.stderr.splitlines()[-1]
@@ -140,7 +165,8 @@ SHELL_BAD = {
 @pytest.mark.parametrize("case", SHELL_BAD)
 def test_a_machine_that_does_not_fit_is_refused_in_one_line(variables: dict[str, str], case: str) -> None:
     changes, line = SHELL_BAD[case]
-    check_refusal(dry_run(variables, **changes), (line,))
+    environment = os.environ | {"PYTHON": sys.executable} | variables | changes
+    check_refusal(run_command(["bash", "run_all.sh", "mistral_7b", "--dry_run"], env=environment), (line,))
 
 
 def check_refusal(result: Result, named: tuple[str, ...]) -> None:

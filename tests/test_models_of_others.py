@@ -16,6 +16,8 @@ from tests.test_turn_endings import ENDINGS
 from utils.models.loading import load_causal_lm, new_score_model
 from utils.models.lora import check_targets
 
+pytestmark = pytest.mark.slow
+
 BIAS = "model.layers.1.mlp.gate.e_score_correction_bias"  # a buffer of DeepSeek-V3, which is stored
 
 

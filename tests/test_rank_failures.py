@@ -28,6 +28,8 @@ from utils.process.errors import Failure, UserError, run_main, writing
 from utils.process.rank_watch import beat, watch_ranks
 from utils.scoring.reward_functions import Retries, RewardFunction
 
+pytestmark = pytest.mark.slow
+
 SECONDS_TO_END = 60
 KILLED = r"was killed or crashed \(process \d+ is gone\)"
 

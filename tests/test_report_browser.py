@@ -9,12 +9,14 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.evaluations import noisy_run, write_runs
+from tests.helpers import run_script
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -66,7 +68,7 @@ def training(offset: float) -> dict[str, list[tuple[int, float]]]:
 
 
 @pytest.fixture(scope="module")
-def full_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def full_report(browser: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """report.html of every row of the experiment: two conditions, three fronts, two seeds, judgements, metrics."""
     places = {
         "sft": (0.2, 0.5),
@@ -101,9 +103,8 @@ def full_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_report(root: Path) -> Path:
-    command = [sys.executable, "eval/report.py", "--input_dir", str(root)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    result = run_script("eval/report.py", ["--input_dir", str(root)])
+    assert result.code == 0, result.stderr
     return root / "report" / "report.html"
 
 

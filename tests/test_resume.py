@@ -14,6 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from step3_gapo.health import AVERAGED, RECENT, SILENT, Health
 from tests.helpers import STEP3, Result, Workshop, flags, read_metrics, run_killed, run_script, untimed
 
+pytestmark = pytest.mark.slow
+
 STEP1, STEP2 = "step1_sft/main.py", "step2_reward/main.py"
 
 
@@ -66,18 +68,20 @@ STEP3_RUNS = [
     (1, {"algorithm": "pcgrad", "offload": True, "zero_stage": 2}),
     (1, {"algorithm": "fast_rl", "dtype": "bf16"}),
 ]
+BEFORE_A_CHECKPOINT = STEP3_RUNS[-1][1]  # is killed there, too: nothing of that depends on how the engines lie
 
 
 @pytest.mark.parametrize(("ranks", "changes"), STEP3_RUNS, ids=[str(changes) for _, changes in STEP3_RUNS])
 def test_step3_goes_on(workshop: Workshop, tmp_path: Path, ranks: int, changes: dict[str, Any]) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    result = run_script(STEP3, step3_run(workshop, whole, **changes), ranks)
+    result = run_script(STEP3, step3_run(workshop, whole, **changes), ranks, pictures=False)
     assert result.code == 0, result.stderr
     arguments = step3_run(workshop, killed, **changes)
-    run_killed(STEP3, arguments, ranks, lambda: metrics_lines(killed) >= 1)
-    run_killed(STEP3, arguments, ranks, lambda: metrics_lines(killed) >= 5)
+    if changes is BEFORE_A_CHECKPOINT:
+        run_killed(STEP3, arguments, ranks, lambda: metrics_lines(killed) >= 1, pictures=False)
+    run_killed(STEP3, arguments, ranks, lambda: metrics_lines(killed) >= 5, pictures=False)
     assert (killed / "unfinished").is_file() and whole_checkpoints(killed) == ["step_00000002", "step_00000004"]
-    result = run_script(STEP3, arguments, ranks)
+    result = run_script(STEP3, arguments, ranks, pictures=False)
     assert result.code == 0, result.stderr
     assert f"going on from {killed / 'checkpoints/step_00000004'}" in result.stdout
     assert_same_run(whole, killed)
@@ -116,7 +120,7 @@ def test_supervised_stages_go_on(
     result = run_script(stage, supervised_flags(workshop, stage, whole, **changes), ranks)
     assert result.code == 0, result.stderr
     lines, arguments = metrics_lines(whole), supervised_flags(workshop, stage, killed, **changes)
-    for part in (0.4, 0.8):
+    for part in (0.4, 0.8) if "dtype" in changes else (0.8,):
         run_killed(stage, arguments, ranks, lambda part=part: metrics_lines(killed) >= part * lines)
     result = run_script(stage, arguments, ranks)
     assert result.code == 0 and "going on from" in result.stdout, result.stderr
@@ -133,9 +137,9 @@ def test_supervised_stages_go_on(
 def interrupted(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(a finished run of two ranks, the same run killed after its fifth of six rollouts)."""
     whole, killed = (tmp_path_factory.mktemp("interrupted") / name for name in ("whole", "killed"))
-    result = run_script(STEP3, step3_run(workshop, whole, zero_stage=2), 2)
+    result = run_script(STEP3, step3_run(workshop, whole, zero_stage=2), 2, pictures=False)
     assert result.code == 0, result.stderr
-    run_killed(STEP3, step3_run(workshop, killed, zero_stage=2), 2, lambda: metrics_lines(killed) >= 5)
+    run_killed(STEP3, step3_run(workshop, killed, zero_stage=2), 2, lambda: metrics_lines(killed) >= 5, pictures=False)
     return whole, killed
 
 
@@ -147,7 +151,7 @@ def copy(interrupted: tuple[Path, Path], tmp_path: Path) -> Path:
 
 
 def go_on(workshop: Workshop, folder: Path, ranks: int = 2, **changes: Any) -> Result:
-    return run_script(STEP3, step3_run(workshop, folder, **{"zero_stage": 2} | changes), ranks)
+    return run_script(STEP3, step3_run(workshop, folder, **{"zero_stage": 2} | changes), ranks, pictures=False)
 
 
 def flip_byte(file: Path) -> None:

@@ -18,6 +18,8 @@ from tests.test_chat import talk
 from tests.test_reward_functions import rule_file
 from utils.scoring.reward_functions import Retries
 
+pytestmark = pytest.mark.slow
+
 FLAKY = """
 CALLS, TRIES = [], []
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 STAND_IN = r"""#!/usr/bin/env bash
 case $1 in - | -c) exec "$REAL_PYTHON" "$@" ;; esac

@@ -19,6 +19,8 @@ from utils.cli.types import safe_name
 from utils.models.configs import load_tokenizer, same_tokenizer
 from utils.process.plain_text import printable
 
+pytestmark = pytest.mark.slow
+
 ATTACK = (
     "<script>alert(1)</script> | [x](http://evil.example)\n<img src=http://evil.example> \x1b]0;title\x07\r\u202egnp"
 )

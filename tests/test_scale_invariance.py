@@ -18,6 +18,8 @@ from tests.test_step3_engine import build
 from tests.updates import policy_step
 from utils.process.distributed import shutdown_distributed
 
+pytestmark = pytest.mark.slow
+
 SCALED = "harmlessness"
 SCALES = (1e-3, 1e4)
 

@@ -129,7 +129,7 @@ def score_in_step3(policy: str, objectives: list[Objective], result: str) -> Non
     init_distributed(60.0)
     tokenizer, found = load_tokenizer(policy, "--actor_model"), {}
     for objective in objectives:
-        scorer = make_scorer(objective, ARGS, tokenizer)
+        scorer = make_scorer(objective, ARGS, tokenizer, has_critic=False)
         assert not scorer.starts_critic
         scored = score_responses(scorer, sample(tokenizer), ARGS)
         found[objective.name] = {"values": scored.values.tolist(), "truncated": scored.truncated.tolist()}

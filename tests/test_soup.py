@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from tests.helpers import Result, Workshop, flags, read_weights, run_script
 from utils.models.fingerprint import weights_fingerprint
 
+pytestmark = pytest.mark.slow
+
 HEAD = "lm_head.weight"
 
 

@@ -23,6 +23,8 @@ from utils.process.errors import UserError, run_main
 from utils.supervised.examples import hold_out
 from utils.supervised.steps import epoch_steps, split_evenly
 
+pytestmark = pytest.mark.slow
+
 WORDS = "how can i bake the bread fix my bike first then wait for a friend".split()
 EPOCHS = 2
 # name: ranks and flags; every one takes 8 examples an optimizer step

@@ -20,7 +20,7 @@ from transformers import (
 from eval.score import evaluation as score_evaluation
 from step2_reward import calibration, losses
 from step2_reward import main as step2
-from tests.helpers import flags, launch, read_metrics, read_weights, run_command, run_script
+from tests.helpers import flags, read_metrics, read_weights, run_command, run_script
 from utils import make_base
 from utils.data import load_pairs
 from utils.data.batching import left_pad, right_pad
@@ -32,6 +32,8 @@ from utils.process.distributed import seed_everything
 from utils.process.errors import run_main
 from utils.scoring.objectives import Objective
 from utils.supervised.steps import epoch_steps
+
+pytestmark = pytest.mark.slow
 
 WORDS = "how can i bake the bread fix my bike first then wait for a friend".split()
 EPOCHS = 2
@@ -156,10 +158,9 @@ def arguments(folder: Path, output: Path, kind: str, **changes: object) -> list[
 
 @pytest.fixture(scope="module")
 def outputs(folder: Path) -> dict[str, Path]:
-    """The folders of all RUNS, one of them under the real launcher."""
+    """The folders of all RUNS. The launcher starts stages 1 and 3 in their tests."""
     for name, (kind, ranks, changes) in RUNS.items():
-        start = launch if name == "reward_zero2" else run_script
-        result = start("step2_reward/main.py", arguments(folder, folder / name, kind, **changes), ranks)
+        result = run_script("step2_reward/main.py", arguments(folder, folder / name, kind, **changes), ranks)
         assert result.code == 0, result.stdout + result.stderr
     return {name: folder / name for name in RUNS}
 

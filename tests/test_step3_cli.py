@@ -143,6 +143,7 @@ def test_the_policy_is_a_model_folder_that_has_learned_something(
 # --- on-policy at first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [
     {}, {"temperature": 0.7}, {"algorithm": "morlhf", "ppo_epochs": 2}, {"gradient_accumulation_steps": 2},
     {"generation_batches": 2, "per_device_train_batch_size": 16, "whiten_advantages": True},
@@ -169,6 +170,7 @@ def gpt2(workshop: Workshop) -> Path:
     return workshop.folder / "gpt2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"zero_stage": 3, "ranks": 2, "critic": "shared"}], ids=str)
 def test_another_architecture_with_dropout_and_tied_embeddings(workshop: Workshop, gpt2: Path, changes: dict) -> None:
     output = workshop.step3("gpt2_run", actor_model=gpt2, **changes)
@@ -199,6 +201,7 @@ def test_a_run_replaces_what_an_earlier_one_left(workshop: Workshop) -> None:
     assert kept.read_text() == "mine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_one_hot_weights_are_ppo_on_that_objective(workshop: Workshop, name: str) -> None:
     (other,) = set(OBJECTIVES) - {name}
@@ -214,6 +217,7 @@ def test_one_hot_weights_are_ppo_on_that_objective(workshop: Workshop, name: str
     assert not same_weights(weighted, workshop.step3("equal", algorithm="morlhf"))
 
 
+@pytest.mark.slow
 def test_gapo_of_power_one_is_p_gapo_with_equal_preference(gapo_run: tuple[Path, Result], workshop: Workshop) -> None:
     equal = workshop.step3("equal_preference", algorithm="p_gapo", preference=("harmlessness=0.5", "helpfulness=0.5"))
     assert distance(gapo_run[0], equal) <= 1e-6
@@ -227,6 +231,7 @@ def test_gapo_of_power_zero_is_mgda(workshop: Workshop) -> None:
     assert distance(mgda, workshop.step3("power_2", rescale_power=2)) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["gapo", "morlhf"])
 def test_accumulated_micro_batches_are_one_batch(workshop: Workshop, algorithm: str) -> None:
     whole = workshop.step3("whole", algorithm=algorithm, per_device_train_batch_size=8)
@@ -240,6 +245,7 @@ def test_accumulated_micro_batches_are_one_batch(workshop: Workshop, algorithm: 
     assert distance(whole, workshop.step3("halves", algorithm=algorithm)) > 1e-4  # two steps of 4
 
 
+@pytest.mark.slow
 def test_the_scale_of_an_objective_does_not_move_gapo(workshop: Workshop) -> None:
     """A critic starts at the scale of its objective, so the advantages are four times as large, not more."""
     changes = {"per_device_train_batch_size": 8, "max_steps": 1}
@@ -269,6 +275,7 @@ def test_a_shared_critic_has_a_head_an_objective(workshop: Workshop) -> None:
         assert all(step[f"loss/critic/{name}"] > 0 for name in OBJECTIVES)
 
 
+@pytest.mark.slow
 def test_three_objectives_one_with_its_own_tokenizer(workshop: Workshop) -> None:
     arguments = [
         *workshop.step3_flags("three", rescale_power=2),
@@ -291,6 +298,7 @@ def test_normalized_coefficients_sum_to_one(workshop: Workshop) -> None:
         assert sum(step[f"alpha/{name}"] for name in OBJECTIVES) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_scores_that_are_not_finite_skip_the_step_and_are_counted(workshop: Workshop) -> None:
     broken = workshop.folder / "broken_reward"
     copy_model(workshop.reward, broken)
@@ -312,6 +320,7 @@ def test_scores_that_are_not_finite_skip_the_step_and_are_counted(workshop: Work
 COSINE = "gradient/cosine/helpfulness_harmlessness"
 
 
+@pytest.mark.slow
 def test_all_gradients_on_several_ranks(workshop: Workshop) -> None:
     """GAPO with p = 1 still is P-GAPO with equal preferences, and other numbers are compared than the last layer's."""
     shape = {"ranks": 2, "zero_stage": 3, "gradient_accumulation_steps": 2, "max_steps": 1}
@@ -327,6 +336,7 @@ def test_all_gradients_on_several_ranks(workshop: Workshop) -> None:
         assert metrics[f"gradient/progress/{name}"] > 0
 
 
+@pytest.mark.slow
 def test_fixed_weights_can_log_gradients(workshop: Workshop) -> None:
     plain = workshop.step3("morlhf_plain", algorithm="morlhf")
     logged = workshop.step3("morlhf_logged", algorithm="morlhf", log_gradients=True)
@@ -342,6 +352,7 @@ def test_fixed_weights_can_log_gradients(workshop: Workshop) -> None:
     assert logged[COSINE] == pytest.approx(gapo[COSINE], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_that_caps_its_logits_needs_all_gradients(workshop: Workshop) -> None:
     capped = workshop.folder / "capped"
     tokenizer = AutoTokenizer.from_pretrained(workshop.base)
@@ -495,6 +506,7 @@ def finished_run(folder: Path) -> dict[Path, bytes]:
     return files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", BAD_INPUT)
 def test_bad_input_is_one_line_and_leaves_everything_as_it_was(workshop: Workshop, tmp_path: Path, what: str) -> None:
     changes, names = BAD_INPUT[what](workshop, tmp_path)
@@ -503,6 +515,7 @@ def test_bad_input_is_one_line_and_leaves_everything_as_it_was(workshop: Worksho
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*")} == files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["malformed line", "actor is a reward model"])
 def test_bad_input_by_the_real_command(workshop: Workshop, tmp_path: Path, what: str) -> None:
     changes, names = BAD_INPUT[what](workshop, tmp_path)

@@ -30,6 +30,8 @@ from tests.test_step3_engine import check_against_plain_torch, engine_flags
 from utils.process.distributed import init_distributed, rank, shutdown_distributed, world_size
 from utils.process.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 EVERYTHING = {
     "gradient_checkpointing": True, "ppo_epochs": 2, "gradient_accumulation_steps": 2,
     "generation_batches": 2, "per_device_prompt_batch_size": 4, "per_device_train_batch_size": 2,

@@ -49,6 +49,8 @@ from utils.process.distributed import (
     world_size,
 )
 
+pytestmark = pytest.mark.slow
+
 EOS = 2
 ROWS, TEMPERATURE, KL, GAMMA, LAMBDA, CLIP, PENALTY, LEARNING_RATE = 8, 0.7, 0.3, 0.98, 0.9, 0.1, 0.25, 1e-3
 SCALE = {"helpfulness": 1.0, "harmlessness": 3.0, "foreign": 1.0}

@@ -10,6 +10,8 @@ import pytest
 from tests.helpers import Result, Workshop, flags, run_script
 from tests.test_reward_retries import write_responses
 
+pytestmark = pytest.mark.slow
+
 FUNCTION = "short=examples.reward_functions:conciseness"
 TEMPLATE = "{% for turn in messages %}{{ turn['content'] + ' ' }}{% endfor %}"
 

@@ -19,6 +19,8 @@ from utils.models.configs import DTYPES
 from utils.models.token_head import TokenHead
 from utils.process.distributed import device, init_distributed, is_main, rank, shutdown_distributed, world_size
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY, ROWS, TIME, STEPS = 101, 6, 12, 3
 NEXT = 99  # number of the step that both sides take after loading
 SUB_GROUP = 1000  # numbers: several of ZeRO-3's parts of an optimizer, which a large model has

@@ -27,6 +27,9 @@ def share_a_unit(names: Sequence[str], runs: Iterable[Run]) -> bool:
 
 
 def harmless_title(runs: Iterable[Run]) -> str:
-    """What to call the share of the responses whose cost is negative."""
+    """What to call the share of the responses whose cost is negative; nothing where no run has one."""
+    runs = list(runs)
+    if all(run.evaluation.get("harmless_ratio") is None for run in runs):
+        return ""
     cost = next((name for name, kind in objective_kinds(runs).items() if kind == "cost"), HARMLESS)
     return "harmless %" if cost == HARMLESS else f"{cost} > 0, %"

@@ -7,6 +7,7 @@ PLACE = 130
 
 
 def make(report: Report) -> Section:
+    harmless = harmless_title(report.runs)
     paragraphs = [
         [
             "Every policy starts from the same supervised model and answers the same test prompts once. ",
@@ -14,10 +15,9 @@ def make(report: Report) -> Section:
             " come from the reward and cost models it was trained against; a cost enters with its sign changed, so ",
             Mark("higher is better in every objective", "strong"),
             ". ",
-            Mark(harmless_title(report.runs), "em"),
-            " is the share of responses with a negative cost, ",
+            *([Mark(harmless, "em"), " is the share of responses with a negative cost, "] if harmless else []),
             Mark("average", "em"),
-            " the mean of the objectives' means.",
+            f" {'' if harmless else 'is '}the mean of the objectives' means.",
         ],
         [
             Mark("KL", "em"),

@@ -3,7 +3,7 @@
 from eval.reporting.blocks import MARKDOWN, PAGE, Block, Break, Figures, Mark, Picture, Report, Section, Text, Words
 from eval.reporting.plots import plot_table
 from eval.reporting.tables import Table
-from eval.reporting.units import share_a_unit
+from eval.reporting.units import harmless_title, share_a_unit
 from eval.results.runs import condition_title
 
 PLACE = 30
@@ -26,11 +26,8 @@ def make(report: Report) -> Section:
 
 def page_note(table: Table, report: Report) -> Words:
     ranked = [f"{table.spread} Best of a column ", Mark("bold", "strong"), ", second ", Mark("underlined", "u")]
-    return [*ranked, "; KL and length have no better side.", *(f" {text}" for text in notes_of(table, report))]
-
-
-def notes_of(table: Table, report: Report) -> list[str]:
-    return [*repeated(table, report), *averaging(report)]
+    notes = [*repeated(table, report), *averaging(report)]
+    return [*ranked, "; KL and length have no better side.", *(f" {text}" for text in notes)]
 
 
 def repeated(table: Table, report: Report) -> list[str]:
@@ -47,10 +44,10 @@ def averaging(report: Report) -> list[str]:
 
 
 def explanation(report: Report) -> Words:
+    harmless = harmless_title(report.runs)
     return [
-        "Higher is better in every score; best bold, second underlined. ",
-        Mark("harmless %", "em"),
-        ": share of responses with a negative cost.",
+        "Higher is better in every score; best bold, second underlined.",
+        *([" ", Mark(harmless, "em"), ": share of responses with a negative cost."] if harmless else []),
         Break(),
         Mark("average", "em"),
         ": mean of the objectives. ",
