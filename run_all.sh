@@ -204,7 +204,7 @@ script_of() { # what makes score model or policy $1; a policy that no stage trai
     esac
 }
 
-is_trained() { [ -d "$(maker_of "$1")/training_scripts" ]; } # whether a stage makes run $1
+is_trained() { find_method "$1" && [ -d "${METHOD_MAKERS[ROW]}/training_scripts" ]; } # whether a stage makes run $1
 
 piece_or_ready() { # piece $1 makes model $2, which takes about $3 seconds, by script $4; unless it is there already
     if is_ready_made "$2"; then

@@ -164,8 +164,12 @@ OWN += " --gamma {GAMMA:-1}"
 
 
 def test_rows_of_a_users_own_are_runs(tmp_path: Path) -> None:
-    (tmp_path / "my.txt").write_text(f"# mine\n{OWN}\n")
-    (command,) = commands(TWO, ["my_method_0.3_full#7"], METHODS=str(tmp_path / "my.txt"), GAMMA="0.9")
+    beside = "filed | Filed | | other | #000000 X | | step3_gapo | sft scores | --algorithm mine.py:Mine"
+    (tmp_path / "my.txt").write_text(f"# mine\n{OWN}\n{beside}")
+    (tmp_path / "mine.py").touch()
+    runs = ["my_method_0.3_full#7", "filed"]
+    command, filed = commands(TWO, runs, METHODS=str(tmp_path / "my.txt"), GAMMA="0.9")
+    assert flag(filed, "--algorithm") == [f"{tmp_path}/mine.py:Mine"], "a file that lies beside the rows"
     assert flag(command, "--algorithm") == ["cagrad"] and flag(command, "--gamma") == ["0.9"]
     assert flag(command, "--gradient_scope") == ["full"] and flag(command, "--seed") == ["7"]
     shown = bash("bash run_all.sh --help", METHODS=str(tmp_path / "my.txt"))

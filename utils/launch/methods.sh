@@ -24,12 +24,12 @@ read_methods() {
         while IFS= read -r line || [ -n "$line" ]; do
             number=$((number + 1))
             if [[ $line =~ ^[[:space:]]*(#|$) ]]; then continue; fi
-            add_method "$line" "$file:$number" || return
+            add_method "$line" "$file:$number" "$(dirname "$file")" || return
         done < "$file"
     done
 }
 
-add_method() { # the row $1, at $2
+add_method() { # the row $1, at $2, in folder $3
     local cells i run
     IFS='|' read -ra cells <<< "$1|"
     if [ ${#cells[@]} -ne 9 ]; then echo "error: $2: the columns are $METHOD_COLUMNS" >&2; return 2; fi
@@ -44,6 +44,17 @@ add_method() { # the row $1, at $2
     if [[ " ${METHOD_RUNS[*]} " == *" $run "* ]]; then echo "error: $2: there is a row $run already" >&2; return 2; fi
     METHOD_RUNS+=("$run") METHOD_LABELS+=("${cells[1]} ${cells[2]}") METHOD_PLACES+=("${cells[3]}")
     METHOD_MAKERS+=("${cells[6]}") METHOD_SOURCES+=("${cells[7]}") METHOD_FLAGS+=("${cells[8]}")
+    if [[ ${cells[8]} == *.py:* ]]; then METHOD_FLAGS[-1]=$(found_beside "$3" "${cells[8]}"); fi
+}
+
+found_beside() { # flags $2, with files of Python code that lie in folder $1
+    local word path words=()
+    for word in $2; do
+        path=${word%%:*}
+        if [[ $word == *.py:* ]] && ! [ -e "$path" ] && [ -e "$1/$path" ]; then word=$(realpath -s "$1/$path"):${word#*:}; fi
+        words+=("$word")
+    done
+    echo "${words[*]}"
 }
 
 list_methods() {
@@ -163,7 +174,11 @@ all_weights() { # one for each objective, of sum 1, of the weights $1 in a name
 }
 
 are_equal() { # the weights $1 in a name
-    check_weights "" "$1" 2> /dev/null && [ "$(all_weights "$1" | awk '{ print $1 + 0 }' | uniq | wc -l)" -eq 1 ]
+    local weight weights
+    check_weights "" "$1" 2> /dev/null || return
+    IFS=_ read -ra weights <<< "$1"
+    if [ ${#weights[@]} -eq 1 ]; then [[ $1 =~ ^0?\.50*$ ]]; return; fi
+    for weight in "${weights[@]}"; do if [ "$weight" != "${weights[0]}" ]; then return 1; fi; done
 }
 
 preference() { # NAME=W of every objective, for the weights $1 in a name
