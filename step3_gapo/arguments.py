@@ -86,6 +86,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def drop_options_of_others(args: argparse.Namespace, from_file: Collection[str]) -> None:
     """Unset options that a file has for its own method, where the command line names another one."""
+    if "algorithm" in from_file:
+        return
     for option, _ in owners(list(METHODS.values())):
         if option.name in from_file and option not in method_of(args).options:
             setattr(args, option.name, None)

@@ -50,7 +50,7 @@ def critic_modules(
         return adapted_critics(policy, args, names)
     if args.critic == "shared":
         return [critic_from_policy(policy, args, len(names))]
-    scorer_of = {scorer.objective.name: scorer for scorer in scorers}
+    scorer_of = {scorer.objective.name: scorer for scorer in scorers if scorer.objective.optimized}
     return [separate_critic(scorer_of.get(name), policy, args) for name in names]
 
 

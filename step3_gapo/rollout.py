@@ -12,7 +12,7 @@ from step3_gapo.critics import Critic
 from step3_gapo.experience import Experience, NamedTensors
 from step3_gapo.needs import Needs, estimator_of
 from step3_gapo.rlhf_engine import RLHFEngine
-from utils.combining.algorithm import Algorithm, ScoreLevel
+from utils.combining.algorithm import Algorithm, ScoreLevel, checked
 from utils.data.encoding import Encoded
 from utils.engines.parking import resident
 from utils.policy.actor import Actor
@@ -114,7 +114,8 @@ def add_advantages(
     """Advantages and returns of every loss, in place."""
     scores, estimator = training_scores(experience, objectives, args), estimator_of(args)
     if isinstance(algorithm, ScoreLevel):
-        scores = algorithm.mix_scores(scores, scores.isfinite()).unsqueeze(-1)
+        mixed = algorithm.mix_scores(scores, scores.isfinite())
+        scores = checked(mixed, scores.shape[:1], algorithm, "mix_scores").unsqueeze(-1)
     for loss, column in zip(algorithm.losses, scores.unbind(dim=-1), strict=True):
         experience.advantages[loss], experience.returns[loss] = estimator.estimate(loss, column, experience, args)
     if args.whiten_advantages:

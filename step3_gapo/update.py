@@ -1,6 +1,7 @@
 """From experience to one optimizer step: the actor under the chosen algorithm, then every critic."""
 
 import argparse
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from step3_gapo.critics import Critic
 from step3_gapo.experience import Experience
 from step3_gapo.needs import Needs
 from step3_gapo.policy_losses import DEFAULT, POLICY_LOSSES
-from utils.combining.algorithm import AdvantageLevel, Algorithm, GradientLevel
+from utils.combining.algorithm import AdvantageLevel, Algorithm, GradientLevel, checked
 from utils.gradients.multi_objective import cosine_matrix
 from utils.gradients.step import ObjectiveStep, loss_slopes
 from utils.gradients.zero import step_if_finite
@@ -63,7 +64,9 @@ class ActorUpdate:
         actions, logged, losses, statistics = count_actions(batches), [], [], []
         step = ObjectiveStep(self.actor, self.scope, len(self.names), self.args.temperature)
         for group in self.groups(batches):
-            looks = [self.look(step, batch, group, on_policy) for batch in group]  # forward, losses, slopes
+            total = actions if len(group) == len(batches) or not self.needs.gram else count_actions(group)
+            again = self.scope == "last_layer" and len(group) > 1
+            looks = [self.look(step, batch, total, again, on_policy) for batch in group]  # forward, losses, slopes
             coefficients, scalars = self.weigh(step.gram(), looks)
             if scalars is None:
                 return step.forget()
@@ -76,7 +79,7 @@ class ActorUpdate:
                 statistics.append(self.statistics(look.batch, output))
                 output = look.output = None  # its graph and logits, before another pass makes them
         step.finish(coefficients)
-        return mean_scalars(logged) | self.step_scalars(losses, statistics, actions)
+        return mean_over_groups(logged) | self.step_scalars(losses, statistics, actions)
 
     @property
     def scope(self) -> str | None:
@@ -91,17 +94,17 @@ class ActorUpdate:
         apart = self.args.gram_per == "micro_batch" or not self.needs.gram
         return [[batch] for batch in batches] if apart else [batches]
 
-    def look(self, step: ObjectiveStep, batch: Experience, group: list[Experience], on_policy: bool) -> Look:
+    def look(self, step: ObjectiveStep, batch: Experience, total: torch.Tensor, again: bool, on_policy: bool) -> Look:
         """Forward pass, losses and slopes of a micro-batch, and its part of what is compared.
 
-        At scope last_layer, several micro-batches that share their coefficients need a pass without gradients before
-        the one that goes on, or what the rollout has kept of one while the policy is still the same.
+        Args:
+            total: actions that the losses are means over.
+            again: at scope last_layer, several micro-batches that share their coefficients need a pass without
+                gradients before the one that goes on, or what the rollout has kept of one while the policy is the same.
         """
-        again = self.scope == "last_layer" and len(group) > 1
         known = PolicyOutput(batch.log_probs, batch.hidden) if on_policy and batch.hidden is not None else None
         output, losses = step.look(batch, again, known), None
         if self.needs.gram:
-            total = count_actions(group)
             losses, slopes = loss_slopes(lambda values: self.losses(values, batch, total), output.log_probs)
             step.compare(batch, output, slopes)
         return Look(batch, None if again else output, losses)
@@ -162,7 +165,8 @@ class ActorUpdate:
             return None
         advantages = torch.stack([batch.advantages[name] for name in self.names])
         if isinstance(self.algorithm, AdvantageLevel):
-            return self.algorithm.mix(advantages, torch.exp(log_probs - batch.log_probs), batch.mask)
+            mixed = self.algorithm.mix(advantages, torch.exp(log_probs - batch.log_probs), batch.mask)
+            return checked(mixed, batch.mask.shape, self.algorithm, "mix")
         return advantages[0]
 
     # --- what is logged, and what is kept
@@ -214,7 +218,7 @@ class ActorUpdate:
             self.algorithm.load_state_dict(state["adaptive"])
 
 
-def mean_scalars(groups: list[Scalars]) -> Scalars:
+def mean_over_groups(groups: list[Scalars]) -> Scalars:
     """Mean over groups of micro-batches, tag by tag; what is the same in all of them is left as it is."""
     columns = {tag: [scalars[tag] for scalars in groups] for tag in groups[0]}
     return {tag: v[0] if min(v) == max(v) else sum(v) / len(v) for tag, v in columns.items()}
@@ -256,7 +260,7 @@ def optimizer_step(
     Returns:
         Metrics, empty when there was no step; what was not finite, if anything.
     """
-    state = actor_update.algorithm.state_dict()
+    state = copy.deepcopy(actor_update.algorithm.state_dict())
     scalars = actor_update.accumulate(batches, on_policy)
     if scalars is None:
         actor_update.algorithm.load_state_dict(state)

@@ -68,6 +68,14 @@ def test_a_changed_file_is_another_run(workshop: Workshop, tmp_path: Path) -> No
     assert result.code == 2 and "--algorithm's file contents" in result.stderr, result.stderr
 
 
+def test_any_default_and_percent_signs_are_shown(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from utils.combining.algorithm import Option\nfrom utils.combining.mgda import MGDA\nclass Mine(MGDA):\n"
+        " name, summary, options = 'x', 'y', (Option('mode', str, 'mean', 'in % of it'),)\n")  # fmt: skip
+    said = run_script(STEP3, ["--algorithm", f"{tmp_path}/own.py:Mine", "--help"]).stdout
+    assert "x: in % of it; mean unless given" in " ".join(said.split())
+
+
 def test_its_flags_are_in_help(workshop: Workshop) -> None:
     said = run_script(STEP3, ["--algorithm", GRADNORM, "--help"]).stdout
     assert "--gradnorm_step_size ETA" in said and "gradnorm: η of the weights" in said
@@ -88,12 +96,22 @@ BAD = {
     "a syntax error": ("own.py:Mine", "class Mine(", "fails to be imported (SyntaxError"),
     "another's flag": (
         "own.py:Mine", "from utils.combining.algorithm import Option\nfrom utils.combining.mgda import MGDA\n"
-        "class Mine(MGDA): name, options = 'x', (Option('max_steps', int, 1, 'help'),)",
+        "class Mine(MGDA): name, summary, options = 'x', 'y', (Option('max_steps', int, 1, 'help'),)",
         "its option --max_steps is a flag of this script"),
     "another method's flag": (
         "own.py:Mine", "from utils.combining.algorithm import Option\nfrom utils.combining.mgda import MGDA\n"
-        "class Mine(MGDA): name, options = 'x', (Option('rescale_power', int, 1, 'help'),)",
+        "class Mine(MGDA): name, summary, options = 'x', 'y', (Option('rescale_power', int, 1, 'help'),)",
         "its option --rescale_power is another one of gapo"),
+    "a flag with a dash": (
+        "own.py:Mine", "from utils.combining.algorithm import Option\nfrom utils.combining.mgda import MGDA\n"
+        "class Mine(MGDA): name, summary, options = 'x', 'y', (Option('my-step', int, 1, 'help'),)",
+        "its option 'my-step' is no name of a flag"),
+    "the name of another": (
+        "own.py:Mine", "from utils.combining.mgda import MGDA\nclass Mine(MGDA): name, summary = 'gapo', 'x'",
+        "calls itself gapo, which is another method"),
+    "another shape": (
+        "own.py:Mine", "from utils.combining.mgda import MGDA\nclass Mine(MGDA):\n name, summary = 'x', 'y'\n"
+        " def coefficients(self, gram, losses): return losses[:1]", "coefficients returns [1], not [2]"),
     "too few objectives": (SOFTMIN, "", "combines 2 objectives at least, not 1 (helpfulness)"),
 }  # fmt: skip
 

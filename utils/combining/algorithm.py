@@ -29,7 +29,7 @@ class Option:
     """A flag that belongs to a method.
 
     Attributes:
-        name: of the flag, without dashes; methods that share it have equal ones.
+        name: of the flag, without the dashes before it; a word as of Python. Methods that share it have equal ones.
         type: argparse type of one value.
         default: where the flag is not given; a list where there may be several values.
         help: what it is, for --help.
@@ -47,7 +47,11 @@ class Option:
 
     def shown_default(self) -> str:
         """For --help; nothing where there is none."""
-        return "" if self.default in (None, []) else f"; {self.default:g} unless given"
+        if self.default in (None, []):
+            return ""
+        return (
+            f"; {self.default:g} unless given" if isinstance(self.default, float) else f"; {self.default} unless given"
+        )
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ class ScoreLevel(Algorithm, ABC):
 
     @abstractmethod
     def mix_scores(self, scores: torch.Tensor, judged: torch.Tensor) -> torch.Tensor:
-        """One score a response.
+        """One score a response of this rank's, by the state that earlier rollouts have left.
 
         Args:
             scores: [rows, m] float32 training scores, higher is better.
@@ -207,12 +211,20 @@ class GradientLevel(Algorithm, ABC):
 
     def weigh(self, gram: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
         """`coefficients`, of sum 1 where that is asked for; [m] float64."""
-        coefficients = self.coefficients(gram, losses)
+        coefficients = checked(self.coefficients(gram, losses), losses.shape, self, "coefficients").double().cpu()
         return sum_to_one(coefficients) if self.setting.normalize else coefficients
 
     def alpha(self, gram: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
         """Weights α of the rescaled gradients behind the coefficients c_i = α_i / ‖g_i‖^p; [m] float64, sum 1 or 0."""
         return sum_to_one(coefficients * gram.diagonal().clamp(min=0).sqrt() ** self.power)
+
+
+def checked(values: torch.Tensor, shape: Sequence[int], method: Algorithm, what: str) -> torch.Tensor:
+    """What a method has returned, as it is; raises UserError where it is of another shape."""
+    if not isinstance(values, torch.Tensor) or values.shape != torch.Size(shape):
+        found = list(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
+        raise UserError(f"--algorithm {method.name}: {what} returns {found}, not {list(shape)}")
+    return values
 
 
 def sum_to_one(coefficients: torch.Tensor) -> torch.Tensor:
@@ -303,10 +315,12 @@ def add_options(group: argparse._ArgumentGroup, methods: Sequence[type[Algorithm
         UserError: see `owners`; the script has a flag of that name.
     """
     for option, names in owners(methods):
+        if not option.name.isidentifier():
+            raise UserError(f"--algorithm {names[0]}: its option {option.name!r} is no name of a flag")
         try:
             group.add_argument(
                 f"--{option.name}", type=option.type, nargs=option.nargs, default=None, metavar=option.metavar,
-                help=f"{', '.join(names)}: {option.help}{option.shown_default()}",
+                help=f"{', '.join(names)}: {option.help}{option.shown_default()}".replace("%", "%%"),
             )  # fmt: skip
         except argparse.ArgumentError:
             raise UserError(f"--algorithm {names[0]}: its option --{option.name} is a flag of this script") from None

@@ -19,12 +19,16 @@ def find_methods(*rooms: str) -> dict[str, type[Algorithm]]:
         for module in pkgutil.iter_modules(importlib.import_module(room).__path__):
             members = vars(importlib.import_module(f"{room}.{module.name}")).values()
             found |= {member for member in members if is_method(member)}
+    names = [method.name for method in found]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"several methods are called {', '.join(sorted(twice))}")
     return {method.name: method for method in sorted(found, key=lambda method: (level_of(method), method.name))}
 
 
 def is_method(value: object) -> bool:
     """Whether something is a class of a method that can be built."""
-    return inspect.isclass(value) and issubclass(value, Algorithm) and hasattr(value, "name")
+    is_class = inspect.isclass(value) and issubclass(value, Algorithm) and hasattr(value, "name")
+    return is_class and not inspect.isabstract(value)
 
 
 def level_of(method: type[Algorithm]) -> int:
@@ -38,14 +42,23 @@ def own_method(spec: str) -> type[Algorithm]:
         UserError: there is none, or it is no method.
     """
     method = load_class(spec, f"--algorithm {spec}", LEVELS)
-    if missing := [word for word in ("name", "summary") if not isinstance(getattr(method, word, None), str)]:
+    if missing := [word for word in ("name", "summary") if not isinstance(vars(method).get(word), str)]:
         raise UserError(f"--algorithm {spec}: the class does not say its {' and '.join(missing)}")
     return method
 
 
 def method_called(name: str, methods: dict[str, type[Algorithm]]) -> type[Algorithm] | None:
-    """The method of `--algorithm NAME`; None where there is none. Raises: UserError: see `own_method`."""
-    return own_method(name) if ":" in name else methods.get(name)
+    """The method of `--algorithm NAME`; None where there is none.
+
+    Raises:
+        UserError: see `own_method`; or it has the name of one of `methods`.
+    """
+    if ":" not in name:
+        return methods.get(name)
+    method = own_method(name)
+    if method.name in methods:
+        raise UserError(f"--algorithm {name}: calls itself {method.name}, which is another method")
+    return method
 
 
 def describe(methods: Sequence[type[Algorithm]]) -> str:

@@ -34,6 +34,10 @@ def scale_mode(text: str) -> str:
     return text
 
 
+OPTIONS_HELP = (
+    "of its options (upgrad, dualproj reg_eps=0.0001; cagrad c=0.5 norm_eps=0.0001; aligned_mtl scale_mode=min, median or"
+    " rmse; fairgrad alpha=1)"
+)
 Weigh = Callable[[torch.Tensor], torch.Tensor]  # [m, m] Gram matrix -> [m] weights
 
 
@@ -48,7 +52,7 @@ class TorchjdWeighting(GradientLevel):
         keys: name -> (argparse type, default) of what --weighting_options sets.
     """
 
-    options = (Option("weighting_options", named_value, [], "options of the weighting: see README", "KEY=VALUE"),)
+    options = (Option("weighting_options", named_value, [], OPTIONS_HELP, "KEY=VALUE"),)
     keys: ClassVar[dict[str, tuple[Callable[[str], Any], Any]]] = {}
 
     def __init__(self, setting: Setting):

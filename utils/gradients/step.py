@@ -1,8 +1,9 @@
 """From m losses of micro-batches to one gradient in an engine, at either scope, whatever the losses are.
 
 Every loss reaches the parameters through the log-probabilities of the actions alone. Its slopes ∂L_i/∂log π,
-[m, rows, time], are therefore all that is asked of it: they serve the Gram matrix, the backward pass of every loss, and
-that of their combination, Σ c_i ∂L_i/∂log π. (A loss that read anything else of the policy, its entropy or its logits,
+[m, rows, time], are therefore all that is asked of it: they serve the Gram matrix and the backward pass of every loss,
+and so does the slope of the combined loss, Σ c_i L_i, which is taken where the pass that goes on has left the
+log-probabilities. (A loss that read anything else of the policy, its entropy or its logits,
 would need another way in: `tests/test_objective_step.py` shows where it would go wrong.)
 
 An optimizer step, in turn: `look` and `compare` for every micro-batch, `gram`, `descend` for every micro-batch (after
