@@ -49,9 +49,8 @@ class Option:
         """For --help; nothing where there is none."""
         if self.default in (None, []):
             return ""
-        return (
-            f"; {self.default:g} unless given" if isinstance(self.default, float) else f"; {self.default} unless given"
-        )
+        shown = f"{self.default:g}" if isinstance(self.default, float) else self.default
+        return f"; {shown} unless given"
 
 
 @dataclass(frozen=True)

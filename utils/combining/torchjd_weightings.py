@@ -35,8 +35,8 @@ def scale_mode(text: str) -> str:
 
 
 OPTIONS_HELP = (
-    "of its options (upgrad, dualproj reg_eps=0.0001; cagrad c=0.5 norm_eps=0.0001; aligned_mtl scale_mode=min, median or"
-    " rmse; fairgrad alpha=1)"
+    "of its options (upgrad, dualproj reg_eps=0.0001; cagrad c=0.5 norm_eps=0.0001; aligned_mtl scale_mode=min, median"
+    " or rmse; fairgrad alpha=1)"
 )
 Weigh = Callable[[torch.Tensor], torch.Tensor]  # [m, m] Gram matrix -> [m] weights
 
