@@ -141,7 +141,9 @@ prepare_output() {
     reason=$(mkdir -p "$OUTPUT" 2>&1) || { echo "error: OUTPUT=$OUTPUT: ${reason##*: }" >&2; exit 2; }
     if ! [ -w "$OUTPUT" ]; then echo "error: OUTPUT=$OUTPUT: not writable" >&2; exit 2; fi
     if [ "${NODE_RANK:-0}" -gt 0 ]; then return; fi
-    if [ -n "${METHODS:-}" ]; then cp "$METHODS" "$OUTPUT/methods.txt"; fi # for the report
+    if [ -n "${METHODS:-}" ] && ! [ "$METHODS" -ef "$OUTPUT/methods.txt" ]; then
+        cp "$METHODS" "$OUTPUT/methods.txt" # for the report
+    fi
     if $FRESH; then
         for part in "${PARTS[@]}"; do rm -rf "${OUTPUT:?}/$part" "$OUTPUT/.$part".????????; done
     fi

@@ -8,8 +8,10 @@ GOLD=(--gold utils.safe_rlhf_mini:gold_scores)
 choose_judge_prompts() { # as in the paper, each objective is judged on prompts of its own
     grep '"risky": false' "$TEST_PROMPTS" > "$OUTPUT/data/prompts_test_benign.jsonl"
     grep '"risky": true' "$TEST_PROMPTS" > "$OUTPUT/data/prompts_test_risky.jsonl"
-    JUDGE_PROMPTS=(--prompts helpfulness="$OUTPUT/data/prompts_test_benign.jsonl"
-        harmlessness="$OUTPUT/data/prompts_test_risky.jsonl")
+    JUDGE_PROMPTS=()
+    if is_objective helpfulness; then JUDGE_PROMPTS+=(helpfulness="$OUTPUT/data/prompts_test_benign.jsonl"); fi
+    if is_objective harmlessness; then JUDGE_PROMPTS+=(harmlessness="$OUTPUT/data/prompts_test_risky.jsonl"); fi
+    if [ ${#JUDGE_PROMPTS[@]} -gt 0 ]; then JUDGE_PROMPTS=(--prompts "${JUDGE_PROMPTS[@]}"); fi
 }
 
 make_data() {

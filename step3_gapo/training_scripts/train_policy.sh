@@ -33,7 +33,6 @@ train_policy() {
     settle_switches GRADIENT_CHECKPOINTING
     if $GRADIENT_CHECKPOINTING; then memory+=" --gradient_checkpointing"; fi
     launch step3_gapo/main.py "$OUTPUT/logs/$name.log" \
-        $flags $scaled \
         --actor_model "${ACTOR_MODEL:-$OUTPUT/sft}" \
         "${OBJECTIVE_FLAGS[@]}" \
         --data "$DATA" --overlong drop \
@@ -54,6 +53,6 @@ train_policy() {
         ${WARMUP:---num_warmup_steps 3} \
         --seed "${seed:-$SEED}" \
         --checkpoint_interval $CHECKPOINT_INTERVAL \
-        ${STEP3_FLAGS:-} \
+        $flags $scaled ${STEP3_FLAGS:-} \
         --output_dir "$OUTPUT/policies/$name"
 }

@@ -95,6 +95,9 @@ find_method() { # of name $1: leaves its ROW, the OBJECTIVE or WEIGHTS in the na
 match_rows() { # leaves in ROW that of run $1, called $2; 1: there is none, 2: one, but for the weights, as has been said
     local pattern prefix rest
     OBJECTIVE="" WEIGHTS=""
+    for ROW in "${!METHOD_RUNS[@]}"; do # names before patterns
+        if [ "${METHOD_RUNS[ROW]}" = "$1" ] && [ "${METHOD_PLACES[ROW]}" != start ]; then return; fi
+    done
     for ROW in "${!METHOD_RUNS[@]}"; do
         pattern=${METHOD_RUNS[ROW]} prefix=${METHOD_RUNS[ROW]%%"{"*}
         if [[ $1 != "$prefix"* || $pattern == @* || ${METHOD_PLACES[ROW]} == start ]]; then continue; fi

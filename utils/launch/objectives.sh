@@ -21,10 +21,12 @@ settle_objectives() {
     local model kind variable
     for model in "${SCORE_MODELS[@]}"; do
         kind=${model%%/*} variable=$(model_variable "$model")
-        if [ -z "${!variable:-}" ]; then
+        # What run_all.sh has settled for its pieces gives way to what a training script of one's own says.
+        if [ -z "${!variable:-}" ] || [[ " ${SETTLED_MODELS:-} " == *" $variable "* ]]; then
             check_only "${kind^^}_MODEL" "$kind" || return
             kind=${kind^^}_MODEL
-            printf -v "$variable" %s "${!kind:-$OUTPUT/$model}"
+            printf -v "$variable" %s "${!kind:-${!variable:-$OUTPUT/$model}}"
+            export SETTLED_MODELS="${SETTLED_MODELS:-} $variable"
         fi
         export "${variable?}"
     done
