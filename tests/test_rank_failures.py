@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from tests.helpers import ROOT, STEP3, Result, Workshop, free_port, launch, read_metrics, run_function
-from utils import errors, rank_watch
+from utils.process import errors, rank_watch
 from utils.process.distributed import all_reduce_sum, init_distributed, rank, shutdown_distributed
 from utils.process.errors import Failure, UserError, run_main, writing
 from utils.process.rank_watch import beat, watch_ranks

@@ -101,7 +101,7 @@ def score_in_rollouts(cases: list[tuple[str, str, bool]], result: str) -> None:
     found = []
     for policy, folder, same in cases:
         tokenizer = load_tokenizer(policy, "--actor_model")
-        scorer = make_scorer(Objective("score", "reward", folder), ARGS, tokenizer)
+        scorer = make_scorer(Objective("score", "reward", folder), ARGS, tokenizer, has_critic=False)
         assert scorer.starts_critic == same and not scorer.reads_policy_tokens
         found.append(score_responses(scorer, sample(tokenizer), ARGS).values.tolist())
     Path(result).write_text(json.dumps(found))
