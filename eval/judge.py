@@ -4,8 +4,8 @@
         --baseline sft=output/tiny/eval/responses/sft.jsonl --objective helpfulness harmlessness \
         --base_url https://api.openai.com/v1 --model gpt-4o --output_dir output/tiny/eval/judge
 
-A language model sees each pair of responses twice, once in either order, and scores both (judging/criteria.py). A policy
-wins a comparison if its scores in both orders are higher in sum; it is a tie if they are equal, or if the two
+A language model sees each pair of responses twice, once in either order, and scores both (judging/criteria.py). A
+policy wins a comparison if its scores in both orders are higher in sum; it is a tie if they are equal, or if the two
 orders disagree about who is better. Answers that cannot be read even after a reminder make a comparison unusable; it
 is counted and enters no number. With --gold the gold scores are the judge, and there is no network.
 
