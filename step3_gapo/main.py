@@ -210,7 +210,7 @@ def update_models(
 ) -> Scalars:
     """All optimizer steps on a rollout; what to log of them."""
     start, algorithm = time.monotonic(), actor_update.algorithm
-    if not rollout.not_finite:
+    if actor_update.needs.scores and not rollout.not_finite:
         optimized = [objective for objective in objectives if objective.optimized]
         algorithm.observe(episode_scores(rollout.experience, optimized, args))
     measured: list[Scalars] = []

@@ -19,12 +19,14 @@ class Needs:
         losses: names of the policy's losses, each with an advantage of its own.
         critics: names whose values are learned.
         starts: those objectives whose score models may become their critics.
+        scores: whether the method follows the scores of all ranks, rollout by rollout.
         gram: whether Gram matrices of the losses' gradients are computed, to weigh objectives or to log them.
     """
 
     losses: list[str]
     critics: list[str]
     starts: list[str]
+    scores: bool
     gram: bool
 
 
@@ -59,4 +61,5 @@ def needs_of(args: argparse.Namespace, algorithm: Algorithm) -> Needs:
     losses = algorithm.losses
     critics = losses if estimator_of(args).learns_values else []
     starts = critics if critics_start_from_scores(args) else []
-    return Needs(losses, critics, starts, compares_gradients(args))
+    follows = type(algorithm).observe is not Algorithm.observe
+    return Needs(losses, critics, starts, follows, compares_gradients(args))

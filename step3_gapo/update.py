@@ -148,21 +148,19 @@ class ActorUpdate:
         Σ c_i L_i, whose slope is Σ c_i ∂L_i/∂log π; or the loss of one advantage. The two differ, by where they clip,
         once the policy has moved.
         """
-
-        def loss(values: torch.Tensor) -> list[torch.Tensor]:
-            if isinstance(self.algorithm, GradientLevel):
-                losses = self.losses(values, batch, total)
-                return [sum(c * loss for c, loss in zip(coefficients.tolist(), losses, strict=True))]
-            return [self.policy_loss(values, batch, advantage, total, self.args)]
-
-        advantage = self.mixed_advantage(batch, log_probs.detach())
-        losses, slopes = loss_slopes(loss, log_probs)
+        if isinstance(self.algorithm, GradientLevel):
+            weights = coefficients.tolist()
+            loss = lambda values: sum(
+                c * part for c, part in zip(weights, self.losses(values, batch, total), strict=True)
+            )
+        else:
+            advantage = self.mixed_advantage(batch, log_probs.detach())
+            loss = lambda values: self.policy_loss(values, batch, advantage, total, self.args)
+        losses, slopes = loss_slopes(lambda values: [loss(values)], log_probs)
         return losses[0], slopes[0]
 
-    def mixed_advantage(self, batch: Experience, log_probs: torch.Tensor) -> torch.Tensor | None:
-        """The advantage of a method that has one loss, [rows, time] float32; None of one that weighs several."""
-        if isinstance(self.algorithm, GradientLevel):
-            return None
+    def mixed_advantage(self, batch: Experience, log_probs: torch.Tensor) -> torch.Tensor:
+        """The advantage of a method that has one loss; [rows, time] float32."""
         advantages = torch.stack([batch.advantages[name] for name in self.names])
         if isinstance(self.algorithm, AdvantageLevel):
             mixed = self.algorithm.mix(advantages, torch.exp(log_probs - batch.log_probs), batch.mask)
