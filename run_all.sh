@@ -81,6 +81,29 @@ note_unknown_models() { # of objectives that there are not
     done
 }
 
+check_methods() { # the report reads rows of one's own at the end, and more closely
+    if [ -z "${METHODS:-}" ]; then return; fi
+    "$PYTHON" -c "
+import sys
+from pathlib import Path
+from eval.results.methods import use_methods
+from utils.process.errors import run_main
+run_main(lambda: use_methods(Path(sys.argv[1])))" "$METHODS"
+}
+
+kinds_and_names() { # of the objectives, in a line
+    local objective found=()
+    for objective in $OBJECTIVES; do found+=("${objective%%=*}"); done
+    echo "${found[*]}"
+}
+
+check_same_objectives() { # what is finished in OUTPUT is of these, and is not made again
+    local kept=$OUTPUT/objectives.txt
+    if $FRESH || ! [ -f "$kept" ] || [ "$(cat "$kept")" = "$(kinds_and_names)" ]; then return; fi
+    echo "error: OUTPUT=$OUTPUT: is of the objectives $(cat "$kept"); name another folder, or start over with --fresh" >&2
+    return 2
+}
+
 check_numbers 1 JOBS POLICY_JOBS RESPONSE_JOBS SEEDS RANKS THREADS MAX_LENGTH MAX_NEW_TOKENS VOCAB_SIZE HIDDEN_SIZE \
     NUM_LAYERS NUM_HEADS
 check_numbers 0 SEED GPUS
@@ -100,6 +123,8 @@ if several_machines; then JOBS=1 POLICY_JOBS=1; fi # they meet in every training
 source utils/launch/pieces.sh
 RESPONSE_JOBS=${RESPONSE_JOBS:-$JOBS}
 check_machines || exit 2
+check_methods || exit 2
+check_same_objectives || exit 2
 if $FRESH && [ "${NNODES:-1}" -gt 1 ]; then
     echo "error: --fresh: with NNODES=$NNODES, remove $OUTPUT before the machines start" >&2
     exit 2
@@ -147,6 +172,7 @@ prepare_output() {
     if $FRESH; then
         for part in "${PARTS[@]}"; do rm -rf "${OUTPUT:?}/$part" "$OUTPUT/.$part".????????; done
     fi
+    kinds_and_names > "$OUTPUT/objectives.txt"
     remove_left_overs
 }
 

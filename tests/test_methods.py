@@ -180,6 +180,9 @@ BAD_ROWS = {
     "eight columns": ("a | A | | method | #000000 o | | step3_gapo | sft", "my.txt:1: the columns are run | method | "),
     "a name that is none": ("a/b" + OWN[13:], 'my.txt:1: "a/b" cannot be the name of a run'),
     "a name that is taken": ("mgda" + OWN[13:], "my.txt:1: there is a row mgda already"),
+    "no place, which the report needs": (OWN.replace("front", "top"), '"top" is no place'),
+    "no marker": (OWN.replace(" P |", " nomarker |"), "is no style"),
+    "it stands for no point": (OWN.replace("P | |", "P | mgda |"), 'stands for "mgda", which is no point of a front'),
 }
 
 
@@ -190,6 +193,13 @@ def test_what_is_no_row_is_refused_in_one_line(tmp_path: Path, case: str) -> Non
     result = bash("bash run_all.sh tiny", METHODS=str(tmp_path / "my.txt"), OUTPUT=str(tmp_path / "out"))
     assert result.returncode == 2 and result.stderr.count("\n") == 1 and line in result.stderr, result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_other_objectives_need_another_folder(tmp_path: Path) -> None:
+    (tmp_path / "objectives.txt").write_text("reward/helpfulness cost/harmlessness\n")
+    refused = bash("bash run_all.sh tiny --dry_run", OBJECTIVES="reward/helpfulness", OUTPUT=str(tmp_path))
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "is of the objectives reward/helpfulness cost/harmlessness" in refused.stderr
 
 
 # ---- in the report -----------------------------------------------------------------------------------------

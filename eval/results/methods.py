@@ -19,7 +19,8 @@ FULL, EQUAL = "_full", "equal"
 OTHER_COLORS = ("#7F7F7F", "#1F4E79", "#5E8C0A", "#0E7C86")  # of what no row knows
 
 _RUN = re.compile(r"[A-Za-z0-9_.]+(\{(objective|w|equal)\})?")
-_STYLE = re.compile(r"(#[0-9A-Fa-f]{6}) (\S+)")
+_STYLE = re.compile(r"(#[0-9A-Fa-f]{6}) ([ov^<>8spPhHDdXx*+])")  # matplotlib's markers
+_POINT = re.compile(r"\w+_\d*\.?\d+")  # of a front
 _NUMBERS = re.compile(r"\d*\.?\d+(_\d*\.?\d+)*")
 
 Weight = float | tuple[float, ...]  # of the first of two objectives, or those of all
@@ -98,7 +99,7 @@ def read_methods(file: Path, others: Sequence[Method] = ()) -> tuple[Method, ...
     rows: list[Method] = []
     for number, line in enumerate(lines, start=1):
         cells = tuple(cell.strip() for cell in line.split("|"))
-        if not line.strip() or line.lstrip().startswith("#") or cells == COLUMNS or line.startswith("@"):
+        if not line.strip() or line.lstrip().startswith("#") or cells == COLUMNS or cells[0].startswith("@"):
             continue
         if len(cells) != len(COLUMNS):
             raise UserError(f"{file}:{number}: the columns are {' | '.join(COLUMNS)}")
@@ -121,6 +122,8 @@ def make_method(cells: dict[str, str], where: str, is_own: bool) -> Method:
         raise UserError(f'{where}: "{cells["place"]}" is no place ({", ".join(PLACES)}, and lead after one of them)')
     if not style:
         raise UserError(f'{where}: "{cells["style"]}" is no style, such as #1B8A5A o')
+    if cells["stands for"] and not _POINT.fullmatch(cells["stands for"]):
+        raise UserError(f'{where}: stands for "{cells["stands for"]}", which is no point of a front')
     return Method(
         run=cells["run"],
         family=re.sub(r"\W+", "_", cells["method"].lower()),

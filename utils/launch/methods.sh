@@ -8,6 +8,7 @@
 #   maker_of RUN         the stage or script that makes it
 #   sources_of_run RUN   the models that it is made from
 #   experts_of RUN       NAME=RUN of every objective, where it is made from a run of each
+#   is_own RUN           whether its row is in METHODS
 #   is_on_front RUN      whether it is one of the points of a front
 #   seed_of RUN          #SEED, or nothing
 #
@@ -19,6 +20,7 @@ METHOD_RUNS=() METHOD_LABELS=() METHOD_PLACES=() METHOD_MAKERS=() METHOD_SOURCES
 read_methods() {
     local file line number
     for file in presets/methods.txt ${METHODS:+"$METHODS"}; do
+        OWN_ROWS=${#METHOD_RUNS[@]} # from this one on, if there are some
         if ! [ -f "$file" ]; then refuse_variable METHODS "no such file"; return; fi
         number=0
         while IFS= read -r line || [ -n "$line" ]; do
@@ -238,6 +240,8 @@ shown_conditions() { printf '%s\n' "${METHOD_RUNS[@]}" | sed -n "s/^@/$1/p" | pa
 
 maker_of() { find_method "$1" && echo "${METHOD_MAKERS[ROW]}"; }
 
+is_own() { [ -n "${METHODS:-}" ] && find_method "$1" && [ "$ROW" -ge "$OWN_ROWS" ]; }
+
 is_on_front() { find_method "$1" && [[ ${METHOD_PLACES[ROW]} == front* ]]; }
 
 sources_of_run() {
@@ -253,11 +257,12 @@ sources_of_run() {
     done
 }
 
-experts_of() { # a condition is one of those whose objective it names
+experts_of() { # a condition that names objectives is one of theirs, any other of all
     local source name condition scaled
     find_method "$1" || return
     condition=$(condition_of "$1")
     scaled=" $(condition_flags "$condition")"
+    if ! [[ $scaled == *" "[A-Za-z0-9_]*=* ]]; then scaled=$(printf ' %s=' "${OBJECTIVE_NAMES[@]}"); fi
     for source in ${METHOD_SOURCES[ROW]}; do
         if [[ $source != *"{objective}" ]]; then continue; fi
         for name in "${OBJECTIVE_NAMES[@]}"; do

@@ -118,7 +118,8 @@ check_policies() { # one run of every shape in full: they differ in weights and 
     done
 }
 
-shape_of() { # run $1: what it needs beyond the others, one critic less or gradients of all parameters
+shape_of() { # run $1: what it needs beyond the others, one critic less or gradients of all parameters; own rows apart
+    if is_own "$1"; then echo "row $ROW"; return; fi
     case $(run_flags "$1") in
         *--monitor*) echo one_objective ;;
         *"scope full"*) echo full_scope ;;
