@@ -195,6 +195,23 @@ def test_what_is_no_row_is_refused_in_one_line(tmp_path: Path, case: str) -> Non
     assert not (tmp_path / "out").exists()
 
 
+def test_files_in_folders_with_blanks_are_refused_in_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "sp ace"
+    folder.mkdir()
+    (folder / "mine.py").write_text("def wit(prompts, responses): return [0.0] * len(responses)")
+    (folder / "my.txt").write_text(
+        "filed | Filed | | other | #000000 X | | step3_gapo | sft scores | --algorithm mine.py:Mine"
+    )
+    objectives = f"cd '{folder}' && OBJECTIVES='{TWO} function/wit=mine.py:wit' bash '{ROOT}/run_all.sh' tiny --dry_run"
+    for script, variables in (
+        (objectives, {}),
+        ("bash run_all.sh tiny --dry_run", {"METHODS": str(folder / "my.txt")}),
+    ):
+        refused = bash(script, OUTPUT=str(tmp_path / "out"), **variables)
+        assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
+        assert "a file in a folder with blanks in its path" in refused.stderr
+
+
 def test_other_objectives_need_another_folder(tmp_path: Path) -> None:
     (tmp_path / "objectives.txt").write_text("reward/helpfulness cost/harmlessness\n")
     refused = bash("bash run_all.sh tiny --dry_run", OBJECTIVES="reward/helpfulness", OUTPUT=str(tmp_path))

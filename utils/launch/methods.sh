@@ -47,6 +47,7 @@ add_method() { # the row $1, at $2, in folder $3
     METHOD_RUNS+=("$run") METHOD_LABELS+=("${cells[1]} ${cells[2]}") METHOD_PLACES+=("${cells[3]}")
     METHOD_MAKERS+=("${cells[6]}") METHOD_SOURCES+=("${cells[7]}") METHOD_FLAGS+=("${cells[8]}")
     if [[ ${cells[8]} == *.py:* ]]; then METHOD_FLAGS[-1]=$(found_beside "$3" "${cells[8]}"); fi
+    if ! same_words "${cells[8]}" "${METHOD_FLAGS[-1]}"; then echo "error: $2: $BLANKS" >&2; return 2; fi
 }
 
 found_beside() { # flags $2, with files of Python code that lie in folder $1

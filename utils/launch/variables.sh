@@ -39,7 +39,7 @@ settle_switches() {
 }
 
 make_paths_absolute() {
-    local name
+    local name given=${OBJECTIVES:-}
     for name in ACTOR_MODEL REWARD_MODEL COST_MODEL "${!MODEL_@}" BASE_MODEL TOKENIZER HOSTFILE METHODS; do
         if [ -e "${!name:-}" ]; then export "$name=$(realpath -s "${!name}")"; fi
     done
@@ -47,7 +47,11 @@ make_paths_absolute() {
         if [ -n "${!name:-}" ]; then export "$name=$(absolute_sources "${!name}")"; fi
     done
     if [ -n "${OBJECTIVES:-}" ]; then export OBJECTIVES && OBJECTIVES=$(absolute_functions "$OBJECTIVES"); fi
+    if ! same_words "$given" "${OBJECTIVES:-}"; then refuse_variable OBJECTIVES "$BLANKS"; fi
 }
+
+BLANKS="a file in a folder with blanks in its path"
+same_words() { [ "$(wc -w <<< "$1")" -eq "$(wc -w <<< "$2")" ]; } # in number
 
 absolute_functions() { # of objectives $1, the files of their functions, but for those that are found from the root, too
     local objective path root words=()
