@@ -27,7 +27,7 @@ from utils.models.loading import load_causal_lm
 from utils.process.distributed import device
 from utils.process.errors import UserError, run_main
 from utils.process.plain_text import printable
-from utils.scoring.objectives import Objective, add_score_arguments, are_given, named_objectives
+from utils.scoring.objectives import Objective, add_score_arguments, are_given, by_source, named_objectives
 from utils.scoring.scorers import RowScorer, load_row_scorer
 
 HELP = """\
@@ -113,8 +113,11 @@ def check_system(path: str, flag: str, args: argparse.Namespace) -> None:
 
 
 def load_scorers(objectives: list[Objective], args: argparse.Namespace) -> dict[str, RowScorer]:
-    """What scores answers, by objective, if anything does."""
-    return {objective.name: load_row_scorer(objective, DTYPES[args.dtype], 1) for objective in objectives}
+    """What scores answers, if anything does, by the names of its objectives; a model that they share is there once."""
+    return {
+        ", ".join(objective.name for objective in group): load_row_scorer(group, DTYPES[args.dtype], 1)
+        for group in by_source(objectives)
+    }
 
 
 def obey(command: str, policies: list[Policy]) -> bool:

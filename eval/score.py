@@ -196,11 +196,12 @@ def score_runs(
     Raises:
         UserError: a function that fails, or a score that is not a number.
     """
-    scorer = load_row_scorer(objective, DTYPES[args.dtype], args.batch_size)
+    scorer = load_row_scorer([objective], DTYPES[args.dtype], args.batch_size)
     total = done_before + len(runs)
     progress = Progress(total, f"score {objective.name}", max(1, total // 5), done_before)
     for number, (run, rows) in enumerate(runs.items(), start=done_before + 1):
-        values, truncated = scorer(rows)
+        by_objective, truncated = scorer(rows)
+        values = by_objective[objective.name]
         check_values(rows, objective.name, values, objective.flag)
         progress.update(number, mean=statistics.fmean(values))
         yield run, values, truncated
@@ -246,7 +247,7 @@ def main() -> None:
     sample = next(iter(runs.values()))[:1]  # what is wrong with a function is known before models load
     for objective in objectives:
         if objective.is_function:
-            load_row_scorer(objective)(sample)
+            load_row_scorer([objective])(sample)
     if gold:
         grade(gold, args.gold, sample)
     for run in runs:

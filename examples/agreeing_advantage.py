@@ -18,7 +18,9 @@ class Agreeing(AdvantageLevel):
     options = (Option("disagreement", fraction, 0.1, "factor on advantages whose signs differ"),)
     reads_preference = True
 
-    def mix(self, advantages: torch.Tensor, ratio: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def mix(
+        self, advantages: torch.Tensor, ratio: torch.Tensor, mask: torch.Tensor, judged: torch.Tensor
+    ) -> torch.Tensor:
         weights = self.setting.preference.to(advantages)
         mean = torch.einsum("m,mrt->rt", weights, advantages)
         differ = (advantages > 0).any(dim=0) & (advantages < 0).any(dim=0)

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from transformers import PreTrainedTokenizerBase
 
 from step3_gapo.advantages import ESTIMATORS
-from step3_gapo.needs import METHODS, critics_start_from_scores, method_named, method_of
+from step3_gapo.needs import METHODS, critics_start_from_scores, estimator_of, method_named, method_of
 from step3_gapo.policy_losses import DEFAULT as DEFAULT_LOSS
 from step3_gapo.policy_losses import POLICY_LOSSES
 from utils.cli.arguments import (
@@ -25,10 +25,12 @@ from utils.cli.types import (
     adam_beta,
     by_name,
     fraction,
+    named_condition,
     named_number,
     non_negative_float,
     non_negative_int,
     positive_float,
+    positive_fraction,
     positive_int,
     temperature,
 )
@@ -47,7 +49,7 @@ from utils.models.checking import check_positions
 from utils.models.configs import allow, load_config, load_tokenizer
 from utils.policy.sampling import COMPACT_AT
 from utils.process.errors import AT_ONCE, Problems, UserError
-from utils.scoring.objectives import Objective, add_score_arguments, declared_objectives
+from utils.scoring.objectives import Condition, Objective, add_score_arguments, declared_objectives
 from utils.scoring.score_models import is_ours
 
 OWN = "FILE.py:CLASS"
@@ -115,6 +117,15 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
         help="multiply an objective's score during training; logs stay in original units",
     )
     group.add_argument(
+        "--conditioned",
+        type=named_condition,
+        nargs="+",
+        default=[],
+        metavar="NAME=OTHER:T",
+        help="in training, an objective's score counts only where that of another one is at least T, in original units;"
+        " elsewhere it is 0 (conditioned rewards of GDPO)",
+    )
+    group.add_argument(
         "--critic",
         choices=("separate", "shared"),
         default="separate",
@@ -154,7 +165,20 @@ def add_algorithm_arguments(parser: argparse.ArgumentParser, methods: list[type[
         "--advantage",
         choices=list(ESTIMATORS),
         default=None,
-        help="how advantages are estimated; what serves the method unless given (gae: with critics)",
+        help="how advantages are estimated: gae, with a critic a loss; group, a response's score against those of the"
+        " others to its prompt (GRPO), or rloo (leave one out), both without critics; what suits the method by default",
+    )
+    group.add_argument(
+        "--group_without_std",
+        action="store_true",
+        help="--advantage group: do not divide by the standard deviation of a prompt's scores (Dr. GRPO)",
+    )
+    group.add_argument(
+        "--kl_in",
+        choices=("reward", "loss"),
+        default=None,
+        help="the KL penalty: part of every reward, or a term of every loss (estimated by k3); unless given, in the"
+        " reward with critics and in the loss without",
     )
     group.add_argument("--policy_loss", choices=list(POLICY_LOSSES), default=None, help=f"{DEFAULT_LOSS} unless given")
     group.add_argument(
@@ -191,6 +215,22 @@ def add_gradient_arguments(parser: argparse.ArgumentParser) -> None:
         " (noisier; spares a forward pass where the policy has moved since the rollout)",
     )
     group.add_argument(
+        "--gram_fraction",
+        type=positive_fraction,
+        default=None,
+        metavar="F",
+        help="--gradient_scope full: compare the gradients of this share of an optimizer step's responses and take one"
+        " backward pass for the others: an approximation, cheaper where there are many; 1 unless given",
+    )
+    group.add_argument(
+        "--gram_every",
+        type=positive_int,
+        default=None,
+        metavar="K",
+        help="compare gradients in every K-th optimizer step; the coefficients serve until then: an approximation;"
+        " 1 unless given",
+    )
+    group.add_argument(
         "--log_gradients",
         action="store_true",
         help="log norms and cosines of the objectives' last-layer gradients for algorithms that do not need them, too",
@@ -202,8 +242,13 @@ def add_rollout_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max_prompt_length", type=positive_int, default=256, help="tokens")
     group.add_argument("--max_new_tokens", type=positive_int, default=256, help="tokens of a response")
     group.add_argument("--temperature", type=temperature, default=1.0, help="sampling temperature")
+    group.add_argument("--per_device_prompt_batch_size", type=positive_int, default=16, help="prompts answered at once")
     group.add_argument(
-        "--per_device_prompt_batch_size", type=positive_int, default=16, help="prompts generated at once"
+        "--responses_per_prompt",
+        type=positive_int,
+        default=None,
+        metavar="G",
+        help="responses to each prompt, made at once; 1 unless given; --advantage group and rloo need 2 or more",
     )
     group.add_argument("--generation_batches", type=positive_int, default=1, help="such batches before each update")
     group.add_argument(
@@ -240,7 +285,7 @@ def add_ppo_arguments(parser: argparse.ArgumentParser) -> None:
         "--gradient_accumulation_steps", type=positive_int, default=1, help="micro-batches an optimizer step"
     )
     group.add_argument("--ppo_epochs", type=positive_int, default=1, help="passes over each rollout")
-    group.add_argument("--kl_coeff", type=non_negative_float, default=0.05, help="β of the KL penalty in every reward")
+    group.add_argument("--kl_coeff", type=non_negative_float, default=0.05, help="β of the KL penalty, see --kl_in")
     group.add_argument("--clip_range_ratio", type=positive_float, default=0.1, help="ε of the clipped surrogate")
     group.add_argument("--clip_range_value", type=positive_float, default=5.0, help="clip of the value's move")
     group.add_argument("--gamma", type=fraction, default=1.0, help="discount")
@@ -344,9 +389,32 @@ def objectives_of(args: argparse.Namespace, problems: Problems = AT_ONCE) -> lis
     for name, scale in scales.items():
         if not 0 < scale < math.inf:
             problems.add(f"--score_scale {name}={scale:g}: must be positive")
+    conditions = problems.take(conditions_of, args, names if objectives else []) or {}
     return [
-        dataclasses.replace(o, scale=scales.get(o.name, 1.0), optimized=o.name not in args.monitor) for o in objectives
+        dataclasses.replace(
+            o, scale=scales.get(o.name, 1.0), condition=conditions.get(o.name), optimized=o.name not in args.monitor
+        )
+        for o in objectives
     ]
+
+
+def conditions_of(args: argparse.Namespace, names: list[str]) -> dict[str, Condition]:
+    """`--conditioned`, by objective.
+
+    Raises:
+        UserError: an unknown name (where `names` are known), one given twice, a condition on itself.
+    """
+    given = [(name, (other, least)) for name, other, least in args.conditioned]
+    conditions = by_name("--conditioned", given)
+    for name, (other, least) in conditions.items():
+        words = f"--conditioned {name}={other}:{least:g}"
+        for unknown in (n for n in (name, other) if names and n not in names):
+            raise UserError(f"{words}: no such objective as {unknown} (there are {', '.join(names)})")
+        if name == other:
+            raise UserError(f"{words}: an objective is no condition of itself")
+        if name in args.monitor:
+            raise UserError(f"{words}: {name} is not optimized (--monitor)")
+    return {name: Condition(*condition) for name, condition in conditions.items()}
 
 
 def check_tokens(
@@ -384,6 +452,7 @@ def algorithm_of(
     if objectives and not optimized:
         problems.add("--monitor: no objective is left to optimize")
     check_algorithm_options(args, problems)
+    check_estimator(args, problems)
     if not optimized:
         return None
     method, names = method_of(args), [objective.name for objective in optimized]
@@ -410,19 +479,41 @@ def check_algorithm_options(args: argparse.Namespace, problems: Problems = AT_ON
             problems.add(f"--gradient_scope full: --algorithm {args.algorithm} compares no gradients")
     if args.log_gradients and issubclass(method, ScoreLevel):
         problems.add(f"--log_gradients: --algorithm {args.algorithm} mixes the scores, there is one gradient")
+        for flag in ("gram_fraction", "gram_every"):
+            if getattr(args, flag) is not None:
+                problems.add(f"--{flag}: --algorithm {args.algorithm} weighs no gradients")
+    if args.gram_fraction is not None and args.gradient_scope != "full":
+        problems.add("--gram_fraction: serves --gradient_scope full, where every gradient is a backward pass")
+    if args.gram_every is not None and args.gram_per == "micro_batch":
+        problems.add("--gram_every: keeps the coefficients of a step; --gram_per micro_batch has several")
     if args.gradient_scope == "full" and args.gram_per == "micro_batch":
         problems.add("--gram_per micro_batch: serves --gradient_scope last_layer, where it spares work")
     if args.gram_per == "micro_batch" and args.micro_batch_tokens:
         problems.add("--micro_batch_tokens: sorts sequences by length; --gram_per micro_batch wants them at random")
 
 
+def check_estimator(args: argparse.Namespace, problems: Problems = AT_ONCE) -> None:
+    """Problems: options that the estimator of advantages does not read, or one response a prompt where it compares."""
+    estimator = estimator_of(args)
+    if estimator.compares_responses and (args.responses_per_prompt or 1) < 2:
+        problems.add(
+            f"--advantage {estimator.name} compares the responses to a prompt: --responses_per_prompt must be 2 or more"
+        )
+    if args.group_without_std and estimator.name != "group":
+        problems.add(f"--group_without_std: --advantage {estimator.name} divides by none")
+    if args.critic == "shared" and not estimator.learns_values:
+        problems.add(f"--critic shared: --advantage {estimator.name} has no critics")
+
+
 def check_batch_sizes(args: argparse.Namespace) -> int:
     """Optimizer steps a pass over a rollout; raises UserError unless the batch sizes divide each other."""
-    rollout = args.per_device_prompt_batch_size * args.generation_batches
+    factors = ["per_device_prompt_batch_size", "generation_batches"]
+    factors += ["responses_per_prompt"] if args.responses_per_prompt else []
+    rollout = math.prod(getattr(args, factor) for factor in factors)
     step = args.per_device_train_batch_size * args.gradient_accumulation_steps
     if rollout % step:
         raise UserError(
-            f"--per_device_prompt_batch_size × --generation_batches = {rollout} is not a multiple of"
+            f"{' × '.join(f'--{factor}' for factor in factors)} = {rollout} is not a multiple of"
             f" --per_device_train_batch_size × --gradient_accumulation_steps = {step}"
         )
     return rollout // step

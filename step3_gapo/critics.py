@@ -1,6 +1,7 @@
 """The value models: one an objective, or one trunk with a head an objective."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from utils.models.configs import DTYPES
 from utils.models.loading import trunk_of
 from utils.models.lora import with_adapters
 from utils.models.token_head import TokenHead
+from utils.scoring.objectives import Objective
 from utils.scoring.score_models import ScoreModel
 from utils.scoring.scorers import Scorer
 
@@ -36,7 +38,11 @@ def build_critics(
 
 
 def critic_modules(
-    policy: PreTrainedModel, args: argparse.Namespace, names: list[str], scorers: list[Scorer]
+    policy: PreTrainedModel,
+    args: argparse.Namespace,
+    names: list[str],
+    objectives: Sequence[Objective],
+    scorers: Sequence[Scorer],
 ) -> list[TokenHead]:
     """One critic a name, started from its objective's reward or cost model; or one trunk with a head a name.
 
@@ -50,16 +56,14 @@ def critic_modules(
         return adapted_critics(policy, args, names)
     if args.critic == "shared":
         return [critic_from_policy(policy, args, len(names))]
-    scorer_of = {scorer.objective.name: scorer for scorer in scorers if scorer.objective.optimized}
-    return [separate_critic(scorer_of.get(name), policy, args) for name in names]
-
-
-def separate_critic(scorer: Scorer | None, policy: PreTrainedModel, args: argparse.Namespace) -> TokenHead:
-    """Critic whose first values are its model's, where that has a value for every token; else from the policy."""
-    if scorer is None or not scorer.starts_critic:
-        return critic_from_policy(policy, args, 1)
-    start, scorer.critic_start = scorer.critic_start, None
-    return critic_from_scores(start, scorer.model, scorer.objective.scale, DTYPES[args.dtype])
+    scales = {objective.name: objective.scale for objective in objectives}
+    starts = {name: start for name in names for scorer in scorers if (start := scorer.take_critic_start(name))}
+    return [
+        critic_from_scores(starts.pop(name), scales[name], DTYPES[args.dtype])
+        if name in starts
+        else critic_from_policy(policy, args, 1)
+        for name in names
+    ]
 
 
 def adapted_critics(policy: PreTrainedModel, args: argparse.Namespace, names: list[str]) -> list[TokenHead]:
@@ -77,19 +81,15 @@ def critic_from_policy(policy: PreTrainedModel, args: argparse.Namespace, heads:
     return TokenHead(trunk, zero_head(feature_width(policy), heads, DTYPES[args.dtype]))
 
 
-def critic_from_scores(start: TokenHead, model: ScoreModel, scale: float, dtype: torch.dtype) -> TokenHead:
-    """Critic whose first values are `scale` times those of a score model.
-
-    Args:
-        start: the score model's module, or a copy; becomes the critic.
-    """
-    scores = start.head
+def critic_from_scores(model: ScoreModel, scale: float, dtype: torch.dtype) -> TokenHead:
+    """Critic whose first values are `scale` times those of a model that scores tokens, which becomes the critic."""
+    scores = model.head
     head = zero_head(scores.in_features, 1, dtype)
     with whole(*scores.parameters()):
         head.weight.data.copy_(scale * model.slope * scores.weight.data)
         bias = 0.0 if scores.bias is None else scores.bias.item()
         head.bias.data.fill_(scale * (model.slope * bias + model.offset))
-    return TokenHead(start.trunk, head)
+    return TokenHead(model.module.trunk, head)
 
 
 def critic_groups(args: argparse.Namespace, names: list[str]) -> list[list[str]]:

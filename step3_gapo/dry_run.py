@@ -36,12 +36,13 @@ def print_gapo_dry_run(
     models = [policy_of(args, needs), *score_models_of(args, objectives, needs, tokenizer)]
     longest = max(len(prompt.prompt) for prompt in prompts), args.max_new_tokens
     around = surroundings(args, longest, len(needs.losses), needs.gram)
-    steps = rollouts * steps_a_rollout * args.ppo_epochs
+    steps, responses = rollouts * steps_a_rollout * args.ppo_epochs, args.responses_per_prompt or 1
     batches = {
         "prompts": len(prompts),
         "prompts a rollout": prompts_a_rollout,
+        "responses a prompt": responses,
         "rollouts": rollouts,
-        "sequences an optimizer step": prompts_a_rollout // steps_a_rollout,
+        "sequences an optimizer step": prompts_a_rollout * responses // steps_a_rollout,
         "longest prompt, response (tokens)": f"{longest[0]}, {longest[1]}",
         "objectives": ", ".join(o.name + ("" if o.optimized else " (monitored)") for o in objectives),
         **optimizer_lines(args, steps),

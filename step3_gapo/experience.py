@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,10 +34,14 @@ class Experience:
         input_ids, attention_mask: [batch, prompt + response] int64, prompts left-padded, responses right-padded.
         mask: [batch, time] float32, 1 on actions (the response up to and including EOS).
         finished: [batch] float32, 1 where the response ended by itself, with EOS.
-        log_probs, ref_log_probs: [batch, time] float32 of the actions, at the sampling temperature.
-        scores: name -> [batch] float32 objective values in original units, for every scored objective.
+        log_probs, ref_log_probs: [batch, time] float32 of the actions, at the sampling temperature; the first are None
+            where the update's own pass tells them.
+        scores: name -> [batch] float32 objective values in original units, for every scored objective; 0 where there is
+            none.
+        judged: name -> [batch] float32, 1 where there is one.
         values, advantages, returns: name -> [batch, time] float32, for every loss (one an optimized objective, unless
-            their scores are mixed).
+            their scores are mixed); values and returns where critics learn them.
+        counted: name -> [batch] float32, 1 where a response counts in that loss, because its objective has judged it.
         hidden: [batch, time, features], the input of the output head when the log-probabilities were computed, where
             an update has use for it.
     """
@@ -45,18 +50,26 @@ class Experience:
     attention_mask: torch.Tensor
     mask: torch.Tensor = role()
     finished: torch.Tensor
-    log_probs: torch.Tensor = role("a log-probability")
+    log_probs: torch.Tensor | None = role("a log-probability", default=None, kw_only=True)
     ref_log_probs: torch.Tensor = role("a log-probability of the reference")
     scores: NamedTensors = role("a score", over_time=False)
-    values: NamedTensors = role("a value")
+    judged: NamedTensors
+    values: NamedTensors = role("a value", default_factory=dict)
     advantages: NamedTensors = role("an advantage", default_factory=dict)
     returns: NamedTensors = role("a return", default_factory=dict)
+    counted: NamedTensors = field(default_factory=dict)
     hidden: torch.Tensor | None = role(default=None)
 
     @property
     def actions(self) -> torch.Tensor:
         """[batch, time] int64 response tokens."""
         return self.input_ids[:, -self.mask.shape[1] :]
+
+    def units(self, losses: Sequence[str]) -> torch.Tensor:
+        """[len(losses) + 1, batch, time] float32: 1 on the actions that count in a loss; at last, in any of them."""
+        counted = torch.stack([self.counted[loss] for loss in losses])
+        counted = torch.cat([counted, counted.amax(dim=0, keepdim=True)])
+        return counted.unsqueeze(-1) * self.mask
 
     def select(self, rows: torch.Tensor) -> "Experience":
         """The rows with these indices ([k] int64)."""
@@ -69,7 +82,9 @@ class Experience:
         return Experience(**{f.name: pick(getattr(self, f.name)) for f in dataclasses.fields(self)})
 
     def micro_batches(self, rows: torch.Tensor, args: argparse.Namespace) -> list["Experience"]:
-        """The micro-batches of an optimizer step on these rows ([k] int64)."""
+        """The micro-batches of an optimizer step on these rows ([k] int64); none without rows."""
+        if not len(rows):
+            return []
         step = self.select(rows)
         parts = [step.select(part) for part in micro_batch_rows(step.attention_mask, step.mask, args)]
         return [part.trimmed() for part in parts] if args.micro_batch_tokens else parts
@@ -96,7 +111,8 @@ class Experience:
         tensors: NamedTensors = {}
         for each in dataclasses.fields(self):
             if called := each.metadata.get("called"):
-                value = getattr(self, each.name)
+                if (value := getattr(self, each.name)) is None:
+                    continue
                 parts = value.items() if isinstance(value, dict) else [(None, value)]
                 tensors |= {f"{called} of {name}" if name else called: tensor for name, tensor in parts}
         bad = all_reduce_sum(torch.stack([~tensor.isfinite().all() for tensor in tensors.values()]).float())

@@ -6,6 +6,7 @@ deepspeed --num_accelerators 2 step3_gapo/main.py --help      several ranks
 
 import argparse
 import inspect
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -24,9 +25,9 @@ from step3_gapo.dry_run import print_gapo_dry_run
 from step3_gapo.experience import Experience
 from step3_gapo.needs import compares_gradients, method_of, needs_of
 from step3_gapo.rlhf_engine import RLHFEngine
-from step3_gapo.rollout import Rollout, episode_scores, make_rollout
+from step3_gapo.rollout import Rollout, make_rollout
 from step3_gapo.tracking import Tracker, mean_scalars, rollout_scalars
-from step3_gapo.update import ActorUpdate, Scalars, optimizer_step
+from step3_gapo.update import ActorUpdate, Scalars, StepBatches, optimizer_step
 from utils.checkpoints.checkpoints import Checkpoints
 from utils.checkpoints.skipped_steps import SkippedSteps
 from utils.cli.arguments import check_deepspeed_arguments, note_warmup
@@ -102,9 +103,9 @@ def main() -> None:
     for step, batch in enumerate(batches, start=done + 1):
         beat("rollout", step)
         seed_everything(args.seed + 1000 * step + rank())
-        rollout = make_rollout(engine, batch, algorithm, args)
+        rollout = make_rollout(engine, batch, algorithm, minibatches, args)
         scalars = rollout_scalars(rollout)
-        scalars |= update_models(step, rollout, objectives, actor_update, engine.critics, skipped, checkpoints, args)
+        scalars |= update_models(step, rollout, actor_update, engine.critics, skipped, checkpoints, args)
         if tracker:
             tracker.log(step, scalars, rollout)
             write_algorithm_state(algorithm, step, args)
@@ -201,7 +202,6 @@ def write_algorithm_state(algorithm: Algorithm, step: int, args: argparse.Namesp
 def update_models(
     step: int,
     rollout: Rollout,
-    objectives: list[Objective],
     actor_update: ActorUpdate,
     critics: list[Critic],
     skipped: SkippedSteps,
@@ -210,9 +210,6 @@ def update_models(
 ) -> Scalars:
     """All optimizer steps on a rollout; what to log of them."""
     start, algorithm = time.monotonic(), actor_update.algorithm
-    if actor_update.needs.scores and not rollout.not_finite:
-        optimized = [objective for objective in objectives if objective.optimized]
-        algorithm.observe(episode_scores(rollout.experience, optimized, args))
     measured: list[Scalars] = []
     for update, not_finite in optimizer_steps(rollout, actor_update, critics, args):
         skipped.observe(step, not_finite, checkpoints)
@@ -275,7 +272,7 @@ def save(
 
 
 def rollout_size(args: argparse.Namespace) -> int:
-    """Prompts a rollout uses, over all ranks."""
+    """Prompts of a rollout, over all ranks."""
     return args.per_device_prompt_batch_size * args.generation_batches * world_size()
 
 
@@ -319,13 +316,14 @@ def prompt_batches(prompts: list[Encoded], args: argparse.Namespace) -> Iterator
             yield [prompts[i] for i in order[start + rank() : start + size : ranks]]
 
 
-def optimizer_batches(experience: Experience, args: argparse.Namespace) -> Iterator[list[Experience]]:
+def optimizer_batches(experience: Experience, args: argparse.Namespace) -> Iterator[StepBatches]:
     """The micro-batches of one optimizer step after another, `--ppo_epochs` times through the experience."""
     size = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    compared = math.ceil((args.gram_fraction or 1.0) * size)  # of the step's responses, the same number on every rank
     for _ in range(args.ppo_epochs):
         rows = torch.randperm(len(experience.mask)).to(experience.mask.device)
         for part in rows.split(size):
-            yield experience.micro_batches(part, args)
+            yield StepBatches(*(experience.micro_batches(p, args) for p in (part[:compared], part[compared:])))
             experience.hidden = None  # of the policy that sampled; it has moved
 
 

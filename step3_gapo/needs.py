@@ -5,7 +5,7 @@ import functools
 from dataclasses import dataclass
 
 from step3_gapo.advantages import ESTIMATORS, Estimator
-from utils.combining.algorithm import Algorithm, GradientLevel, ScoreLevel
+from utils.combining.algorithm import AdvantageLevel, Algorithm, GradientLevel, ScoreLevel
 from utils.combining.registry import find_methods, method_called
 
 METHODS = find_methods("step3_gapo.algorithms", "utils.combining")
@@ -19,15 +19,18 @@ class Needs:
         losses: names of the policy's losses, each with an advantage of its own.
         critics: names whose values are learned.
         starts: those objectives whose score models may become their critics.
-        scores: whether the method follows the scores of all ranks, rollout by rollout.
+        scores: whether the method follows the scores of all ranks, rollout by rollout; advantages: what became of them.
         gram: whether Gram matrices of the losses' gradients are computed, to weigh objectives or to log them.
+        pools: whether the method wants sums over a whole optimizer step before its backward passes.
     """
 
     losses: list[str]
     critics: list[str]
     starts: list[str]
     scores: bool
+    advantages: bool
     gram: bool
+    pools: bool
 
 
 @functools.cache
@@ -62,4 +65,29 @@ def needs_of(args: argparse.Namespace, algorithm: Algorithm) -> Needs:
     critics = losses if estimator_of(args).learns_values else []
     starts = critics if critics_start_from_scores(args) else []
     follows = type(algorithm).observe is not Algorithm.observe
-    return Needs(losses, critics, starts, follows, compares_gradients(args))
+    follows_advantages = type(algorithm).observe_advantages is not Algorithm.observe_advantages
+    pools = isinstance(algorithm, AdvantageLevel) and algorithm.pools
+    return Needs(losses, critics, starts, follows, follows_advantages, compares_gradients(args), pools)
+
+
+def kl_in(args: argparse.Namespace) -> str:
+    """Where the KL penalty goes: "reward" or "loss"."""
+    return args.kl_in or estimator_of(args).kl_in
+
+
+def accumulates(args: argparse.Namespace) -> bool:
+    """Whether an optimizer step has several micro-batches."""
+    return args.gradient_accumulation_steps > 1 or args.micro_batch_tokens > 0
+
+
+def looks_before(args: argparse.Namespace, needs: Needs) -> bool:
+    """Whether all micro-batches of a step have a forward pass without gradients before the one that goes on, as what
+    the step's coefficients follow from is known only then."""
+    compares = needs.gram and args.gradient_scope == "last_layer" and args.gram_per == "step"
+    return accumulates(args) and (compares or needs.pools)
+
+
+def update_tells_log_probs(args: argparse.Namespace, needs: Needs, steps_a_rollout: int) -> bool:
+    """Whether the log-probabilities of what was sampled come from the update's own forward pass: where nothing asks for
+    them before, the policy is still the same in all of the update, and no other pass would take its place."""
+    return kl_in(args) == "loss" and args.ppo_epochs * steps_a_rollout == 1 and not looks_before(args, needs)

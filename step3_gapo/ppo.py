@@ -30,8 +30,22 @@ def kl_penalized_rewards(
         [batch, time] float32, zero on padding.
     """
     rewards = -kl_coeff * (log_probs - ref_log_probs) * mask
+    return rewards + rewards_at_the_end(scores, mask)
+
+
+def rewards_at_the_end(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """r_t = score · [t = last]: [batch] and [batch, time] -> [batch, time] float32."""
     last = mask.long().sum(dim=-1, keepdim=True) - 1  # [batch, 1]
-    return rewards.scatter_add(-1, last, scores.unsqueeze(-1))
+    return torch.zeros_like(mask).scatter(-1, last, scores.unsqueeze(-1))
+
+
+def kl_estimate(log_probs: torch.Tensor, ref_log_probs: torch.Tensor) -> torch.Tensor:
+    """KL(π ‖ π_ref) of every token by k3 = r - 1 - log r, r = π_ref / π (Schulman 2020; GRPO, eq. 4); never negative.
+
+    Inputs and result [batch, time].
+    """
+    log_ratio = ref_log_probs - log_probs
+    return torch.exp(log_ratio) - 1.0 - log_ratio
 
 
 def generalized_advantage_estimate(

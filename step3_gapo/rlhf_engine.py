@@ -20,7 +20,7 @@ from utils.policy.forward import PolicyForward
 from utils.process.distributed import is_main
 from utils.process.rank_watch import beat
 from utils.scoring.objectives import Objective
-from utils.scoring.scorers import make_scorer
+from utils.scoring.scorers import make_scorers
 
 
 class RLHFEngine:
@@ -40,13 +40,13 @@ class RLHFEngine:
         total_steps: int,
     ):
         dtype = DTYPES[args.dtype]
-        self.tokenizer, self.needs, self.args = tokenizer, needs, args
+        self.objectives, self.tokenizer, self.needs, self.args = objectives, tokenizer, needs, args
         beat("loading models")
-        self.scorers = [make_scorer(o, args, tokenizer, o.name in needs.starts) for o in objectives]
+        self.scorers = make_scorers(objectives, args, tokenizer, needs.starts)
         with arriving(engine_config(args, frozen=True)):
             reference = load_causal_lm(args.actor_model, "--actor_model", dtype)
         policy = with_adapters(reference, args) if args.lora_dim else copy_of(reference, engine_config(args))
-        critics = critic_modules(reference, args, needs.critics, self.scorers)
+        critics = critic_modules(reference, args, needs.critics, objectives, self.scorers)
         frozen = make_frozen_engine(reference, args)
         if args.park_frozen_models and not args.lora_dim and args.zero_stage < 3:
             park(frozen.module)

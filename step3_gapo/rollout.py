@@ -10,7 +10,7 @@ import torch
 from step3_gapo import ppo
 from step3_gapo.critics import Critic
 from step3_gapo.experience import Experience, NamedTensors
-from step3_gapo.needs import Needs, estimator_of
+from step3_gapo.needs import Needs, estimator_of, kl_in, looks_before, update_tells_log_probs
 from step3_gapo.rlhf_engine import RLHFEngine
 from utils.combining.algorithm import Algorithm, ScoreLevel, checked
 from utils.data.encoding import Encoded
@@ -32,21 +32,31 @@ class Rollout:
     prompts: list[Encoded]
     responses: list[str]
     truncated: NamedTensors  # see `Scored`; [batch] each, of the score models that may have to truncate
+    may_not_judge: list[str]  # objectives that may leave a response without a score
     not_finite: str | None  # what is not finite on some rank
     generation_seconds: float
     scoring_seconds: float
 
 
-def make_rollout(engine: RLHFEngine, prompts: list[Encoded], algorithm: Algorithm, args: argparse.Namespace) -> Rollout:
-    """Let the policy answer `prompts` and compute everything the update needs."""
+def make_rollout(
+    engine: RLHFEngine, prompts: list[Encoded], algorithm: Algorithm, steps: int, args: argparse.Namespace
+) -> Rollout:
+    """Let the policy answer `prompts` and compute everything the update needs.
+
+    Args:
+        steps: optimizer steps of a pass over the rollout.
+    """
     start = time.monotonic()
     with engine.actor.gathered():  # once for all
-        generate = engine.actor.generate
-        sampled = sample_responses(generate, prompts, engine.tokenizer, args.per_device_prompt_batch_size)
+        generate, copies = engine.actor.generate, args.responses_per_prompt or 1
+        size = args.per_device_prompt_batch_size
+        sampled = sample_responses(generate, prompts, engine.tokenizer, size, copies)
     generated = time.monotonic()
     beat("scoring")
-    log_probs, hidden = actor_log_probs(engine.actor, sampled, engine.needs, args)
-    scored = {scorer.objective.name: score_responses(scorer, sampled, args) for scorer in engine.scorers}
+    log_probs = hidden = None
+    if not update_tells_log_probs(args, engine.needs, steps):
+        log_probs, hidden = actor_log_probs(engine.actor, sampled, engine.needs, args)
+    scored = score_responses(engine.scorers, sampled, args)
     experience = Experience(
         sampled.input_ids,
         sampled.attention_mask,
@@ -54,14 +64,20 @@ def make_rollout(engine: RLHFEngine, prompts: list[Encoded], algorithm: Algorith
         sampled.finished,
         log_probs=log_probs,
         ref_log_probs=ref_log_probs(engine.reference, sampled, args),
-        scores={name: part.values for name, part in scored.items()},
+        scores={o.name: scored[o.name].values for o in engine.objectives},
+        judged={o.name: scored[o.name].judged for o in engine.objectives},
         values=values_of_states(engine, sampled, args),
         hidden=hidden,
     )
-    add_advantages(experience, [s.objective for s in engine.scorers if s.objective.optimized], algorithm, args)
+    not_finite = experience.not_finite()
+    if not not_finite:
+        optimized = [objective for objective in engine.objectives if objective.optimized]
+        add_advantages(experience, optimized, algorithm, engine.needs, args)
+        not_finite = experience.not_finite()
     seconds = (generated - start, time.monotonic() - generated)
     truncated = {name: part.truncated for name, part in scored.items() if part.truncated is not None}
-    return Rollout(experience, prompts, sampled.responses, truncated, experience.not_finite(), *seconds)
+    functions = [objective.name for objective in engine.objectives if objective.is_function]
+    return Rollout(experience, sampled.prompts, sampled.responses, truncated, functions, not_finite, *seconds)
 
 
 @torch.no_grad()
@@ -73,8 +89,7 @@ def actor_log_probs(
     Where micro-batches accumulate, their gradients are compared before the first backward pass. For the first
     optimizer step the pass made here serves: the policy is still the same.
     """
-    accumulates = (args.gradient_accumulation_steps > 1 or args.micro_batch_tokens) and args.gram_per == "step"
-    useful = accumulates and args.gradient_scope == "last_layer" and needs.gram
+    useful = looks_before(args, needs) and needs.gram
     kept: list[torch.Tensor] = []
 
     def run(*micro_batch: Any) -> torch.Tensor:
@@ -109,28 +124,63 @@ def values_of_states(engine: RLHFEngine, sampled: Sampled, args: argparse.Namesp
 
 
 def add_advantages(
-    experience: Experience, objectives: list[Objective], algorithm: Algorithm, args: argparse.Namespace
+    experience: Experience,
+    objectives: list[Objective],
+    algorithm: Algorithm,
+    needs: Needs,
+    args: argparse.Namespace,
 ) -> None:
-    """Advantages and returns of every loss, in place."""
-    scores, estimator = training_scores(experience, objectives, args), estimator_of(args)
+    """Advantages and returns of every loss, in place, and which responses count in it; the algorithm looks on."""
+    scores, judged = training_scores(experience, objectives, args)
+    seen = gathered(scores, judged) if needs.scores or needs.advantages else ()
+    if needs.scores:
+        algorithm.observe(*seen)
+    columns, counted, estimator = scores, judged, estimator_of(args)
     if isinstance(algorithm, ScoreLevel):
-        mixed = algorithm.mix_scores(scores, scores.isfinite())
-        scores = checked(mixed, scores.shape[:1], algorithm, "mix_scores").unsqueeze(-1)
-    for loss, column in zip(algorithm.losses, scores.unbind(dim=-1), strict=True):
-        experience.advantages[loss], experience.returns[loss] = estimator.estimate(loss, column, experience, args)
+        mixed = algorithm.mix_scores(scores, judged)
+        columns = checked(mixed, scores.shape[:1], algorithm, "mix_scores").unsqueeze(-1)
+        counted = judged.any(dim=-1, keepdim=True)
+    kl_coeff = args.kl_coeff if kl_in(args) == "reward" else 0.0
+    for i, loss in enumerate(algorithm.losses):
+        experience.counted[loss] = counted[:, i].float()
+        advantages, returns = estimator.estimate(loss, columns[:, i], experience, kl_coeff, args)
+        experience.advantages[loss] = advantages * experience.counted[loss].unsqueeze(-1)
+        if returns is not None:
+            experience.returns[loss] = returns
     if args.whiten_advantages:
         whiten_advantages(experience)
+    if needs.advantages:
+        algorithm.observe_advantages(*seen, all_gather_rows(mean_advantages(experience, algorithm.losses)))
 
 
-def episode_scores(experience: Experience, objectives: list[Objective], args: argparse.Namespace) -> torch.Tensor:
-    """Training scores of the responses of all ranks, for methods that follow them; [responses, m] float32."""
-    return all_gather_rows(training_scores(experience, objectives, args))
+def gathered(scores: torch.Tensor, judged: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Those of all ranks: [batch, m] each -> [responses, m] float32 and bool."""
+    return all_gather_rows(scores), all_gather_rows(judged.float()) > 0
 
 
-def training_scores(experience: Experience, objectives: list[Objective], args: argparse.Namespace) -> torch.Tensor:
-    """What the update sees of the scores of the optimized objectives; [batch, m] float32."""
-    scores = [training_score(experience.scores[o.name], o.scale, experience.finished, args) for o in objectives]
-    return torch.stack(scores, dim=-1)
+def mean_advantages(experience: Experience, losses: list[str]) -> torch.Tensor:
+    """[batch, losses] float32, over the actions of a response."""
+    lengths = experience.mask.sum(dim=-1)
+    return torch.stack([experience.advantages[loss].sum(dim=-1) / lengths for loss in losses], dim=-1)
+
+
+def training_scores(
+    experience: Experience, objectives: list[Objective], args: argparse.Namespace
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the update sees of the scores of the optimized objectives, 0 where there is none; where there is one.
+
+    A score that depends on another one (`--conditioned`) is 0 where that is less than it has to be, or was not judged.
+
+    Returns:
+        [batch, m] float32 and bool.
+    """
+    scores = {o.name: training_score(experience.scores[o.name], o.scale, experience.finished, args) for o in objectives}
+    for objective in objectives:
+        if condition := objective.condition:
+            met = (experience.scores[condition.other] >= condition.least) & (experience.judged[condition.other] > 0)
+            scores[objective.name] = scores[objective.name] * met
+    judged = torch.stack([experience.judged[o.name] > 0 for o in objectives], dim=-1)
+    return torch.stack([scores[o.name] for o in objectives], dim=-1) * judged, judged
 
 
 def training_score(
@@ -142,14 +192,15 @@ def training_score(
 
 
 def whiten_advantages(experience: Experience) -> None:
-    """Give every objective's advantages zero mean and unit variance over all ranks' actions, in place.
+    """Give every loss's advantages zero mean and unit variance over all ranks' actions that count in it, in place.
 
     In float64 and two passes: Σ A² / n − mean² is nothing but rounding where the mean is far from zero.
     """
-    mask = experience.mask.double()
     for name, advantages in experience.advantages.items():
+        mask = (experience.mask * experience.counted[name].unsqueeze(-1)).double()
         exact = advantages.double()
         count, total = all_reduce_sum(torch.stack([mask.sum(), (exact * mask).sum()]))
+        count = count.clamp(min=1)
         mean = total / count
         variance = all_reduce_sum(((exact - mean).square() * mask).sum()) / count
         experience.advantages[name] = ppo.whiten(exact, mean, variance, mask).to(advantages.dtype)

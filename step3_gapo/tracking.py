@@ -1,6 +1,7 @@
 """What a run shows: progress lines, TensorBoard, metrics.jsonl, sample responses, the path in the objectives' plane."""
 
 import argparse
+import math
 from pathlib import Path
 from types import ModuleType
 
@@ -61,20 +62,28 @@ def rollout_scalars(rollout: Rollout) -> Scalars:
     """Means over all ranks of what a rollout is worth; called on every rank."""
     experience = rollout.experience
     lengths = experience.mask.sum(dim=-1)
-    scores = experience.scores.items()
-    rows = {f"reward/{name}": score for name, score in scores} | {
+    scores, everywhere = experience.scores.items(), torch.ones_like(lengths)
+    rows = {f"reward/{name}": (score, experience.judged[name]) for name, score in scores}
+    if experience.log_probs is not None:  # else the update tells
         # The sum over tokens that the rewards are penalized by (k1), in nats a response.
-        "kl": ((experience.log_probs - experience.ref_log_probs) * experience.mask).sum(dim=-1),
-        "response_length": lengths,
-        "eos_rate": experience.finished,
-    }  # each [batch]
-    rows |= {f"reward_std/{name}": score.square() for name, score in scores}
-    rows |= {f"truncated/{name}": truncated for name, truncated in rollout.truncated.items()}
-    totals = all_reduce_sum(torch.stack([row.sum() for row in rows.values()] + [torch.ones_like(lengths).sum()]))
-    means = dict(zip(rows, (totals[:-1] / totals[-1]).tolist(), strict=True))
+        kl = ((experience.log_probs - experience.ref_log_probs) * experience.mask).sum(dim=-1)
+        rows["kl"] = kl, everywhere
+    rows |= {"response_length": (lengths, everywhere), "eos_rate": (experience.finished, everywhere)}
+    rows |= {f"reward_std/{name}": (score.square(), experience.judged[name]) for name, score in scores}
+    rows |= {f"truncated/{name}": (truncated, everywhere) for name, truncated in rollout.truncated.items()}
+    rows |= {f"judged/{name}": (experience.judged[name], everywhere) for name in rollout.may_not_judge}
+    # Each a value of every response, [batch], and which of them count, [batch].
+    totals = all_reduce_sum(torch.stack([torch.stack([row.sum(), counted.sum()]) for row, counted in rows.values()]))
+    means = dict(zip(rows, (totals[:, 0] / totals[:, 1]).tolist(), strict=True))  # NaN where nothing was judged
     for name in experience.scores:
-        means[f"reward_std/{name}"] = max(means[f"reward_std/{name}"] - means[f"reward/{name}"] ** 2, 0.0) ** 0.5
+        means[f"reward_std/{name}"] = spread(means[f"reward_std/{name}"], means[f"reward/{name}"])
+    means.setdefault("kl", math.nan)  # of a rollout that trains nothing
     return means | {"time/rollout": rollout.generation_seconds, "time/score": rollout.scoring_seconds}
+
+
+def spread(mean_square: float, mean: float) -> float:
+    """Standard deviation from moments; NaN of none."""
+    return max(mean_square - mean**2, 0.0) ** 0.5 if math.isfinite(mean) else mean
 
 
 def mean_scalars(updates: list[Scalars]) -> Scalars:
@@ -88,12 +97,12 @@ def mean_scalars(updates: list[Scalars]) -> Scalars:
 
 def sample_table(rollout: Rollout, rows: int = 4) -> str:
     """Markdown table of the first responses of a rollout and their values."""
-    scores = rollout.experience.scores
+    scores, judged = rollout.experience.scores, rollout.experience.judged
     lines = ["| prompt | response | " + " | ".join(scores) + " |", "|---" * (2 + len(scores)) + "|"]
     for i, (prompt, response) in enumerate(zip(rollout.prompts[:rows], rollout.responses[:rows], strict=True)):
         texts = [prompt.record.messages[-1]["content"], response]
         cells = [str(markdown_text(text)) for text in texts]
-        cells += [f"{score[i].item():.2f}" for score in scores.values()]
+        cells += [f"{score[i].item():.2f}" if judged[name][i] else "" for name, score in scores.items()]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ import torch
 from step3_gapo import ppo
 from step3_gapo.critics import Critic
 from step3_gapo.experience import Experience
-from step3_gapo.needs import Needs
+from step3_gapo.needs import Needs, kl_in
 from step3_gapo.policy_losses import DEFAULT, POLICY_LOSSES
 from utils.combining.algorithm import AdvantageLevel, Algorithm, GradientLevel, checked
 from utils.gradients.multi_objective import cosine_matrix
@@ -18,7 +18,14 @@ from utils.gradients.step import ObjectiveStep, loss_slopes
 from utils.gradients.zero import step_if_finite
 from utils.policy.actor import Actor
 from utils.policy.forward import PolicyOutput
-from utils.process.distributed import all_reduce_max, all_reduce_sum, broadcast_from_main, print_main, world_size
+from utils.process.distributed import (
+    all_reduce_max,
+    all_reduce_sum,
+    broadcast_from_main,
+    device,
+    print_main,
+    world_size,
+)
 
 POLICY_GRADIENT = "the gradient of the policy"
 Scalars = dict[str, float]
@@ -32,26 +39,74 @@ class Look:
     Attributes:
         output: of a forward pass that goes on; None where another one follows.
         losses: [m], where their gradients are compared.
+        compared: whether they are.
+        pooled: [k], see `AdvantageLevel.pool`.
     """
 
     batch: Experience
-    output: PolicyOutput | None
-    losses: torch.Tensor | None
+    output: PolicyOutput | None = None
+    losses: torch.Tensor | None = None
+    compared: bool = False
+    pooled: torch.Tensor | None = None
+
+
+class KeptCoefficients:
+    """Coefficients that serve for several optimizer steps (`--gram_every`), and how many they have served for."""
+
+    def __init__(self, steps: int):
+        self.steps, self.age = steps, 0
+        self.values: torch.Tensor | None = None  # [m] float64
+
+    @property
+    def are_due(self) -> bool:
+        """Whether the next step makes new ones."""
+        return self.values is None or self.age >= self.steps
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """None where they never serve twice."""
+        if self.steps == 1 or self.values is None:
+            return None
+        return {"coefficients": self.values.tolist(), "age": self.age}
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Go on from what `state_dict` gave."""
+        self.age = state["age"] if state else 0
+        self.values = torch.tensor(state["coefficients"], dtype=torch.float64) if state else None
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """This rank's micro-batches of an optimizer step.
+
+    Attributes:
+        compared: those whose gradients are compared, if any are.
+        others: those that only descend (`--gram_fraction`).
+    """
+
+    compared: list[Experience]
+    others: list[Experience]
+
+    @property
+    def all(self) -> list[Experience]:
+        return self.compared + self.others
 
 
 class ActorUpdate:
     """Turns the losses {L_i} of one optimizer step into one update of the policy.
 
-    All losses share one denominator: the number of actions in the step's whole batch, over micro-batches and ranks.
+    Every loss is a mean over the actions that count in it, in the step's whole batch, over micro-batches and ranks: all
+    of them, unless an objective has not judged some responses.
     """
 
     def __init__(self, actor: Actor, algorithm: Algorithm, needs: Needs, args: argparse.Namespace):
         self.actor, self.algorithm, self.needs, self.args = actor, algorithm, needs, args
         self.names, self.policy_loss = needs.losses, POLICY_LOSSES[args.policy_loss or DEFAULT]
+        self.kl_coeff = args.kl_coeff if kl_in(args) == "loss" else 0.0
+        self.kept = KeptCoefficients(args.gram_every or 1)
         self.warned: set[str] = set()
         self.not_finite = ""  # what the last step failed on, where it did
 
-    def accumulate(self, batches: list[Experience], on_policy: bool = False) -> Scalars | None:
+    def accumulate(self, batches: StepBatches, on_policy: bool = False) -> Scalars | None:
         """Leave the gradient of one optimizer step on this rank's micro-batches in the policy's engine.
 
         Args:
@@ -61,53 +116,77 @@ class ActorUpdate:
         Returns:
             Metrics; None when what the gradients are compared by was not finite (`not_finite` says what it was).
         """
-        actions, logged, losses, statistics = count_actions(batches), [], [], []
-        step = ObjectiveStep(self.actor, self.scope, len(self.names), self.args.temperature)
-        for group in self.groups(batches):
-            total = actions if len(group) == len(batches) or not self.needs.gram else count_actions(group)
-            again = self.scope == "last_layer" and len(group) > 1
+        scope = self.scope  # of this step
+        others = [Look(batch) for batch in batches.others] if scope else []
+        told = any(batch.log_probs is None for batch in batches.all)
+        units, logged, losses, statistics = count_units(batches.all, self.names), [], [], []
+        step = ObjectiveStep(self.actor, scope, len(self.names), self.args.temperature, rest=bool(others))
+        for group in self.groups(batches, scope):
+            total = units if len(group) == len(batches.all) or not scope else count_units(group, self.names)
+            again = len(group) > 1 and (scope == "last_layer" or self.needs.pools)
             looks = [self.look(step, batch, total, again, on_policy) for batch in group]  # forward, losses, slopes
+            self.settle(looks)
             coefficients, scalars = self.weigh(step.gram(), looks)
             if scalars is None:
                 return step.forget()
             logged.append(scalars)
-            for look in looks:
-                output = look.output or step.forward(look.batch)
-                loss, slope = self.combined(look.batch, output.log_probs, coefficients, actions)
-                step.descend(output, slope, boundary=look.batch is batches[-1])
+            for look in looks + others:
+                output = look.output or self.forward(step, look.batch)
+                loss, slope = self.combined(look.batch, output.log_probs, coefficients, units)
+                step.descend(output, slope, look.compared, boundary=look.batch is batches.all[-1])
                 losses.append(loss)
                 statistics.append(self.statistics(look.batch, output))
                 output = look.output = None  # its graph and logits, before another pass makes them
-        step.finish(coefficients)
-        return mean_over_groups(logged) | self.step_scalars(losses, statistics, actions)
+        step.finish(coefficients, (total / units)[:-1])
+        self.kept.age = 1 if scope else self.kept.age + 1
+        return mean_over_groups(logged) | self.step_scalars(batches.all, losses, statistics, told)
 
     @property
     def scope(self) -> str | None:
-        """Which gradients are compared, if any."""
-        return self.args.gradient_scope if self.needs.gram else None
+        """Which gradients are compared, if any; none in steps that go by coefficients that are kept."""
+        return self.args.gradient_scope if self.needs.gram and self.kept.are_due else None
 
-    def groups(self, batches: list[Experience]) -> list[list[Experience]]:
-        """Micro-batches that share their coefficients: all of a step, with `--gram_per micro_batch` each for itself.
+    def groups(self, batches: StepBatches, scope: str | None) -> list[list[Experience]]:
+        """Micro-batches that share what is known before they descend: all that are compared in a step, with
+        `--gram_per micro_batch` each for itself.
 
-        Where none are compared, one is done after the other.
+        Where there is nothing to know, one is done after the other.
         """
-        apart = self.args.gram_per == "micro_batch" or not self.needs.gram
-        return [[batch] for batch in batches] if apart else [batches]
+        together = self.needs.pools or (scope and self.args.gram_per == "step")
+        return [batches.compared] if together else [[batch] for batch in batches.all]
 
     def look(self, step: ObjectiveStep, batch: Experience, total: torch.Tensor, again: bool, on_policy: bool) -> Look:
-        """Forward pass, losses and slopes of a micro-batch, and its part of what is compared.
+        """Forward pass, losses and slopes of a micro-batch, and its part of what is compared or pooled.
 
         Args:
-            total: actions that the losses are means over.
-            again: at scope last_layer, several micro-batches that share their coefficients need a pass without
-                gradients before the one that goes on, or what the rollout has kept of one while the policy is the same.
+            total: [m + 1], see `count_units`.
+            again: several micro-batches that share what is known of them need a pass without gradients before the one
+                that goes on, or what the rollout has kept of one while the policy is the same.
         """
-        known = PolicyOutput(batch.log_probs, batch.hidden) if on_policy and batch.hidden is not None else None
-        output, losses = step.look(batch, again, known), None
-        if self.needs.gram:
-            losses, slopes = loss_slopes(lambda values: self.losses(values, batch, total), output.log_probs)
+        known = None
+        if again and on_policy and (batch.hidden is not None or not step.scope):
+            known = PolicyOutput(batch.log_probs, batch.hidden)
+        output = known or self.forward(step, batch, graph=not again)
+        look = Look(batch, None if again else output)
+        if step.scope:
+            look.losses, slopes = loss_slopes(lambda values: self.losses(values, batch, total), output.log_probs)
             step.compare(batch, output, slopes)
-        return Look(batch, None if again else output, losses)
+            look.compared = True
+        if self.needs.pools:
+            look.pooled = self.algorithm.pool(*self.mixing(batch, output.log_probs))
+        return look
+
+    def forward(self, step: ObjectiveStep, batch: Experience, graph: bool = True) -> PolicyOutput:
+        """A pass of the policy, which tells what was sampled with, where that is still the same and nobody knows."""
+        output = step.forward(batch, graph)
+        if batch.log_probs is None:
+            batch.log_probs = output.log_probs.detach() * batch.mask
+        return output
+
+    def settle(self, looks: list[Look]) -> None:
+        """Tell the algorithm what it has wanted to know of the whole step."""
+        if self.needs.pools:
+            self.algorithm.settle(all_reduce_sum(sum(look.pooled for look in looks)))
 
     def weigh(self, gram: torch.Tensor | None, looks: list[Look]) -> tuple[torch.Tensor | None, Scalars | None]:
         """Coefficients [m] of the losses, or weights of what they are mixed from, where there are some.
@@ -119,29 +198,54 @@ class ActorUpdate:
             Also what to log of them; None in its place where something is not finite (see `not_finite`).
         """
         self.not_finite, coefficients = POLICY_GRADIENT, self.algorithm.weights
+        weighs_gradients = isinstance(self.algorithm, GradientLevel)
         if gram is None:
+            coefficients = self.kept.values if weighs_gradients else coefficients
             return coefficients, self.named("coefficient", coefficients)
         if not gram.isfinite().all():
             return None, None
-        weighs_gradients = isinstance(self.algorithm, GradientLevel)
         if weighs_gradients:
             losses = all_reduce_sum(sum(look.losses for look in looks)).cpu().double()
             coefficients = broadcast_from_main(self.algorithm.weigh(gram, losses))  # some draw random numbers
             if not coefficients.isfinite().all():
                 self.not_finite = f"what --algorithm {self.algorithm.name} makes of the gradients"
                 return None, None
+            self.kept.values = coefficients
         self.warn_of_zero_gradients(gram)
         scalars = gram_scalars(gram, coefficients, self.names) | self.named("coefficient", coefficients)
         if weighs_gradients:
             scalars |= self.named("alpha", self.algorithm.alpha(gram, coefficients))
         return coefficients, scalars
 
-    def losses(self, log_probs: torch.Tensor, batch: Experience, total: torch.Tensor) -> list[torch.Tensor]:
-        """One loss a name, same mask and denominator; m scalars."""
-        return [self.policy_loss(log_probs, batch, batch.advantages[name], total, self.args) for name in self.names]
+    def losses(self, log_probs: torch.Tensor, batch: Experience, totals: torch.Tensor) -> list[torch.Tensor]:
+        """One loss a name, over the actions that count in it; m scalars.
+
+        Args:
+            totals: [m + 1], see `count_units`.
+        """
+        return [
+            self.loss(log_probs, batch, batch.advantages[name], units, total)
+            for name, units, total in zip(self.names, batch.units(self.names)[:-1], totals[:-1], strict=True)
+        ]
+
+    def loss(
+        self,
+        log_probs: torch.Tensor,
+        batch: Experience,
+        advantage: torch.Tensor,
+        units: torch.Tensor,
+        total: torch.Tensor,
+    ) -> torch.Tensor:
+        """Policy loss, and the penalty β KL where it is a term of the loss: a micro-batch's part of means over `total`
+        actions, `units` [rows, time] of them here; scalar."""
+        loss = self.policy_loss(log_probs, batch, advantage, units, total, self.args)
+        if self.kl_coeff:
+            kl = ppo.kl_estimate(log_probs, batch.ref_log_probs)
+            loss = loss + self.kl_coeff * ppo.masked_mean(kl, units, total)
+        return loss
 
     def combined(
-        self, batch: Experience, log_probs: torch.Tensor, coefficients: torch.Tensor | None, total: torch.Tensor
+        self, batch: Experience, log_probs: torch.Tensor, coefficients: torch.Tensor | None, totals: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The combined loss of a micro-batch, a scalar, and its slope [rows, time].
 
@@ -151,29 +255,44 @@ class ActorUpdate:
         if isinstance(self.algorithm, GradientLevel):
             weights = coefficients.tolist()
             loss = lambda values: sum(
-                c * part for c, part in zip(weights, self.losses(values, batch, total), strict=True)
+                c * part for c, part in zip(weights, self.losses(values, batch, totals), strict=True)
             )
         else:
-            advantage = self.mixed_advantage(batch, log_probs.detach())
-            loss = lambda values: self.policy_loss(values, batch, advantage, total, self.args)
+            advantage, units = self.mixed_advantage(batch, log_probs.detach()), batch.units(self.names)[-1]
+            loss = lambda values: self.loss(values, batch, advantage, units, totals[-1])
         losses, slopes = loss_slopes(lambda values: [loss(values)], log_probs)
         return losses[0], slopes[0]
 
     def mixed_advantage(self, batch: Experience, log_probs: torch.Tensor) -> torch.Tensor:
         """The advantage of a method that has one loss; [rows, time] float32."""
-        advantages = torch.stack([batch.advantages[name] for name in self.names])
         if isinstance(self.algorithm, AdvantageLevel):
-            mixed = self.algorithm.mix(advantages, torch.exp(log_probs - batch.log_probs), batch.mask)
+            mixed = self.algorithm.mix(*self.mixing(batch, log_probs))
             return checked(mixed, batch.mask.shape, self.algorithm, "mix")
-        return advantages[0]
+        return batch.advantages[self.names[0]]
+
+    def mixing(
+        self, batch: Experience, log_probs: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What `AdvantageLevel.mix` is called with."""
+        advantages = torch.stack([batch.advantages[name] for name in self.names])
+        judged = torch.stack([batch.counted[name] > 0 for name in self.names])
+        return advantages, torch.exp(log_probs.detach() - batch.log_probs), batch.mask, judged
 
     # --- what is logged, and what is kept
 
-    def step_scalars(self, losses: list[torch.Tensor], statistics: list[Statistics], actions: torch.Tensor) -> Scalars:
-        """Metrics of the step, over micro-batches and ranks."""
+    def step_scalars(
+        self, batches: list[Experience], losses: list[torch.Tensor], statistics: list[Statistics], told: bool
+    ) -> Scalars:
+        """Metrics of the step, over micro-batches and ranks.
+
+        Args:
+            told: whether the step's own passes have told the log-probabilities of what was sampled, a whole rollout.
+        """
         sums, maxima = zip(*statistics, strict=True)
-        entropy, clipped, kl = (all_reduce_sum(sum(sums)) / actions).tolist()
-        return {
+        actions, responses = count_actions(batches), count_responses(batches)
+        sums = all_reduce_sum(sum(sums))
+        entropy, clipped, kl, _ = (sums / actions).tolist()
+        scalars = {
             "loss/actor": all_reduce_sum(sum(losses)).item(),
             "entropy": entropy,
             "clip_fraction": clipped,
@@ -181,16 +300,19 @@ class ActorUpdate:
             "ratio_error": all_reduce_max(max(maxima)).item(),
             "learning_rate/actor": self.actor.engine.get_lr()[0],
         }
+        return scalars | ({"kl": (sums[3] / responses).item()} if told else {})
 
     @torch.no_grad()
     def statistics(self, batch: Experience, output: PolicyOutput) -> Statistics:
-        """[3] sums of entropy, clipped ratios and log-ratio over actions; scalar maximum of |ratio - 1|."""
+        """[4] sums of entropy, clipped ratios, log-ratio to the policy that sampled and of that to the reference over
+        actions; scalar maximum of |ratio - 1|."""
         log_probs = output.log_probs.detach()
         entropy = (output.entropy * batch.mask).sum()
         clipped = ppo.clip_fraction(log_probs, batch.log_probs, batch.mask, self.args.clip_range_ratio, 1.0)
-        kl = ((batch.log_probs - log_probs) * batch.mask).sum()
+        moved = ((batch.log_probs - log_probs) * batch.mask).sum()
+        kl = ((batch.log_probs - batch.ref_log_probs) * batch.mask).sum()
         ratio_error = ((torch.exp(log_probs - batch.log_probs) - 1.0).abs() * batch.mask).max()
-        return torch.stack([entropy, clipped, kl]), ratio_error
+        return torch.stack([entropy, clipped, moved, kl]), ratio_error
 
     def warn_of_zero_gradients(self, gram: torch.Tensor) -> None:
         """One line, once an objective: it has weight 0 as long as its gradient vanishes."""
@@ -208,12 +330,21 @@ class ActorUpdate:
     def state_dict(self) -> dict[str, Any]:
         """What a run that goes on must know, as JSON."""
         own = self.algorithm.state_dict() or None
-        return {"name": self.algorithm.name, "warned": sorted(self.warned), "adaptive": own}
+        state = {"name": self.algorithm.name, "warned": sorted(self.warned), "adaptive": own}
+        return state | ({"kept": kept} if (kept := self.kept.state_dict()) else {})
+
+    def go_back(self, state: dict[str, Any]) -> None:
+        """To what was known before a step that was not taken; what was said stays said."""
+        self.algorithm.load_state_dict(state["adaptive"] or {})
+        self.kept.load_state_dict(state.get("kept"))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.warned = set(state["warned"])
-        if state["adaptive"] and state["name"] == self.algorithm.name:
+        if state["name"] != self.algorithm.name:
+            return
+        if state["adaptive"]:
             self.algorithm.load_state_dict(state["adaptive"])
+        self.kept.load_state_dict(state.get("kept"))
 
 
 def mean_over_groups(groups: list[Scalars]) -> Scalars:
@@ -225,6 +356,16 @@ def mean_over_groups(groups: list[Scalars]) -> Scalars:
 def count_actions(batches: list[Experience]) -> torch.Tensor:
     """Actions in these micro-batches of all ranks; scalar."""
     return all_reduce_sum(sum(batch.mask.sum() for batch in batches))
+
+
+def count_responses(batches: list[Experience]) -> torch.Tensor:
+    """Responses in these micro-batches of all ranks; scalar."""
+    return all_reduce_sum(torch.tensor(float(sum(len(batch.mask) for batch in batches)), device=device()))
+
+
+def count_units(batches: list[Experience], losses: list[str]) -> torch.Tensor:
+    """Actions of all ranks that count in each loss, and in any: [m + 1]; 1 at least, so that a mean of none is 0."""
+    return all_reduce_sum(sum(batch.units(losses).sum(dim=(1, 2)) for batch in batches)).clamp(min=1)
 
 
 def gram_scalars(gram: torch.Tensor, coefficients: torch.Tensor | None, names: list[str]) -> Scalars:
@@ -247,7 +388,7 @@ def gram_scalars(gram: torch.Tensor, coefficients: torch.Tensor | None, names: l
 def optimizer_step(
     actor_update: ActorUpdate,
     critics: list[Critic],
-    batches: list[Experience],
+    batches: StepBatches,
     on_policy: bool,
     args: argparse.Namespace,
 ) -> tuple[Scalars, str | None]:
@@ -258,18 +399,18 @@ def optimizer_step(
     Returns:
         Metrics, empty when there was no step; what was not finite, if anything.
     """
-    state = copy.deepcopy(actor_update.algorithm.state_dict())
+    state = copy.deepcopy(actor_update.state_dict())
     scalars = actor_update.accumulate(batches, on_policy)
     if scalars is None:
-        actor_update.algorithm.load_state_dict(state)
+        actor_update.go_back(state)
         return {}, actor_update.not_finite
     engines = {POLICY_GRADIENT: actor_update.actor.engine}
     for critic in critics:
-        scalars |= accumulate_critic_gradient(critic, batches, args)
+        scalars |= accumulate_critic_gradient(critic, batches.all, args)
         engines[f"the gradient of the critic of {', '.join(critic.names)}"] = critic.engine
     norms, not_finite = step_if_finite(engines)
     if not_finite:
-        actor_update.algorithm.load_state_dict(state)
+        actor_update.go_back(state)
         return {}, not_finite
     if on_policy:
         scalars |= {f"first_minibatch/{tag}": scalars[tag] for tag in ("approximate_kl", "ratio_error")}
@@ -282,19 +423,20 @@ def accumulate_critic_gradient(critic: Critic, batches: list[Experience], args: 
     Returns:
         Its losses, one an objective.
     """
-    actions = count_actions(batches)
+    actions = count_units(batches, critic.names)
     totals = torch.zeros(len(critic.names), device=batches[0].mask.device)
     for batch in batches:
         values = critic.engine(batch.input_ids, batch.attention_mask)[:, -batch.mask.shape[1] - 1 : -1]
+        units = batch.units(critic.names)
         losses = torch.stack(
             [
                 ppo.clipped_value_loss(
                     values[..., head],
                     batch.values[name],
                     batch.returns[name],
-                    batch.mask,
+                    units[head],
                     args.clip_range_value,
-                    actions,
+                    actions[head],
                 )
                 for head, name in enumerate(critic.names)
             ]

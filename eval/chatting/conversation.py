@@ -130,13 +130,15 @@ def score_answer(
     An objective that cannot be scored, such as one whose model's template knows no system turns, gets a note.
     """
     rows, parts = [row | {"source": "chat"}], []
-    for name, scorer in scorers.items():
+    for names, scorer in scorers.items():
         try:
-            (value,), truncated = scorer(rows)
+            values, truncated = scorer(rows)
         except UserError as error:
-            page.note(printable(f"error: {name}: {error}"))
+            page.note(printable(f"error: {names}: {error}"))
             continue
-        parts.append(f"{name} {value:+.2f}" + (" (without the beginning)" if truncated else ""))
+        note = " (without the beginning)" if truncated else ""
+        for name, (value,) in values.items():
+            parts.append(f"{name} " + ("(not judged)" if value is None else f"{value:+.2f}{note}"))
     if gold:
         parts += [f"gold {name} {values[0]:+.2f}" for name, values in grade(*gold, rows).items()]
     return parts

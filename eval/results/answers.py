@@ -84,7 +84,7 @@ def sample(
 ) -> Sampled:
     """Plain sampling at the temperature: no filter, so that the KL is of the distribution sampled from."""
     settings = model.generation_config = sampling_config(tokenizer, args.temperature, args.max_new_tokens)
-    generate = lambda ids, attention: decode(model, ids, attention, settings, COMPACT_AT)
+    generate = lambda ids, attention, copies: decode(model, ids, attention, settings, COMPACT_AT, copies)
     return sample_responses(generate, prompts, tokenizer, len(prompts))
 
 

@@ -1,8 +1,11 @@
-"""Fast RL, adapted: weights of the rewards by mirror descent, alternating with the policy (Li et al., EMNLP 2024).
+"""Fast RL: weights of the rewards by mirror descent, alternating with the policy (Li et al., EMNLP 2024).
 
-The update formula of the method is not published in a form we could read; this is the textbook one.
+w_i ← w_i exp(-η r_i) / Σ_j w_j exp(-η r_j), where r_i is the mean reward of the rollout: the worse off gain weight. The
+paper's r_i is the raw reward. The default here is ours: rewards normalized by their own history, so that no objective's
+scale decides. The step size is not stated in what we could read.
 """
 
+import argparse
 from typing import Any
 
 import torch
@@ -10,57 +13,73 @@ import torch
 from utils.cli.types import non_negative_float
 from utils.combining.algorithm import Option, Setting, WeightedAdvantages
 
+REWARDS = ("normalized", "raw")
+
+
+def kind_of_rewards(text: str) -> str:
+    """argparse type of `--mirror_rewards`."""
+    if text not in REWARDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(REWARDS)}")
+    return text
+
 
 class FastRL(WeightedAdvantages):
     """Weights on the simplex by entropic mirror descent, once a rollout.
 
-    Rewards are normalized by the mean and standard deviation of all responses so far, so that no objective's scale
-    decides: one that falls behind its own history gains weight, one that rises above it loses some.
+    Normalized rewards are measured by the mean and standard deviation of all responses so far: one that falls behind
+    its own history gains weight, one that rises above it loses some.
     """
 
     name, summary = "fast_rl", "weights of the rewards by mirror descent"
     options = (
         Option("mirror_step_size", non_negative_float, 0.1, "step size of mirror descent, once a rollout", "ETA"),
-    )
+        Option(
+            "mirror_rewards", kind_of_rewards, "normalized",
+            "raw rewards, as published, or normalized by their own history, which is ours", "{normalized,raw}",
+        ),
+    )  # fmt: skip
     least_objectives = 2
 
     def __init__(self, setting: Setting):
         super().__init__(setting)
         m = len(setting.names)
-        self.step_size = setting.options["mirror_step_size"]
+        self.step_size, self.raw = setting.options["mirror_step_size"], setting.options["mirror_rewards"] == "raw"
         self.current = torch.full((m,), 1.0 / m, dtype=torch.float64)
-        self.count = 0
-        self.mean = torch.zeros(m, dtype=torch.float64)
-        self.squares = torch.zeros(m, dtype=torch.float64)  # sum of squared distances from the mean
+        # Of every objective: scores so far, their mean, the sum of their squared distances from it.
+        self.count, self.mean, self.squares = torch.zeros(3, m, dtype=torch.float64)
 
     @property
     def weights(self) -> torch.Tensor:
         return self.current
 
-    def observe(self, scores: torch.Tensor) -> None:
-        scores = scores.double().cpu()
-        mean, count = scores.mean(dim=0), self.count + len(scores)
-        distance = mean - self.mean
+    def observe(self, scores: torch.Tensor, judged: torch.Tensor) -> None:
+        scores, judged = scores.double().cpu(), judged.cpu()
+        number = judged.sum(dim=0)
+        mean = torch.where(number > 0, (scores * judged).sum(dim=0) / number.clamp(min=1), self.mean)
+        count, distance = self.count + number, mean - self.mean
         # Chan et al. (1979): moments of two batches from those of each.
-        self.squares += (scores - mean).square().sum(dim=0) + distance.square() * self.count * len(scores) / count
-        self.mean, self.count = self.mean + distance * len(scores) / count, count
-        deviation = (self.squares / count).sqrt()
+        self.squares = self.squares + ((scores - mean).square() * judged).sum(dim=0)
+        self.squares += distance.square() * self.count * number / count.clamp(min=1)
+        self.mean, self.count = self.mean + distance * number / count.clamp(min=1), count
+        deviation = (self.squares / count.clamp(min=1)).sqrt()
         normalized = torch.where(deviation > 0, (mean - self.mean) / deviation, 0.0)
-        self.current = descend_mirror(self.current, normalized, self.step_size)
+        rewards = torch.where(number > 0, mean if self.raw else normalized, 0.0)
+        self.current = descend_mirror(self.current, rewards, self.step_size)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "weights": self.current.tolist(),
-            "count": self.count,
+            "count": self.count.tolist(),
             "mean": self.mean.tolist(),
             "squares": self.squares.tolist(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.count = state["count"]
-        self.current, self.mean, self.squares = (
-            torch.tensor(state[key], dtype=torch.float64) for key in ("weights", "mean", "squares")
+        count, *others = (
+            torch.tensor(state[key], dtype=torch.float64) for key in ("count", "weights", "mean", "squares")
         )
+        self.current, self.mean, self.squares = others
+        self.count = count.expand_as(self.mean).clone()  # older checkpoints hold one number for all
 
 
 def descend_mirror(weights: torch.Tensor, rewards: torch.Tensor, step_size: float) -> torch.Tensor:

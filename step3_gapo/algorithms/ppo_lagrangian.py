@@ -56,8 +56,8 @@ class PPOLagrangian(WeightedAdvantages):
     def weights(self) -> torch.Tensor:
         return lagrangian_weights(self.multipliers, self.constrained)
 
-    def observe(self, scores: torch.Tensor) -> None:
-        costs = -scores.double().cpu()[:, self.constrained]
+    def observe(self, scores: torch.Tensor, judged: torch.Tensor) -> None:
+        costs = -scores.double().cpu()[:, self.constrained]  # by models, which judge every response
         self.episode_costs = torch.cat([self.episode_costs, costs])[-self.window :]
         violations = self.episode_costs.mean(dim=0) - self.thresholds
         self.multipliers = ascend_multipliers(self.multipliers, violations, self.learning_rate, self.maximum)

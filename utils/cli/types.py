@@ -41,6 +41,16 @@ def named_number(text: str) -> tuple[str, float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NUMBER") from None
 
 
+def named_condition(text: str) -> tuple[str, str, float]:
+    """argparse type of `NAME=OTHER:NUMBER`."""
+    name, value = named_value(text)
+    other, _, number = value.rpartition(":")
+    try:
+        return name, safe_name(other), float(number)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=OTHER:NUMBER") from None
+
+
 def by_name(flag: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """NAME=VALUE arguments as a dictionary; raises UserError for a name given twice."""
     values = dict(pairs)
@@ -116,6 +126,13 @@ def fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
+
+
+def positive_fraction(text: str) -> float:
+    """argparse type of a number in (0, 1]."""
+    if fraction(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return float(text)
 
 
 def adam_beta(text: str) -> float:

@@ -105,8 +105,22 @@ class Algorithm:
         """[losses] float64 weights as of now, where they are known before an update; for what is logged."""
         return None
 
-    def observe(self, scores: torch.Tensor) -> None:
-        """Take in one rollout, before its updates: [responses of all ranks, m] float32 training scores."""
+    def observe(self, scores: torch.Tensor, judged: torch.Tensor) -> None:
+        """Take in one rollout, before anything is made of its scores.
+
+        Args:
+            scores: [responses of all ranks, m] float32 training scores, 0 where there is none; a prompt's responses are
+                neighbours.
+            judged: [responses of all ranks, m] bool, where there is one.
+        """
+
+    def observe_advantages(self, scores: torch.Tensor, judged: torch.Tensor, advantages: torch.Tensor) -> None:
+        """Take in what became of them, before the updates.
+
+        Args:
+            scores, judged: as in `observe`.
+            advantages: [responses of all ranks, losses] float32, mean over the actions of a response.
+        """
 
     def scalars(self) -> dict[str, float]:
         """What to log of the state, once a rollout."""
@@ -141,14 +155,14 @@ class ScoreLevel(Algorithm, ABC):
 
     @abstractmethod
     def mix_scores(self, scores: torch.Tensor, judged: torch.Tensor) -> torch.Tensor:
-        """One score a response of this rank's, by the state that earlier rollouts have left.
+        """One score a response of this rank's, by the state that `observe` has left, of this rollout, too.
 
         Args:
-            scores: [rows, m] float32 training scores, higher is better.
-            judged: [rows, m] bool, where there is a score.
+            scores: [rows, m] float32 training scores, higher is better; 0 where there is none.
+            judged: [rows, m] bool, where there is one.
 
         Returns:
-            [rows] float32.
+            [rows] float32; of a response that nobody has judged, whatever is finite.
         """
 
 
@@ -156,17 +170,35 @@ class AdvantageLevel(Algorithm, ABC):
     """Advantages become one inside the update: one loss."""
 
     @abstractmethod
-    def mix(self, advantages: torch.Tensor, ratio: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def mix(
+        self, advantages: torch.Tensor, ratio: torch.Tensor, mask: torch.Tensor, judged: torch.Tensor
+    ) -> torch.Tensor:
         """One advantage an action.
 
         Args:
-            advantages: [m, rows, time] float32.
+            advantages: [m, rows, time] float32, 0 where there is no judgement.
             ratio: [rows, time] float32, probability of the action now over that when it was sampled.
             mask: [rows, time] float32, 1 on actions.
+            judged: [m, rows] bool, where an objective has judged a response.
 
         Returns:
             [rows, time] float32.
         """
+
+    @property
+    def pools(self) -> bool:
+        """Whether `mix` wants to know something of the whole optimizer step; costs a forward pass more where its
+        micro-batches accumulate."""
+        return False
+
+    def pool(
+        self, advantages: torch.Tensor, ratio: torch.Tensor, mask: torch.Tensor, judged: torch.Tensor
+    ) -> torch.Tensor:
+        """[k] float64 sums over a micro-batch; arguments as in `mix`, which follows."""
+        raise NotImplementedError(f"{self.name} pools nothing")
+
+    def settle(self, sums: torch.Tensor) -> None:
+        """Take in [k] float64 sums of all micro-batches and ranks of a step, before its `mix`."""
 
 
 class WeightedAdvantages(AdvantageLevel):
@@ -177,7 +209,9 @@ class WeightedAdvantages(AdvantageLevel):
     def weights(self) -> torch.Tensor:
         """[m] float64 as of now, non-negative."""
 
-    def mix(self, advantages: torch.Tensor, ratio: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def mix(
+        self, advantages: torch.Tensor, ratio: torch.Tensor, mask: torch.Tensor, judged: torch.Tensor
+    ) -> torch.Tensor:
         return sum(w * advantage for w, advantage in zip(self.weights.tolist(), advantages, strict=True))
 
 

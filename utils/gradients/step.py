@@ -6,8 +6,8 @@ and so does the slope of the combined loss, Σ c_i L_i, which is taken where the
 log-probabilities. (A loss that read anything else of the policy, its entropy or its logits,
 would need another way in: `tests/test_objective_step.py` shows where it would go wrong.)
 
-An optimizer step, in turn: `look` and `compare` for every micro-batch, `gram`, `descend` for every micro-batch (after
-another `forward`, where `look` was without a graph), `finish`.
+An optimizer step, in turn: `forward` and `compare` for every micro-batch that is compared, `gram`, `descend` for every
+micro-batch (after another `forward`, where the first was without a graph), `finish`.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,25 +62,16 @@ class ObjectiveStep:
             ("full"), or none (None).
         objectives: m.
         temperature: of the log-probabilities.
+        rest: at scope full, whether there are micro-batches that are not compared.
     """
 
-    def __init__(self, actor: Actor, scope: str | None, objectives: int, temperature: float):
+    def __init__(self, actor: Actor, scope: str | None, objectives: int, temperature: float, rest: bool = False):
         self.actor, self.engine, self.scope = actor, actor.engine, scope
         self.objectives, self.temperature = objectives, temperature
         self.head: HeadGradients | None = None
-        self.full = ObjectiveGradients(actor.engine, objectives) if scope == "full" else None
-
-    def look(self, batch: MicroBatch, again: bool, known: PolicyOutput | None = None) -> PolicyOutput:
-        """A forward pass of the policy.
-
-        Args:
-            again: another pass follows, so that this one needs no graph.
-            known: what an earlier pass of the same policy has left, to go by in its place.
-        """
-        if again and known is not None:
-            return known
-        with torch.set_grad_enabled(not again):
-            return self.forward(batch)
+        # The combined gradient of what is not compared comes after those of the objectives.
+        self.full = ObjectiveGradients(actor.engine, objectives + rest) if scope == "full" else None
+        self.rest_has_begun = False
 
     def compare(self, batch: MicroBatch, output: PolicyOutput, slopes: torch.Tensor) -> None:
         """Add a micro-batch's part to the gradients that are compared.
@@ -116,34 +107,50 @@ class ObjectiveStep:
     def gram(self) -> torch.Tensor | None:
         """Gram matrix [m, m] float64 on the host, over all ranks, of what was compared since the last one."""
         if self.scope == "full":
-            return self.full.gram()
+            return self.full.gram(self.objectives)
         if self.head is None:
             return None
         gradients, self.head = self.head, None
         return gradients.gram()
 
-    def descend(self, output: PolicyOutput, slope: torch.Tensor, boundary: bool) -> None:
-        """Backward pass of a micro-batch's combined loss; at scope full there was one a loss.
+    def descend(self, output: PolicyOutput, slope: torch.Tensor, compared: bool, boundary: bool) -> None:
+        """Backward pass of a micro-batch's combined loss; at scope full there was one a loss for what is compared.
 
         Args:
             output: of a pass with its graph.
             slope: [rows, time] of the combined loss.
             boundary: whether it is the step's last.
         """
-        if self.scope != "full":
-            self.backward(output.log_probs, slope, boundary)
+        if self.scope == "full" and compared:
+            return
+        if self.scope == "full" and not self.rest_has_begun:
+            forget_gradients(self.engine)  # of the last loss
+            self.rest_has_begun = True
+        self.backward(output.log_probs, slope, boundary)
 
-    def finish(self, coefficients: torch.Tensor) -> None:
-        """Leave the gradient of the combined loss in the engine; `coefficients` [m] are those of all its losses."""
-        if self.scope == "full":
-            self.full.combine(coefficients)
+    def finish(self, coefficients: torch.Tensor, share: torch.Tensor) -> None:
+        """Leave the gradient of the combined loss in the engine.
+
+        Args:
+            coefficients: [m] of the losses.
+            share: [m] of the units of each loss that were compared; 1 where that is all.
+        """
+        if self.scope != "full":
+            return
+        coefficients = coefficients * share.to(coefficients)
+        if self.rest_has_begun:
+            self.full.add(self.objectives)
+            coefficients = torch.cat([coefficients, coefficients.new_ones(1)])
+        self.full.combine(coefficients)
 
     def forget(self) -> None:
         """Leave no gradient in the engine."""
         forget_gradients(self.engine)
 
-    def forward(self, batch: MicroBatch) -> PolicyOutput:
-        return self.actor.forward(batch.input_ids, batch.attention_mask, batch.mask.shape[1])
+    def forward(self, batch: MicroBatch, graph: bool = True) -> PolicyOutput:
+        """A pass of the policy, with its graph where a backward pass follows."""
+        with torch.set_grad_enabled(graph):
+            return self.actor.forward(batch.input_ids, batch.attention_mask, batch.mask.shape[1])
 
     def backward(
         self, log_probs: torch.Tensor, slope: torch.Tensor, boundary: bool, retain_graph: bool = False

@@ -43,9 +43,10 @@ class ObjectiveGradients:
         for own, shard in zip(self.shards[objective].split(sizes), gradient_shards(self.engine), strict=True):
             own.add_(shard.to(own.device))
 
-    def gram(self) -> torch.Tensor:
-        """Gram matrix of the objectives' data-parallel mean gradients; [m, m] float64 on the host."""
-        return all_reduce_sum(shard_gram(self.shards).to(device())).cpu()
+    def gram(self, first: int | None = None) -> torch.Tensor:
+        """Gram matrix of the objectives' data-parallel mean gradients, or of the first m of them; [m, m] float64 on the
+        host."""
+        return all_reduce_sum(shard_gram(self.shards[:first]).to(device())).cpu()
 
     def combine(self, coefficients: torch.Tensor) -> None:
         """Leave Σ c_i g_i in the engine, ready for its step. Works in place: the gradients are used up.

@@ -23,13 +23,14 @@ class Phase:
 
 
 def phases_of(models: list[PlannedModel], args: argparse.Namespace, around: Surroundings) -> list[Phase]:
-    """Phases of a run, in their order."""
+    """Phases of a run, in their order; without those in which nothing happens."""
     memory = Memory(models, args, around)
     moments = GAPO_MOMENTS if models[0].use == "policy" else SUPERVISED_MOMENTS
-    return [fullest(name, make(memory)) for name, make in moments.items()]
+    found = {name: list(make(memory)) for name, make in moments.items()}
+    return [fullest(name, ledgers) for name, ledgers in found.items() if ledgers]
 
 
-def fullest(name: str, moments: Iterator[Ledger]) -> Phase:
+def fullest(name: str, moments: list[Ledger]) -> Phase:
     """A phase from its moments: what is on the device when that is fullest, on the host when that is fullest."""
     phases, ledger = [Phase(name, ledger) for ledger in moments], Ledger()
     for place in (DEVICE, HOST):
@@ -94,7 +95,7 @@ def flattened(memory: Memory, model: PlannedModel, arrived: Ledger) -> Ledger:
 
 
 def generation_moments(memory: Memory) -> Iterator[Ledger]:
-    policy, rows = memory.models[0], memory.args.per_device_prompt_batch_size
+    policy, rows = memory.models[0], memory.args.per_device_prompt_batch_size * memory.responses_per_prompt
     vocabulary = policy.shape.vocabulary
     now = memory.visitor(policy)
     if memory.stage == 3:
@@ -115,7 +116,8 @@ def kept_states(memory: Memory) -> Ledger:
         and args.gradient_scope == "last_layer"
     ):
         return Ledger()
-    tokens = args.per_device_prompt_batch_size * args.generation_batches * memory.around.longest[1]
+    responses = args.per_device_prompt_batch_size * args.generation_batches * memory.responses_per_prompt
+    tokens = responses * memory.around.longest[1]
     return Ledger({(DEVICE, "kept head inputs"): tokens * policy.shape.hidden * memory.width})
 
 
@@ -139,7 +141,8 @@ def policy_moments(memory: Memory) -> Iterator[Ledger]:
     shards = Ledger()
     if full:
         part = memory.trained_numbers(policy) // around.ranks
-        shards[memory.place(memory.offload), "objectives' gradients"] = around.objectives * part * FLOAT
+        gradients = around.objectives + ((memory.args.gram_fraction or 1) < 1)  # and that of what is not compared
+        shards[memory.place(memory.offload), "objectives' gradients"] = gradients * part * FLOAT
     elif around.compares:
         head = policy.shape.vocabulary * policy.shape.hidden
         chunk = 3 * min(tokens, HEAD_CHUNK) * policy.shape.vocabulary

@@ -257,6 +257,10 @@ class Memory:
         """Whether a step has several micro-batches."""
         return self.args.gradient_accumulation_steps > 1 or getattr(self.args, "micro_batch_tokens", 0) > 0
 
+    @property
+    def responses_per_prompt(self) -> int:
+        return self.args.responses_per_prompt or 1
+
     def rows(self) -> int:
         """Sequences of a micro-batch, all as long as the longest."""
         args, budget = self.args, getattr(self.args, "micro_batch_tokens", 0)

@@ -1,5 +1,7 @@
 """Heads on trunks: a linear head on every token of a decoder, and the one score of an encoder."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -25,14 +27,26 @@ class TokenHead(nn.Module):
         return self.head(hidden).float()
 
 
-class PooledHead(nn.Module):
-    """One label of a classifier that reads a text as a whole: every token has the score of the text."""
+class Rows(nn.Module):
+    """Linear heads of one output each, side by side: each as if it were alone, to the bit."""
 
-    def __init__(self, model: PreTrainedModel, label: int):
+    def __init__(self, heads: Sequence[nn.Linear]):
         super().__init__()
-        self.model, self.label = model, label
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., features] -> [..., heads]."""
+        return torch.cat([head(hidden) for head in self.heads], dim=-1)
+
+
+class PooledHead(nn.Module):
+    """Labels of a classifier that reads a text as a whole: every token has the scores of the text."""
+
+    def __init__(self, model: PreTrainedModel, labels: Sequence[int]):
+        super().__init__()
+        self.model, self.labels = model, list(labels)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """[batch, time] ids and mask, padded on the right -> [batch, time, 1] float32."""
+        """[batch, time] ids and mask, padded on the right -> [batch, time, labels chosen] float32."""
         logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits  # [batch, labels]
-        return logits[:, None, self.label : self.label + 1].expand(-1, input_ids.shape[1], -1).float()
+        return logits[:, None, self.labels].expand(-1, input_ids.shape[1], -1).float()

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from utils.engines.engines import make_training_engine
 from utils.policy.forward import PolicyForward
-from utils.policy.sampling import compaction_obstacle, decode
+from utils.policy.sampling import compaction_obstacle, decode, repeated
 from utils.process.distributed import device, print_main
 
 
@@ -70,17 +70,18 @@ class Actor:
             with plain_linear(), deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
                 yield
 
-    def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """[batch, prompt] left-padded -> [batch, prompt + response]; call inside `gathered()`."""
+    def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, copies: int = 1) -> torch.Tensor:
+        """[prompts, prompt] left-padded -> [prompts · copies, prompt + response]; call inside `gathered()`."""
         module = self.engine.module if self.hybrid else self.twin
         # What `self.generation` leaves open, transformers would take from the settings of the model's folder.
         own, module.generation_config = module.generation_config, self.generation
         try:
             if self.hybrid:
+                input_ids, attention_mask = repeated(input_ids, copies), repeated(attention_mask, copies)
                 return self.engine.generate(
                     input_ids=input_ids, attention_mask=attention_mask, generation_config=self.generation
                 )
-            return decode(self.twin, input_ids, attention_mask, self.generation, self.compact_at)
+            return decode(self.twin, input_ids, attention_mask, self.generation, self.compact_at, copies)
         finally:
             module.generation_config = own
 

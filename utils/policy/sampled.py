@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from utils.data.batching import groups_by_tokens, left_pad
 from utils.data.encoding import Encoded, end_ids, response_text
 from utils.policy.log_probs import finished, response_mask
+from utils.policy.sampling import repeated
 from utils.process.distributed import all_reduce_max, device
 from utils.process.rank_watch import beat
 
@@ -53,20 +54,22 @@ class Sampled:
                 yield rows, ids, attention, mask.shape[1]
 
 
-Generate = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # ids and mask, left-padded -> ids with responses
+# [prompts, time] ids and mask, left-padded, and responses a prompt -> [prompts · responses, ...] ids with responses
+Generate = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 
 @torch.no_grad()
 def sample_responses(
-    generate: Generate, prompts: list[Encoded], tokenizer: PreTrainedTokenizerBase, size: int
+    generate: Generate, prompts: list[Encoded], tokenizer: PreTrainedTokenizerBase, size: int, copies: int = 1
 ) -> Sampled:
-    """One response a prompt, `size` prompts at a time."""
+    """So many responses a prompt, one after another, `size` prompts at a time."""
     pad_id, ends = tokenizer.pad_token_id, end_ids(tokenizer)
     ids, attention = (t.to(device()) for t in left_pad([prompt.prompt for prompt in prompts], pad_id))
     sequences = []
     for batch in zip(ids.split(size), attention.split(size), strict=True):
         beat("generating")
-        sequences.append(generate(*batch))
+        sequences.append(generate(*batch, copies))
+    ids, attention = repeated(ids, copies), repeated(attention, copies)
     responses = [sequence[:, ids.shape[1] :] for sequence in sequences]  # each [size, its longest response]
     width = max(response.shape[1] for response in responses)
     masks = [response_mask(response, ends) for response in responses]
@@ -76,7 +79,7 @@ def sample_responses(
     lengths = mask.sum(dim=-1).long().tolist()
     texts = [response_text(tokenizer, row[:length]) for row, length in zip(response_ids.tolist(), lengths, strict=True)]
     return Sampled(
-        prompts,
+        [prompt for prompt in prompts for _ in range(copies)],
         texts,
         input_ids=torch.cat([ids, response_ids], dim=1),
         attention_mask=torch.cat([attention, mask.long()], dim=1),

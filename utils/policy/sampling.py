@@ -36,20 +36,29 @@ def decode(
     attention_mask: torch.Tensor,
     generation: GenerationConfig,
     compact_at: float,
+    copies: int = 1,
 ) -> torch.Tensor:
     """What `model.generate` returns for the same random numbers, up to rounding; by itself where there is an obstacle.
 
     Args:
-        input_ids, attention_mask: [batch, prompt] int64, left-padded.
+        input_ids, attention_mask: [prompts, prompt] int64, left-padded.
         generation: greedy or sampling, by tokens; one sequence a prompt.
         compact_at: rows that have ended leave the batch when they are at least this share of it; 0: never.
+        copies: responses a prompt, which is read once for all of them, unless `model.generate` does it by itself.
 
     Returns:
-        [batch, prompt + longest response] int64, padded after EOS.
+        [prompts · copies, prompt + longest response] int64, padded after EOS; a prompt's responses are neighbours.
     """
     compacts = compact_at > 0 and compaction_obstacle(model) is None
-    loop = {"custom_generate": partial(sample, compact_at=compact_at)} if compacts else {}
+    loop = {"custom_generate": partial(sample, compact_at=compact_at, copies=copies)} if compacts else {}
+    if not compacts:
+        input_ids, attention_mask = repeated(input_ids, copies), repeated(attention_mask, copies)
     return model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=generation, **loop)
+
+
+def repeated(rows: torch.Tensor, copies: int) -> torch.Tensor:
+    """Every row so many times, one after another: [n, ...] -> [n · copies, ...]."""
+    return rows if copies == 1 else rows.repeat_interleave(copies, dim=0)
 
 
 def sample(
@@ -59,17 +68,22 @@ def sample(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     compact_at: float,
+    copies: int,
     **model_kwargs: Any,
 ) -> torch.Tensor:
     """transformers' loop (`GenerationMixin._sample`), which calls this in its place, with rows that leave."""
     pad_id, draw = generation_config._pad_token_tensor, Draw(generation_config.do_sample)
+    inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **model_kwargs)
+    outputs = model(**inputs, return_dict=True)
+    if copies > 1:
+        outputs.logits = repeated(outputs.logits[:, -1:], copies)
+        outputs.past_key_values.batch_repeat_interleave(copies)
+        input_ids, model_kwargs = model._expand_inputs_for_generation(copies, input_ids=input_ids, **model_kwargs)
     batch, prompt = input_ids.shape
     sequences = input_ids.new_full((batch, generation_config.max_length), int(pad_id))
     sequences[:, :prompt] = input_ids
     rows = torch.arange(batch, device=input_ids.device)  # of the batch, which are still in it
     running = torch.ones_like(rows, dtype=torch.bool)
-    inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **model_kwargs)
-    outputs = model(**inputs, return_dict=True)
     with model._optimize_model_for_decode():  # experts have other kernels for few tokens
         while True:
             model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)

@@ -2,6 +2,8 @@
 
 import argparse
 import hashlib
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from utils.models.configs import load_config
 from utils.models.fingerprint import model_facts
 from utils.process.errors import AT_ONCE, Problems, UserError
 from utils.scoring.reward_functions import Retries, RewardFunction, load_reward_function
-from utils.scoring.score_models import ScoreModel, check_score_model, load_score_model, shares_tokens_of
+from utils.scoring.score_models import ScoreModel, Use, check_score_model, load_score_models, shares_tokens_of
 
 KINDS = {
     "reward": "model (value = score, centered)",
@@ -31,6 +33,14 @@ NONE_GIVEN = "--reward_model/--cost_model: at least one objective is needed (or 
 
 
 @dataclass(frozen=True)
+class Condition:
+    """When an objective's score counts: where that of another one is `least` at least, in original units."""
+
+    other: str
+    least: float
+
+
+@dataclass(frozen=True)
 class Objective:
     """One named thing to improve, higher is better.
 
@@ -40,6 +50,7 @@ class Objective:
         label: index or name of the label of a score model with several.
         template: file of its chat template, in place of its tokenizer's.
         scale: factor on the value during training (1 except in experiments on scale).
+        condition: under which its score counts in training; it is 0 elsewhere.
         optimized: False for objectives that are scored and logged only.
         retries: of a function that fails.
     """
@@ -50,6 +61,7 @@ class Objective:
     label: str | None = None
     template: str | None = None
     scale: float = 1.0
+    condition: Condition | None = None
     optimized: bool = True
     retries: Retries = Retries()
 
@@ -79,7 +91,15 @@ class Objective:
 
     def load_model(self, dtype: torch.dtype = torch.float32) -> ScoreModel:
         """The score model of any other objective."""
-        return load_score_model(self.path, self.flag, self.kind, self.label, self.template, dtype)
+        return load_models([self], dtype)[0]
+
+    @property
+    def source(self) -> tuple[str, ...]:
+        """What is the same for objectives that can share a model, or for none."""
+        if self.is_function:
+            return (self.kind, self.name)
+        folder = os.path.realpath(self.path) if os.path.isdir(self.path) else self.path
+        return ("model", folder, self.template or "")
 
     def shares_tokens_of(self, policy_tokenizer: PreTrainedTokenizerBase) -> bool:
         """Whether the objective's model has a value for every token of the policy, so that it can start a critic."""
@@ -96,6 +116,20 @@ class Objective:
         if self.template is None:
             return {}
         return {f"--score_template {self.name}": hashlib.sha256(Path(self.template).read_bytes()).hexdigest()}
+
+
+def load_models(objectives: Sequence[Objective], dtype: torch.dtype = torch.float32) -> list[ScoreModel]:
+    """The score models of objectives of one `source`, which share what is loaded once."""
+    uses = [Use(objective.flag, objective.kind, objective.label) for objective in objectives]
+    return load_score_models(objectives[0].path, uses, objectives[0].template, dtype)
+
+
+def by_source(objectives: Sequence[Objective]) -> list[list[Objective]]:
+    """Objectives with those whose model they share, in the order given."""
+    groups: dict[tuple[str, ...], list[Objective]] = {}
+    for objective in objectives:
+        groups.setdefault(objective.source, []).append(objective)
+    return list(groups.values())
 
 
 def add_score_arguments(parser: argparse._ActionsContainer) -> None:

@@ -1,15 +1,16 @@
 """Objectives that are functions: a rule, a verifier, anything that gives every response a number, higher is better.
 
-    def conciseness(prompts: list[str], responses: list[str]) -> list[float]
+    def conciseness(prompts: list[str], responses: list[str]) -> list[float | None]
 
 `prompts` are the last user turns, as in the files of eval/generate.py, and `responses` the texts without special
-tokens. A function with a parameter named `messages` gets the whole dialogues as well, each a list of turns with
-'role' and 'content'. It is called on every rank for that rank's own responses, a rollout's batch at a time, and its
-values must not depend on the other responses of the call: batches differ between training and evaluation. A call counts
-as one phase of a rank: a verifier may take `--rank_timeout` seconds for a batch.
+tokens. None in place of a number says that this objective does not judge a response: it leaves the objective's figures,
+its loss and what that is a mean over. A function with a parameter named `messages` gets the whole dialogues as well,
+each a list of turns with 'role' and 'content'. It is called on every rank for that rank's own responses, a rollout's
+batch at a time, and its values must not depend on the other responses of the call: batches differ between training and
+evaluation. A call counts as one phase of a rank: a verifier may take `--rank_timeout` seconds for a batch.
 
 A function that raises, as one behind a server may, is called again (`Retries`); one that returns something else than a
-number a response has a mistake in it, and ends the run.
+number or None a response (NaN is no number) has a mistake in it, and ends the run.
 """
 
 import inspect
@@ -53,14 +54,14 @@ class RewardFunction:
 
     def __call__(
         self, prompts: list[str], responses: list[str], messages: list[Sequence[Message]], sources: list[str]
-    ) -> list[float]:
-        """One value a response.
+    ) -> list[float | None]:
+        """One value a response; None where it does not judge one.
 
         Args:
             sources: places of the prompts, for error messages.
 
         Raises:
-            UserError: the function fails at every try, or does not give one finite number a response.
+            UserError: the function fails at every try, or does not give one finite number, or None, a response.
         """
         place = f"{sources[0]} and {len(sources) - 1} more" if len(sources) > 1 else sources[0]
         found = self.try_often(prompts, responses, messages, place)
@@ -71,7 +72,7 @@ class RewardFunction:
         if len(values) != len(responses):
             raise UserError(f"{self.flag}: {len(values)} values for {len(responses)} responses (from {sources[0]} on)")
         for source, value in zip(sources, values, strict=True):
-            if not abs(value) <= LARGEST:
+            if value is not None and not abs(value) <= LARGEST:
                 raise UserError(f"{self.flag}: the value of the response to {source} is {value}, no finite float32")
         return values
 
@@ -111,8 +112,10 @@ class RewardFunction:
         beat(f"try {failed + 1} of {self.flag}")
 
 
-def as_number(value: Any) -> float:
+def as_number(value: Any) -> float | None:
     """Raises: TypeError: text, which `float` would read. Whatever `float` raises."""
+    if value is None:
+        return None
     if isinstance(value, str | bytes):
         raise TypeError(f"{value!r} is text, not a number")
     return float(value)

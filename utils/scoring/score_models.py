@@ -42,7 +42,7 @@ from utils.models.configs import (
     skeleton,
 )
 from utils.models.loading import load_model, trunk_of
-from utils.models.token_head import PooledHead, TokenHead
+from utils.models.token_head import PooledHead, Rows, TokenHead
 from utils.process.errors import UserError
 from utils.scoring.safe_rlhf_format import (
     NORMALIZER_EPSILON,
@@ -72,8 +72,10 @@ class Reading(enum.Enum):
 class ScoreModel:
     """A reward or cost model with all that its values of a dialogue depend on.
 
+    Several objectives may share a model: then their `module` is the same, and each has a `column` of it.
+
     Attributes:
-        module: (input_ids, attention_mask), both [batch, time] -> [batch, time, 1] float32 scores.
+        module: (input_ids, attention_mask), both [batch, time] -> [batch, time, columns] float32 scores.
         slope, offset: value of an objective, higher is better, = slope · score + offset, in original units.
         padding: the id that the model's own forward pass takes for padding wherever it stands, if there is one.
         positions: tokens that it can read at once; None without a limit.
@@ -88,15 +90,22 @@ class ScoreModel:
     padding: int | None
     positions: int | None
     rows: int
+    column: int = 0
 
     @property
     def scores_tokens(self) -> bool:
         """Whether every token has a score of its own: such a model can start a critic."""
         return isinstance(self.module, TokenHead)
 
+    @property
+    def head(self) -> nn.Linear:
+        """Its head, of a model that scores tokens."""
+        head = self.module.head
+        return head.heads[self.column] if isinstance(head, Rows) else head
+
     def values(self, scores: torch.Tensor) -> torch.Tensor:
-        """Scores of the module -> objective values in original units; any shape."""
-        return self.slope * scores + self.offset
+        """Scores of the module -> objective values in original units; [..., columns] -> [...]."""
+        return self.slope * scores[..., self.column] + self.offset
 
     def encode(
         self, messages: Sequence[Message], response: str, finished: bool, source: str = "a dialogue"
@@ -170,43 +179,57 @@ def read_dialogue(
     return [tokenizer.bos_token_id, *ids] if reading is Reading.AFTER_BOS else ids
 
 
-def load_score_model(
-    path: str,
-    flag: str,
-    kind: str,
-    label: str | None = None,
-    template: str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> ScoreModel:
-    """A reward or cost model of any make, on the CPU or where it arrives (`utils.engines.arrival`).
+@dataclass(frozen=True)
+class Use:
+    """What an objective makes of a score model.
 
-    Args:
+    Attributes:
+        flag: of the command line, which names the objective.
         kind: "reward" or "cost".
         label: index or name of the label of a classifier with several.
+    """
+
+    flag: str
+    kind: str
+    label: str | None = None
+
+
+def load_score_models(
+    path: str, uses: Sequence[Use], template: str | None = None, dtype: torch.dtype = torch.float32
+) -> list[ScoreModel]:
+    """A reward or cost model of any make, for every use of it, on the CPU or where it arrives (utils.engines.arrival).
+
+    Args:
         template: file of the chat template, in place of the tokenizer's.
 
     Raises:
         UserError: see `check_score_model`; the weights cannot be read, or hold no finite statistics.
     """
+    flag = uses[0].flag
     config = load_config(path, flag)
-    index = check_config(config, path, flag, kind, label)
+    labels = [check_config(config, path, use.flag, use.kind, use.label) for use in uses]
     tokenizer = load_score_tokenizer(path, flag, template)
     model = load_model(loader_of(config), path, flag, dtype, new=optional_parameters(config))
-    slope, offset = calibration(model, kind, path, flag)
+    calibrations = [calibration(model, use.kind, path, use.flag) for use in uses]
     if has_token_head(model):
-        module = TokenHead(trunk_of(model), row_of(head_of(model), index))
+        rows = [row_of(head_of(model), label) for label in labels]
+        module = TokenHead(trunk_of(model), rows[0] if len(rows) == 1 else Rows(rows))
     else:
-        module = PooledHead(model, index)
-    return ScoreModel(
-        module,
-        tokenizer,
-        slope,
-        offset,
-        reading_of(model, tokenizer),
-        padding=None if is_safe_rlhf(config) else config.get_text_config().pad_token_id,
-        positions=room_of(config, tokenizer, module),
-        rows=embedding_rows(model),
-    )
+        module = PooledHead(model, labels)
+    return [
+        ScoreModel(
+            module,
+            tokenizer,
+            slope,
+            offset,
+            reading_of(model, tokenizer),
+            padding=None if is_safe_rlhf(config) else config.get_text_config().pad_token_id,
+            positions=room_of(config, tokenizer, module),
+            rows=embedding_rows(model),
+            column=column,
+        )
+        for column, (slope, offset) in enumerate(calibrations)
+    ]
 
 
 def check_score_model(path: str, flag: str, kind: str, label: str | None = None, template: str | None = None) -> None:

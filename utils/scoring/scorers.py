@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,10 @@ from utils.engines.arrival import arriving, copy_of
 from utils.engines.engines import Engine, engine_config, make_frozen_engine
 from utils.engines.parking import park, resident
 from utils.models.configs import DTYPES, same_tokenizer
-from utils.models.token_head import TokenHead
 from utils.policy.sampled import Sampled, by_micro_batch
 from utils.process.distributed import device
 from utils.process.rank_watch import beat
-from utils.scoring.objectives import Objective
+from utils.scoring.objectives import Objective, by_source, load_models
 from utils.scoring.reward_functions import RewardFunction
 from utils.scoring.score_models import Reading, ScoreModel
 
@@ -29,12 +28,14 @@ class Scored:
     """Objective values of a batch of responses.
 
     Attributes:
-        values: [batch] float32, in original units.
+        values: [batch] float32, in original units; 0 where there is none.
+        judged: [batch] float32, 1 where there is one.
         truncated: [batch] float32, 1 where a score model had to read the dialogue without its beginning; None where
             every dialogue fits for sure.
     """
 
     values: torch.Tensor
+    judged: torch.Tensor
     truncated: torch.Tensor | None = None
 
 
@@ -45,85 +46,123 @@ class FunctionScorer:
     objective: Objective
     function: RewardFunction
 
-    starts_critic = False
-
-    def score(self, sampled: Sampled, args: argparse.Namespace) -> Scored:
+    def score(self, sampled: Sampled, args: argparse.Namespace) -> dict[str, Scored]:
         """Call the function once for this rank's responses."""
         records = [prompt.record for prompt in sampled.prompts]
         messages, sources = [record.messages for record in records], [record.source for record in records]
         prompts = [turns[-1]["content"] for turns in messages]
         beat(f"calling the function of {self.objective.name}")
         values = self.function(prompts, sampled.responses, messages, sources)
-        return Scored(torch.tensor(values, dtype=torch.float32, device=device()))
+        judged = [value is not None for value in values]
+        values = [value or 0.0 for value in values]
+        columns = (torch.tensor(column, dtype=torch.float32, device=device()) for column in (values, judged))
+        return {self.objective.name: Scored(*columns)}
+
+    def take_critic_start(self, name: str) -> None:
+        """It has none."""
 
 
 @dataclass
 class ModelScorer:
-    """A frozen reward or cost model.
+    """A frozen reward or cost model, of one objective or several.
 
     Attributes:
-        starts_critic: whether it has a value for every token of the policy.
-        critic_start: a copy of it that is to become a critic, until it has.
+        models: of every objective, around one module.
+        starts_critics: whether it has values for every token of the policy.
+        critic_starts: copies of it that are to become critics, until they have, by objective.
     """
 
-    objective: Objective
-    model: ScoreModel
+    objectives: list[Objective]
+    models: list[ScoreModel]
     engine: Engine
-    starts_critic: bool
-    critic_start: TokenHead | None = None
+    starts_critics: bool
+    critic_starts: dict[str, ScoreModel]
 
     @property
     def reads_policy_tokens(self) -> bool:
         """Whether its ids of every dialogue are the policy's, that is, prompt and response apart and up to EOS."""
-        return self.starts_critic and self.model.reading is Reading.APART
+        return self.starts_critics and self.models[0].reading is Reading.APART
 
-    def score(self, sampled: Sampled, args: argparse.Namespace) -> Scored:
-        """Value of every response, from the score at its last token.
+    def take_critic_start(self, name: str) -> ScoreModel | None:
+        """The copy of an objective's model that becomes its critic, if there is one."""
+        return self.critic_starts.pop(name, None)
+
+    def score(self, sampled: Sampled, args: argparse.Namespace) -> dict[str, Scored]:
+        """Values of every response by objective, from the scores at its last token.
 
         A model of stage 2 with the policy's tokenizer reads the policy's tokens; any other reads the texts through its
         own tokenizer and template.
         """
         truncated = None
         if not self.reads_policy_tokens:
-            sampled, truncated = in_other_tokens(sampled, self.model)
+            sampled, truncated = in_other_tokens(sampled, self.models[0])
 
         def run(ids: torch.Tensor, attention: torch.Tensor, time: int) -> torch.Tensor:
-            return self.engine(ids, attention)[:, -time:].squeeze(-1)
+            return self.engine(ids, attention)[:, -time:]
 
         with resident(self.engine.module):
-            scores = by_micro_batch(run, sampled, args)  # [batch, time]
-        last = sampled.mask.sum(dim=-1, keepdim=True).long() - 1
-        return Scored(self.model.values(scores.gather(-1, last).squeeze(-1)), truncated)
+            scores = by_micro_batch(run, sampled, args)  # [batch, time, columns]
+        last = sampled.mask.sum(dim=-1).long() - 1
+        scores = scores[torch.arange(len(last), device=last.device), last]
+        judged = torch.ones_like(sampled.mask[:, 0])
+        return {
+            objective.name: Scored(model.values(scores), judged, truncated)
+            for objective, model in zip(self.objectives, self.models, strict=True)
+        }
 
 
 Scorer = FunctionScorer | ModelScorer
 
 
-def make_scorer(
-    objective: Objective, args: argparse.Namespace, policy_tokenizer: PreTrainedTokenizerBase, has_critic: bool
-) -> Scorer:
-    """What scores an objective; a model is loaded into a frozen engine.
+def make_scorers(
+    objectives: Sequence[Objective],
+    args: argparse.Namespace,
+    policy_tokenizer: PreTrainedTokenizerBase,
+    with_critics: Collection[str],
+) -> list[Scorer]:
+    """What scores the objectives; models are loaded into frozen engines, each once.
 
     Args:
-        has_critic: whether a critic may start from it.
+        with_critics: names of objectives whose critics may start from their models.
     """
-    if objective.is_function:
-        return FunctionScorer(objective, objective.load_function())
-    beat(f"loading the {objective.kind} model of {objective.name}")
+    return [
+        FunctionScorer(group[0], group[0].load_function())
+        if group[0].is_function
+        else make_model_scorer(group, args, policy_tokenizer, with_critics)
+        for group in by_source(objectives)
+    ]
+
+
+def make_model_scorer(
+    objectives: list[Objective],
+    args: argparse.Namespace,
+    policy_tokenizer: PreTrainedTokenizerBase,
+    with_critics: Collection[str],
+) -> ModelScorer:
+    """Of objectives that share a model; see `make_scorers`."""
+    beat(f"loading the {objectives[0].kind} model of {', '.join(objective.name for objective in objectives)}")
     with arriving(engine_config(args, frozen=True)):
-        model = objective.load_model(DTYPES[args.dtype])
-    same = model.scores_tokens and same_tokenizer(model.tokenizer, policy_tokenizer)
-    start = copy_of(model.module, engine_config(args)) if same and has_critic else None
-    engine = make_frozen_engine(model.module, args)
+        models = load_models(objectives, DTYPES[args.dtype])
+    first = models[0]
+    same = first.scores_tokens and same_tokenizer(first.tokenizer, policy_tokenizer)
+    starts = {
+        objective.name: dataclasses.replace(model, module=copy_of(model.module, engine_config(args)))
+        for objective, model in zip(objectives, models, strict=True)
+        if same and objective.name in with_critics
+    }
+    engine = make_frozen_engine(first.module, args)
     if args.park_frozen_models and args.zero_stage < 3:
         park(engine.module)
-    return ModelScorer(objective, model, engine, same, start)
+    return ModelScorer(objectives, models, engine, same, starts)
 
 
 @torch.no_grad()
-def score_responses(scorer: Scorer, sampled: Sampled, args: argparse.Namespace) -> Scored:
-    """Objective value of every response."""
-    return scorer.score(sampled, args)
+def score_responses(scorers: Sequence[Scorer], sampled: Sampled, args: argparse.Namespace) -> dict[str, Scored]:
+    """Every objective's values of every response."""
+    scored: dict[str, Scored] = {}
+    for scorer in scorers:
+        scored |= scorer.score(sampled, args)
+    return scored
 
 
 def in_other_tokens(sampled: Sampled, model: ScoreModel) -> tuple[Sampled, torch.Tensor]:
@@ -143,25 +182,31 @@ def in_other_tokens(sampled: Sampled, model: ScoreModel) -> tuple[Sampled, torch
 
 
 Row = dict[str, Any]  # 'prompt', 'messages', 'response', 'source', 'finished'
-RowScorer = Callable[[Sequence[Row]], tuple[list[float], int]]
+# Values by objective, None where there is no judgement; how many responses a model had to read without their beginning.
+RowScorer = Callable[[Sequence[Row]], tuple[dict[str, list[float | None]], int]]
 
 
-def load_row_scorer(objective: Objective, dtype: torch.dtype = torch.float32, batch_size: int = 1) -> RowScorer:
-    """The objective's values of responses, and how many of them its model had to read without their beginning.
+def load_row_scorer(
+    objectives: Sequence[Objective], dtype: torch.dtype = torch.float32, batch_size: int = 1
+) -> RowScorer:
+    """What gives responses their values of objectives that are of one source (see `by_source`).
 
     Args:
         dtype, batch_size: of a model; dialogues at once.
     """
-    if objective.is_function:
-        function = objective.load_function()
-        return lambda rows: (function(*columns(rows, "prompt", "response", "messages", "source")), 0)
-    model = objective.load_model(dtype)
-    model.module.to(device()).eval()
+    names = [objective.name for objective in objectives]
+    if objectives[0].is_function:
+        function = objectives[0].load_function()
+        return lambda rows: ({names[0]: function(*columns(rows, "prompt", "response", "messages", "source"))}, 0)
+    models = load_models(objectives, dtype)
+    first = models[0]
+    first.module.to(device()).eval()
 
-    def score(rows: Sequence[Row]) -> tuple[list[float], int]:
-        dialogues, truncated = model.encode_all(*columns(rows, "messages", "response", "finished", "source"))
-        scores = last_token_scores(model.module, dialogues, model.tokenizer.pad_token_id, batch_size)
-        return model.values(scores).tolist(), sum(truncated)
+    def score(rows: Sequence[Row]) -> tuple[dict[str, list[float | None]], int]:
+        dialogues, truncated = first.encode_all(*columns(rows, "messages", "response", "finished", "source"))
+        scores = last_token_scores(first.module, dialogues, first.tokenizer.pad_token_id, batch_size)
+        values = {name: model.values(scores).tolist() for name, model in zip(names, models, strict=True)}
+        return values, sum(truncated)
 
     return score
 
@@ -175,16 +220,18 @@ def columns(rows: Sequence[Row], *fields: str) -> list[list[Any]]:
 def last_token_scores(
     module: nn.Module, dialogues: Sequence[list[int]], pad_token_id: int, batch_size: int
 ) -> torch.Tensor:
-    """The score at the last token of each dialogue; [n] float32 on the CPU. Like lengths go together.
+    """The scores at the last token of each dialogue; [n, columns] float32 on the CPU. Like lengths go together.
 
     Args:
         module: see `ScoreModel.module`.
     """
     order = sorted(range(len(dialogues)), key=lambda index: len(dialogues[index]))
-    scores = torch.empty(len(dialogues))
+    scores: list[torch.Tensor] = [torch.empty(0)] * len(dialogues)
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         ids, mask = (t.to(device()) for t in right_pad([dialogues[index] for index in indices], pad_token_id))
-        last = mask.sum(dim=-1, keepdim=True) - 1  # [rows, 1]
-        scores[indices] = module(ids, mask).squeeze(-1).gather(-1, last).squeeze(-1).cpu()
-    return scores
+        last = mask.sum(dim=-1) - 1  # [rows]
+        part = module(ids, mask)[torch.arange(len(indices), device=device()), last].cpu()
+        for index, row in zip(indices, part, strict=True):
+            scores[index] = row
+    return torch.stack(scores)
