@@ -8,7 +8,7 @@ from collections.abc import Collection
 from transformers import PreTrainedTokenizerBase
 
 from step3_gapo.advantages import ESTIMATORS
-from step3_gapo.needs import METHODS, critics_start_from_scores, estimator_of, method_named, method_of
+from step3_gapo.needs import METHODS, critics_start_from_scores, estimator_of, method_named, method_of, step_sizes
 from step3_gapo.policy_losses import DEFAULT as DEFAULT_LOSS
 from step3_gapo.policy_losses import POLICY_LOSSES
 from utils.cli.arguments import (
@@ -460,7 +460,8 @@ def algorithm_of(
     problems.take(preference_weights, method, names, preference)
     options = options_of(method, args)
     kinds = [objective.kind for objective in optimized]
-    return problems.take(build, method, names, kinds, preference, options, args.normalize_coefficients)
+    responses = args.responses_per_prompt or 1
+    return problems.take(build, method, names, kinds, preference, options, args.normalize_coefficients, responses)
 
 
 def check_algorithm_options(args: argparse.Namespace, problems: Problems = AT_ONCE) -> None:
@@ -507,13 +508,11 @@ def check_estimator(args: argparse.Namespace, problems: Problems = AT_ONCE) -> N
 
 def check_batch_sizes(args: argparse.Namespace) -> int:
     """Optimizer steps a pass over a rollout; raises UserError unless the batch sizes divide each other."""
-    factors = ["per_device_prompt_batch_size", "generation_batches"]
-    factors += ["responses_per_prompt"] if args.responses_per_prompt else []
-    rollout = math.prod(getattr(args, factor) for factor in factors)
-    step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    rollout, step = step_sizes(args)
     if rollout % step:
+        copies = " × --responses_per_prompt" if args.responses_per_prompt else ""
         raise UserError(
-            f"{' × '.join(f'--{factor}' for factor in factors)} = {rollout} is not a multiple of"
+            f"--per_device_prompt_batch_size × --generation_batches{copies} = {rollout} is not a multiple of"
             f" --per_device_train_batch_size × --gradient_accumulation_steps = {step}"
         )
     return rollout // step

@@ -103,7 +103,7 @@ def main() -> None:
     for step, batch in enumerate(batches, start=done + 1):
         beat("rollout", step)
         seed_everything(args.seed + 1000 * step + rank())
-        rollout = make_rollout(engine, batch, algorithm, minibatches, args)
+        rollout = make_rollout(engine, batch, algorithm, args)
         scalars = rollout_scalars(rollout)
         scalars |= update_models(step, rollout, actor_update, engine.critics, skipped, checkpoints, args)
         if tracker:

@@ -87,7 +87,14 @@ def looks_before(args: argparse.Namespace, needs: Needs) -> bool:
     return accumulates(args) and (compares or needs.pools)
 
 
-def update_tells_log_probs(args: argparse.Namespace, needs: Needs, steps_a_rollout: int) -> bool:
+def step_sizes(args: argparse.Namespace) -> tuple[int, int]:
+    """Responses of a rollout and of an optimizer step, on a rank."""
+    rollout = args.per_device_prompt_batch_size * args.generation_batches * (args.responses_per_prompt or 1)
+    return rollout, args.per_device_train_batch_size * args.gradient_accumulation_steps
+
+
+def update_tells_log_probs(args: argparse.Namespace, needs: Needs) -> bool:
     """Whether the log-probabilities of what was sampled come from the update's own forward pass: where nothing asks for
     them before, the policy is still the same in all of the update, and no other pass would take its place."""
-    return kl_in(args) == "loss" and args.ppo_epochs * steps_a_rollout == 1 and not looks_before(args, needs)
+    rollout, step = step_sizes(args)
+    return kl_in(args) == "loss" and rollout == step and args.ppo_epochs == 1 and not looks_before(args, needs)

@@ -38,14 +38,8 @@ class Rollout:
     scoring_seconds: float
 
 
-def make_rollout(
-    engine: RLHFEngine, prompts: list[Encoded], algorithm: Algorithm, steps: int, args: argparse.Namespace
-) -> Rollout:
-    """Let the policy answer `prompts` and compute everything the update needs.
-
-    Args:
-        steps: optimizer steps of a pass over the rollout.
-    """
+def make_rollout(engine: RLHFEngine, prompts: list[Encoded], algorithm: Algorithm, args: argparse.Namespace) -> Rollout:
+    """Let the policy answer `prompts` and compute everything the update needs."""
     start = time.monotonic()
     with engine.actor.gathered():  # once for all
         generate, copies = engine.actor.generate, args.responses_per_prompt or 1
@@ -54,7 +48,7 @@ def make_rollout(
     generated = time.monotonic()
     beat("scoring")
     log_probs = hidden = None
-    if not update_tells_log_probs(args, engine.needs, steps):
+    if not update_tells_log_probs(args, engine.needs):
         log_probs, hidden = actor_log_probs(engine.actor, sampled, engine.needs, args)
     scored = score_responses(engine.scorers, sampled, args)
     experience = Experience(

@@ -2,7 +2,7 @@
 
 import argparse
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ class StepBatches:
     """
 
     compared: list[Experience]
-    others: list[Experience]
+    others: list[Experience] = field(default_factory=list)
 
     @property
     def all(self) -> list[Experience]:

@@ -11,7 +11,7 @@ from step3_gapo.algorithms.ppo_lagrangian import PPOLagrangian, ascend_multiplie
 from tests.helpers import STEP3, Workshop, read_metrics, run_script
 from tests.test_multi_objective import close, tensor
 from tests.test_step3_cli import same_weights
-from utils.combining.algorithm import build
+from utils.combining.algorithm import Algorithm, build
 
 SAFE = {"algorithm": "ppo_lagrangian", "lambda_learning_rate": 0.5}
 
@@ -22,13 +22,20 @@ def lagrangian(**changes: object) -> PPOLagrangian:
     return build(PPOLagrangian, ["helpfulness", "harmlessness"], ["reward", "cost"], {}, options)
 
 
-def mirror_descent(step_size: float) -> FastRL:
-    return build(FastRL, ["a", "b"], ["reward", "reward"], {}, {"mirror_step_size": step_size})
+def mirror_descent(step_size: float, rewards: str = "normalized") -> FastRL:
+    return build(
+        FastRL, ["a", "b"], ["reward", "reward"], {}, {"mirror_step_size": step_size, "mirror_rewards": rewards}
+    )
 
 
 def scores(*costs: float) -> torch.Tensor:
     """[n, 2] training scores with these costs; the reward does not matter."""
     return torch.stack([torch.randn(len(costs)), -torch.tensor(costs)], dim=-1)
+
+
+def observe(method: Algorithm, seen: torch.Tensor) -> None:
+    """Scores [n, m], all of them judged."""
+    method.observe(seen, torch.ones_like(seen, dtype=torch.bool))
 
 
 # --- Safe RLHF
@@ -57,14 +64,14 @@ def test_the_multiplier_rises_iff_the_mean_cost_exceeds_the_threshold(
     threshold: float, costs: tuple[float, ...], rises: bool
 ) -> None:
     method = lagrangian(cost_threshold=[("harmlessness", threshold)])
-    method.observe(scores(*costs))
+    observe(method, scores(*costs))
     assert (method.multipliers.item() > 1) == rises != (method.multipliers.item() < 1)
 
 
 def test_the_mean_is_over_the_latest_episodes() -> None:
     method = lagrangian(episode_cost_window=3)
-    method.observe(scores(9.0, 1.0, 2.0, 3.0))
-    method.observe(scores(4.0))
+    observe(method, scores(9.0, 1.0, 2.0, 3.0))
+    observe(method, scores(4.0))
     assert method.scalars()["lagrangian/episode_cost/harmlessness"] == pytest.approx((2 + 3 + 4) / 3)
 
 
@@ -83,8 +90,8 @@ def test_rewards_are_compared_with_their_own_history_whatever_their_scale() -> N
     batches = [torch.randn(6, 2) + torch.tensor([0.4 * t, -0.1 * t]) for t in range(5)]
     plain, scaled = (mirror_descent(0.5) for _ in range(2))
     for batch in batches:
-        plain.observe(batch)
-        scaled.observe(batch * torch.tensor([1.0, 100.0]) + torch.tensor([0.0, 7.0]))
+        observe(plain, batch)
+        observe(scaled, batch * torch.tensor([1.0, 100.0]) + torch.tensor([0.0, 7.0]))
     rows = torch.cat(batches).double()
     close(plain.mean, rows.mean(dim=0), 1e-6)
     close((plain.squares / plain.count).sqrt(), rows.std(dim=0, correction=0), 1e-6)
@@ -96,7 +103,7 @@ def test_rewards_are_compared_with_their_own_history_whatever_their_scale() -> N
 def test_a_constant_reward_leaves_the_weights_alone() -> None:
     method = mirror_descent(0.5)
     for _ in range(2):
-        method.observe(torch.ones(3, 2))
+        observe(method, torch.ones(3, 2))
     close(method.weights, [0.5, 0.5])
 
 
@@ -108,11 +115,11 @@ def test_a_restored_state_goes_on_exactly(make) -> None:
     torch.manual_seed(2)
     first, second, batches = make(), make(), torch.randn(4, 3, 2)
     for batch in batches[:2]:
-        first.observe(batch)
+        observe(first, batch)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     for batch in batches[2:]:
-        first.observe(batch)
-        second.observe(batch)
+        observe(first, batch)
+        observe(second, batch)
     assert torch.equal(first.weights, second.weights) and first.scalars() == second.scalars()
     assert first.state_dict() == second.state_dict()
 

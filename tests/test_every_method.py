@@ -99,14 +99,22 @@ def test_coefficients_scale_as_declared(gradient_level: type[GradientLevel], sca
 # --- advantages and scores
 
 
+def mixed(algorithm: AdvantageLevel, *batch: torch.Tensor) -> torch.Tensor:
+    """As in an update whose step is one micro-batch."""
+    if algorithm.pools:
+        algorithm.settle(algorithm.pool(*batch))
+    return algorithm.mix(*batch)
+
+
 def test_mixed_advantages_have_no_order(advantage_level: type[AdvantageLevel]) -> None:
     torch.manual_seed(5)
     for m in sizes(advantage_level):
         advantages, order = torch.randn(m, ROWS, TIME), torch.arange(m).flip(0)
         ratio, mask = torch.rand(ROWS, TIME) + 0.5, torch.ones(ROWS, TIME)
-        plain = make(advantage_level, m).mix(advantages, ratio, mask)
+        judged = torch.ones(m, ROWS, dtype=torch.bool)
+        plain = mixed(make(advantage_level, m), advantages, ratio, mask, judged)
         assert plain.shape == (ROWS, TIME) and plain.dtype == torch.float32 and plain.isfinite().all()
-        close(make(advantage_level, m, order.tolist()).mix(advantages[order], ratio, mask), plain)
+        close(mixed(make(advantage_level, m, order.tolist()), advantages[order], ratio, mask, judged), plain)
 
 
 def test_mixed_scores_have_no_order(score_level: type[ScoreLevel]) -> None:
@@ -126,12 +134,15 @@ def use(algorithm: Algorithm, step: int) -> torch.Tensor:
     """One rollout and one update; what came of it."""
     m = len(algorithm.setting.names)
     torch.manual_seed(step)
-    algorithm.observe(torch.randn(ROWS, m))
+    scores, judged = torch.randn(ROWS, m), torch.ones(ROWS, m, dtype=torch.bool)
+    algorithm.observe(scores, judged)
+    algorithm.observe_advantages(scores, judged, torch.randn(ROWS, len(algorithm.losses)))
     if isinstance(algorithm, GradientLevel):
         return coefficients(algorithm, gram_of(gradients(m, seed=step, spread=0.5)), torch.rand(m).double())
     if isinstance(algorithm, AdvantageLevel):
-        return algorithm.mix(torch.randn(m, ROWS, TIME), torch.ones(ROWS, TIME), torch.ones(ROWS, TIME))
-    return algorithm.mix_scores(torch.randn(ROWS, m), torch.ones(ROWS, m, dtype=torch.bool))
+        ones = torch.ones(ROWS, TIME)
+        return mixed(algorithm, torch.randn(m, ROWS, TIME), ones, ones, judged.T)
+    return algorithm.mix_scores(scores, judged)
 
 
 def test_a_restored_state_goes_on_exactly(method: type[Algorithm]) -> None:

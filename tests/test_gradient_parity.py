@@ -114,8 +114,8 @@ def make_experience(model: MistralForCausalLM) -> Experience:
     # About a third of the ratios lie outside of the clip range.
     size = torch.where(torch.rand(ROWS, TIME) < 0.3, 0.7, 0.02) * (1 + torch.rand(ROWS, TIME))
     batch = Experience(
-        input_ids, attention_mask, mask, finished=mask[:, 0], log_probs=mask, ref_log_probs=mask, scores={}, values={},
-        advantages=advantages,
+        input_ids, attention_mask, mask, finished=mask[:, 0], log_probs=mask, ref_log_probs=mask, scores={}, judged={},
+        advantages=advantages, counted=dict.fromkeys(advantages, torch.ones(ROWS)),
     )  # fmt: skip
     with torch.no_grad():
         logits, _ = response_logits(model, batch)

@@ -10,7 +10,7 @@ import torch
 
 from step3_gapo.experience import Experience
 from step3_gapo.rollout import make_rollout
-from step3_gapo.update import optimizer_step
+from step3_gapo.update import StepBatches, optimizer_step
 from tests.helpers import Workshop, flags, run_function, run_script
 from tests.test_resume import STEP1, supervised_flags
 from tests.test_step3_engine import build
@@ -55,10 +55,10 @@ def check_step3(arguments: list[str], spoil: Callable[[Experience, str], None], 
     if rank() == world_size() - 1:
         spoil(bad, "harmlessness")
     before = all_weights(engine.trained())
-    scalars, not_finite = optimizer_step(actor_update, engine.critics, [bad], True, args)
+    scalars, not_finite = optimizer_step(actor_update, engine.critics, StepBatches([bad]), True, args)
     assert (scalars, not_finite) == ({}, expected), not_finite
     assert same(before, all_weights(engine.trained()))
-    scalars, not_finite = optimizer_step(actor_update, engine.critics, [good], True, args)
+    scalars, not_finite = optimizer_step(actor_update, engine.critics, StepBatches([good]), True, args)
     assert not_finite is None and scalars["loss/critic/harmlessness"] > 0
     moved = all_weights(engine.trained())
     for name in engine.trained():

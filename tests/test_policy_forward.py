@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from step3_gapo.main import main
+from step3_gapo.update import StepBatches
 from tests.benchmarks.synthetic import Load, arguments_of, make_actor, make_experience, make_update
 from tests.helpers import STEP3, Workshop, distance, read_metrics, run_function, untimed
 from utils.data.batching import groups_by_tokens
@@ -192,9 +193,9 @@ def print_peak_of_update(chunk_size: int, algorithm: str, scope: str) -> None:
     actor = make_actor(MEMORY, args)
     update = make_update(actor, args, 2, algorithm=algorithm, gradient_scope=scope)
     batches = make_experience(actor, MEMORY, args, 2)
-    update.accumulate(batches)
+    update.accumulate(StepBatches(batches))
     with PeakBytes() as counted:
-        update.accumulate(batches)
+        update.accumulate(StepBatches(batches))
     print("peak", counted.peak, "logits", 4 * actor.twin.config.vocab_size * MEMORY.batch * MEMORY.response)
     shutdown_distributed()
 

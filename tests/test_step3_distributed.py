@@ -156,6 +156,7 @@ def batch_sizes(**changes: int) -> argparse.Namespace:
     return argparse.Namespace(**{
         "per_device_prompt_batch_size": 3, "generation_batches": 2, "num_train_epochs": 2, "max_steps": None,
         "seed": 1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "ppo_epochs": 2,
+        "gram_fraction": None,
     } | changes)  # fmt: skip
 
 
@@ -185,10 +186,8 @@ def test_ranks_share_out_every_prompt_once_an_epoch(monkeypatch: pytest.MonkeyPa
 def test_every_ppo_epoch_takes_every_row_once(size: int, parts: int) -> None:
     args = batch_sizes(per_device_train_batch_size=size, gradient_accumulation_steps=parts, micro_batch_tokens=0)
     mask, numbers = torch.ones(6, 1), torch.arange(6).unsqueeze(-1)  # of the rows, in place of ids
-    experience = Experience(numbers, torch.ones(6, 2), mask, mask[:, 0], mask, mask, scores={}, values={})
-    steps = [
-        [batch.input_ids.flatten().tolist() for batch in batches] for batches in optimizer_batches(experience, args)
-    ]
+    experience = Experience(numbers, torch.ones(6, 2), mask, mask[:, 0], mask, scores={}, judged={}, log_probs=mask)
+    steps = [[batch.input_ids.flatten().tolist() for batch in step.all] for step in optimizer_batches(experience, args)]
     assert [[len(batch) for batch in step] for step in steps] == [[size] * parts] * (2 * 6 // (size * parts))
     rows = [row for step in steps for batch in step for row in batch]
     assert sorted(rows[:6]) == sorted(rows[6:]) == list(range(6))
@@ -198,7 +197,9 @@ def check_whitening() -> None:
     """On every rank: the moments are those of all ranks' actions."""
     init_distributed()
     advantages = torch.tensor([[[1.0, 3.0, 50.0]], [[5.0, 7.0, 90.0]]])[rank()]
-    experience = SimpleNamespace(mask=torch.tensor([[1.0, 1.0, 0.0]]), advantages={"a": advantages})
+    experience = SimpleNamespace(
+        mask=torch.tensor([[1.0, 1.0, 0.0]]), advantages={"a": advantages}, counted={"a": torch.ones(1)}
+    )
     whiten_advantages(experience)
     expected = torch.tensor([[[-3.0, -1.0, 0.0]], [[1.0, 3.0, 0.0]]])[rank()] / math.sqrt(5)
     torch.testing.assert_close(experience.advantages["a"], expected)
@@ -218,7 +219,11 @@ def check_whitening_far_from_zero() -> None:
     everything = {"a": 1e3 + near, "b": 1e-3 * near - 1}  # float32
     mask = (torch.arange(50) < torch.randint(1, 51, (8, 1), generator=generator)).float()
     rows = slice(rank() * 8 // world_size(), (rank() + 1) * 8 // world_size())
-    experience = SimpleNamespace(mask=mask[rows], advantages={name: a[rows] for name, a in everything.items()})
+    experience = SimpleNamespace(
+        mask=mask[rows],
+        advantages={name: a[rows] for name, a in everything.items()},
+        counted={name: mask[rows].amax(dim=-1) for name in everything},
+    )
     whiten_advantages(experience)
     for name, advantages in everything.items():
         actions = advantages.double()[mask > 0]

@@ -4,13 +4,13 @@ import argparse
 
 from step3_gapo.critics import Critic
 from step3_gapo.experience import Experience
-from step3_gapo.update import ActorUpdate, Scalars, accumulate_critic_gradient, optimizer_step
+from step3_gapo.update import ActorUpdate, Scalars, StepBatches, accumulate_critic_gradient, optimizer_step
 from utils.gradients.zero import step_if_finite
 
 
 def policy_step(update: ActorUpdate, batches: list[Experience], on_policy: bool = False) -> Scalars | None:
     """The policy's step; None where it was skipped."""
-    scalars, not_finite = optimizer_step(update, [], batches, on_policy, update.args)
+    scalars, not_finite = optimizer_step(update, [], StepBatches(batches), on_policy, update.args)
     return None if not_finite else scalars
 
 

@@ -17,8 +17,21 @@ make_soup() { # of run $1, by the flags $2
         --output_dir "$OUTPUT/policies/$1"
 }
 
+prompts_at_once() { # of run $1 with flags $2: PROMPT_BATCH_SIZE counts responses, so that all runs learn from as many
+    local responses=1 word before=
+    for word in $2; do
+        if [ "$before" = --responses_per_prompt ]; then responses=$word; fi
+        before=$word
+    done
+    if ! [[ $responses =~ ^[1-9][0-9]{0,5}$ ]] || ((PROMPT_BATCH_SIZE % responses)); then
+        echo "error: $1: PROMPT_BATCH_SIZE=$PROMPT_BATCH_SIZE responses are not divided by $responses a prompt" >&2
+        return 2
+    fi
+    echo $((PROMPT_BATCH_SIZE / responses))
+}
+
 train_policy() {
-    local name=$1 flags scaled maker seed memory=${LORA_DIM:+--lora_dim $LORA_DIM}
+    local name=$1 flags scaled maker seed prompts memory=${LORA_DIM:+--lora_dim $LORA_DIM}
     settle_objectives
     check_run "$name"
     flags=$(run_flags "$name") maker=$(maker_of "$name")
@@ -29,6 +42,7 @@ train_policy() {
         *) echo "error: $name is made by $maker (see presets/methods.txt)" >&2; return 2 ;;
     esac
     objective_flags
+    prompts=$(prompts_at_once "$name" "$flags $scaled ${STEP3_FLAGS:-}") || return 2
     seed=$(seed_of "$name") seed=${seed#\#}
     settle_switches GRADIENT_CHECKPOINTING
     if $GRADIENT_CHECKPOINTING; then memory+=" --gradient_checkpointing"; fi
@@ -38,7 +52,7 @@ train_policy() {
         --data "$DATA" --overlong drop \
         --zero_stage $ZERO_STAGE --dtype ${DTYPE:-fp32} $memory \
         --num_train_epochs $EPOCHS ${STEPS:+--max_steps $STEPS} \
-        --per_device_prompt_batch_size $PROMPT_BATCH_SIZE \
+        --per_device_prompt_batch_size $prompts \
         --generation_batches ${GENERATION_BATCHES:-1} \
         --per_device_train_batch_size $TRAIN_BATCH_SIZE \
         --gradient_accumulation_steps ${GRADIENT_ACCUMULATION:-1} \

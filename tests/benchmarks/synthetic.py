@@ -171,6 +171,6 @@ def random_experience(load: Load, rows: int, names: list[str]) -> Experience:
     ids = torch.randint(FIRST_PIECE, SIZES[load.size].vocabulary, attention_mask.shape) * attention_mask
     advantages, values, returns = ({name: torch.randn(mask.shape) for name in names} for _ in range(3))
     return Experience(
-        ids, attention_mask, mask, finished=mask[:, -1], log_probs=mask, ref_log_probs=mask, scores={}, values=values,
-        advantages=advantages, returns=returns,
+        ids, attention_mask, mask, finished=mask[:, -1], log_probs=mask, ref_log_probs=mask, scores={}, judged={},
+        values=values, advantages=advantages, returns=returns, counted=dict.fromkeys(advantages, mask[:, 0]),
     )  # fmt: skip

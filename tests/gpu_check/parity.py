@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from step3_gapo.experience import Experience
-from step3_gapo.update import ActorUpdate, Look, optimizer_step
+from step3_gapo.update import ActorUpdate, Look, StepBatches, optimizer_step
 from tests.benchmarks.step import SCOPES
 from tests.benchmarks.synthetic import (
     Load,
@@ -81,7 +81,7 @@ def take_step(settings: Settings, scope: str, experience: list[Experience] | Non
     experience = experience or make_experience(actor, load, args, OBJECTIVES)
     plain = make_update(actor, args, OBJECTIVES, algorithm="gapo", gradient_scope=scope)
     update = Watched(actor, plain.algorithm, plain.needs, plain.args)
-    _, not_finite = optimizer_step(update, critics, experience, False, args)
+    _, not_finite = optimizer_step(update, critics, StepBatches(experience), False, args)
     assert not not_finite, f"{not_finite} is not finite"
     models = {"policy": actor.engine} | {f"critic of {critic.names[0]}": critic.engine for critic in critics}
     weights = {

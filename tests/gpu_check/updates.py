@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from step3_gapo.critics import Critic
 from step3_gapo.experience import Experience
 from step3_gapo.needs import compares_gradients
-from step3_gapo.update import ActorUpdate, optimizer_step
+from step3_gapo.update import ActorUpdate, StepBatches, optimizer_step
 from tests.benchmarks.measure import peak_bytes, seconds_of
 from tests.benchmarks.step import BASELINE, FLAGS
 from tests.benchmarks.synthetic import (
@@ -61,7 +61,7 @@ class Bench:
         """What the steps of an update are like, policy and critics."""
 
         def step() -> None:
-            _, not_finite = optimizer_step(update, self.critics, self.experience, False, update.args)
+            _, not_finite = optimizer_step(update, self.critics, StepBatches(self.experience), False, update.args)
             assert not not_finite, f"{not_finite} is not finite"
 
         step()  # after it the optimizer's memory is complete
@@ -92,7 +92,7 @@ class Bench:
         )  # fmt: skip
         memory = Memory(models, args, around)
         phases = [policy_moments, step_moments, *([critic_moments] if self.critics else [])]
-        return max(fullest(moments.__name__, moments(memory)).total(DEVICE) for moments in phases)
+        return max(fullest(moments.__name__, list(moments(memory))).total(DEVICE) for moments in phases)
 
 
 def step_operations(size: str, critics: int, tokens: int) -> float:

@@ -63,6 +63,7 @@ class Setting:
         preference: [m] float64, sum 1.
         normalize: scale gradient-level coefficients to sum 1.
         options: {name: value} of the method's own.
+        responses: to each prompt; they are neighbours.
     """
 
     names: Sequence[str]
@@ -70,6 +71,7 @@ class Setting:
     preference: torch.Tensor
     normalize: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    responses: int = 1
 
 
 class Algorithm:
@@ -276,18 +278,20 @@ def build(
     preference: dict[str, float],
     options: dict[str, Any],
     normalize: bool = False,
+    responses: int = 1,
 ) -> Algorithm:
     """The method for these objectives.
 
     Args:
         preference: weight of every objective; empty means equal weights.
+        responses: to each prompt.
 
     Raises:
         UserError: preference, options or number of objectives do not fit it, or a library is missing.
     """
     check_number(method, names)
     weights = preference_weights(method, names, preference)
-    return method(Setting(list(names), list(kinds), weights, normalize, options))
+    return method(Setting(list(names), list(kinds), weights, normalize, options, responses))
 
 
 def check_number(method: type[Algorithm], names: Sequence[str]) -> None:

@@ -1,0 +1,105 @@
+"""CTWA: weights of the rewards that keep each reward's covariance with the training signal positive (arXiv 2602.06869).
+
+The signal of a response is its advantage of the mixed score. For every objective j, an average Ĉ_j follows the
+covariance of its scores with the signal within a prompt's responses, Ĉ_j ← (1 - τ) Ĉ_j + τ Cov(r_j, A), and its weight
+rises where that falls behind a target: log λ_j ← log λ_j + η max(target_j - Ĉ_j, 0), unless its mean score has reached
+a cap.
+
+The authors measure the signal in the update, where it is weighted by the clipped probability ratio; here it is measured
+once a rollout, before the policy moves and where the ratio is 1, which is ours. So are the defaults of what they choose
+by task: targets (.08-.15 there) and η (.02-.05). Their code drops outliers of the signal; advantages within a group are
+bounded, and none is dropped here.
+"""
+
+from typing import Any
+
+import torch
+
+from step3_gapo.algorithms.grpo import weighted_scores
+from utils.cli.types import by_name, fraction, named_number, non_negative_float
+from utils.combining.algorithm import Option, ScoreLevel, Setting
+from utils.process.errors import UserError
+
+
+class CTWA(ScoreLevel):
+    """A weighted sum of the scores; weights start at the preference and only rise."""
+
+    name, summary = "ctwa", "weights of the scores that keep them covarying with the advantage"
+    options = (
+        Option("ctwa_step_size", non_negative_float, 0.05, "η of the log-weights, once a rollout", "ETA"),
+        Option("ctwa_target", non_negative_float, 0.1, "covariance below which a weight rises", "C"),
+        Option("ctwa_average", fraction, 0.1, "τ: share of the newest covariance in its average", "TAU"),
+        Option("ctwa_cap", named_number, [], "mean training score above which a weight no longer rises", "NAME=R"),
+    )
+    reads_preference = True
+    default_advantage = "group"
+
+    def __init__(self, setting: Setting):
+        """Raises: UserError: a cap of no objective."""
+        super().__init__(setting)
+        options = setting.options
+        self.step_size, self.target, self.share = (options[f"ctwa_{n}"] for n in ("step_size", "target", "average"))
+        caps = by_name("--ctwa_cap", options["ctwa_cap"])
+        for name in caps:
+            if name not in setting.names:
+                raise UserError(f"--ctwa_cap {name}: no such objective (there are {', '.join(setting.names)})")
+        self.caps = torch.tensor([caps.get(name, torch.inf) for name in setting.names], dtype=torch.float64)
+        self.log_weights = setting.preference.double().log()
+        self.covariances: torch.Tensor | None = None  # [m] float64, averages
+
+    def mix_scores(self, scores: torch.Tensor, judged: torch.Tensor) -> torch.Tensor:
+        return weighted_scores(scores, judged, self.log_weights.exp())
+
+    def observe_advantages(self, scores: torch.Tensor, judged: torch.Tensor, advantages: torch.Tensor) -> None:
+        scores, judged, signal = scores.double().cpu(), judged.cpu(), advantages[:, 0].double().cpu()
+        newest = torch.stack([
+            covariance(column, signal, there, self.setting.responses)
+            for column, there in zip(scores.T, judged.T, strict=True)
+        ])  # fmt: skip
+        before = newest if self.covariances is None else self.covariances
+        self.covariances = (1 - self.share) * before + self.share * newest
+        means = (scores * judged).sum(dim=0) / judged.sum(dim=0).clamp(min=1)
+        behind = (self.target - self.covariances).clamp(min=0) * (means < self.caps)
+        self.log_weights = self.log_weights + self.step_size * behind
+
+    def scalars(self) -> dict[str, float]:
+        shown = {"weight": self.log_weights.exp()}
+        if self.covariances is not None:
+            shown["covariance"] = self.covariances
+        return {
+            f"ctwa/{tag}/{name}": value
+            for tag, values in shown.items()
+            for name, value in zip(self.setting.names, values.tolist(), strict=True)
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        covariances = None if self.covariances is None else self.covariances.tolist()
+        return {"log_weights": self.log_weights.tolist(), "covariances": covariances}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.log_weights = torch.tensor(state["log_weights"], dtype=torch.float64)
+        seen = state["covariances"]
+        self.covariances = None if seen is None else torch.tensor(seen, dtype=torch.float64)
+
+
+def covariance(scores: torch.Tensor, signal: torch.Tensor, judged: torch.Tensor, group_size: int) -> torch.Tensor:
+    """Mean over prompts of the covariance between a score and the signal over a prompt's responses that are judged.
+
+    Prompts with fewer than two of these are left out; where every prompt has one response, all are one group.
+
+    Args:
+        scores, signal: [n] float64, a prompt's responses are neighbours; judged: [n] bool.
+
+    Returns:
+        Scalar; 0 where there is nothing to compare.
+    """
+    width = group_size if group_size > 1 else len(scores)
+    there = judged.reshape(-1, width).double()
+    count = there.sum(dim=-1, keepdim=True)
+    centered = []
+    for values in (scores, signal):
+        rows = values.reshape(-1, width) * there
+        centered.append((rows - rows.sum(dim=-1, keepdim=True) / count.clamp(min=1)) * there)
+    found = (centered[0] * centered[1]).sum(dim=-1) / count[:, 0].clamp(min=1)
+    enough = count[:, 0] >= 2
+    return found[enough].mean() if enough.any() else found.new_zeros(())
