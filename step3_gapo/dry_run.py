@@ -13,7 +13,7 @@ from utils.models.checking import check_causal_lm
 from utils.models.configs import load_config, skeleton
 from utils.policy.actor import hybrid_engine_obstacle, missing_inference_policy
 from utils.policy.sampling import compaction_obstacle
-from utils.scoring.objectives import Objective
+from utils.scoring.objectives import Objective, by_source
 from utils.scoring.score_models import is_ours, loader_of
 
 
@@ -79,26 +79,41 @@ def score_models_of(
 ) -> list[Described]:
     """Score models, and what each objective's own critic starts from."""
     described = []
-    for objective in objectives:
-        own_critic = objective.name in needs.starts
-        policy = check_causal_lm(args.actor_model, "--actor_model") if own_critic else None
-        if objective.is_function:
-            if own_critic:
-                role = f"critic of {objective.name}"
-                described.append(Described(role, args.actor_model, policy, ("critic",), "a function; from the policy"))
-            continue
-        config = load_config(objective.path, objective.flag)
-        model = skeleton(loader_of(config), config, objective.path, objective.flag)
-        shared = objective.shares_tokens_of(tokenizer)
-        note = "the policy's" if shared and is_ours(config) else "own: re-tokenized"
-        role = f"{objective.kind} of {objective.name}"
-        if own_critic and shared:
-            described.append(
-                Described(role, objective.path, model, ("score", "critic"), f"{note}; start of its critic")
-            )
-            continue
-        described.append(Described(role, objective.path, model, ("score",), note))
-        if own_critic:
-            role = f"critic of {objective.name}"
-            described.append(Described(role, args.actor_model, policy, ("critic",), "the policy's; from the policy"))
+    for group in by_source(objectives):
+        if group[0].is_function:
+            described += described_function(args, group[0], needs)
+        else:
+            described += described_models(args, group, needs, tokenizer)
     return described
+
+
+def described_function(args: argparse.Namespace, objective: Objective, needs: Needs) -> list[Described]:
+    """The critic of an objective that is a function, if it has one of its own."""
+    if objective.name not in needs.starts:
+        return []
+    return [critic_of(args, objective, "a function; from the policy")]
+
+
+def described_models(
+    args: argparse.Namespace, objectives: list[Objective], needs: Needs, tokenizer: PreTrainedTokenizerBase
+) -> list[Described]:
+    """A score model, with the critics that start from it, and those of its objectives that start from the policy."""
+    first = objectives[0]
+    config = load_config(first.path, first.flag)
+    model = skeleton(loader_of(config), config, first.path, first.flag)
+    shared = first.shares_tokens_of(tokenizer)
+    note = "the policy's" if shared and is_ours(config) else "own: re-tokenized"
+    role = ", ".join(f"{objective.kind} of {objective.name}" for objective in objectives)
+    critics = [objective for objective in objectives if objective.name in needs.starts]
+    if critics and shared:
+        whose = "its critic" if len(objectives) == 1 else f"the critics of {', '.join(o.name for o in critics)}"
+        uses = ("score",) + ("critic",) * len(critics)
+        return [Described(role, first.path, model, uses, f"{note}; start of {whose}")]
+    others = [critic_of(args, objective, "the policy's; from the policy") for objective in critics]
+    return [Described(role, first.path, model, ("score",), note), *others]
+
+
+def critic_of(args: argparse.Namespace, objective: Objective, note: str) -> Described:
+    """A critic that starts from the policy."""
+    policy = check_causal_lm(args.actor_model, "--actor_model")
+    return Described(f"critic of {objective.name}", args.actor_model, policy, ("critic",), note)

@@ -4,6 +4,7 @@ python -m tests.benchmarks.peer_project CASE   (see `peer_turns`)
 """
 
 import argparse
+import copy
 import time
 from collections import Counter
 from functools import partial
@@ -23,33 +24,33 @@ from utils.models.configs import DTYPES, load_tokenizer, sampling_config
 from utils.process.distributed import device, init_distributed, seed_everything
 
 OBJECTIVES, RATE = 2, "rate"
-ALGORITHMS = {"gapo": {"algorithm": "gapo", "gradient_scope": "last_layer"}, "morlhf": {}}
+GAPO = {"algorithm": "gapo", "gradient_scope": "last_layer"}
+ALGORITHMS = {"gapo": GAPO, "morlhf": {}, "gapo_group": GAPO | {"advantage": "group"}}
 SIDE, REPEATS = 1024, 4  # of the product that the machine's matrix rate is measured by
 
 
 def arguments_of(case: Case) -> argparse.Namespace:
     """Step 3's own arguments; the policy, reference, two score models and two critics are of one size."""
-    score = f"{case.folder}/score"
+    scores = {name: f"{case.folder}/score_{number}" for number, name in enumerate(objective_names(OBJECTIVES))}
     return parse_args(flags(
         actor_model=f"{case.folder}/policy", data=f"{case.folder}/prompts.jsonl", output_dir="unused",
-        reward_model=tuple(f"{name}={score}" for name in objective_names(OBJECTIVES)), algorithm="morlhf",
+        reward_model=tuple(f"{name}={score}" for name, score in scores.items()), algorithm="morlhf",
         dtype=case.dtype, kl_coeff=case.kl_coeff, max_new_tokens=case.response, actor_learning_rate=case.learning_rate,
-        critic_learning_rate=case.learning_rate, per_device_prompt_batch_size=case.responses,
-        per_device_train_batch_size=case.responses,
+        critic_learning_rate=case.learning_rate, per_device_prompt_batch_size=case.responses // case.generations,
+        responses_per_prompt=case.generations, per_device_train_batch_size=case.responses,
     ))  # fmt: skip
 
 
 class ProjectSteps:
-    """Rollout and optimizer step on the same models under either algorithm."""
+    """Rollout and optimizer step on the same models under every algorithm, with critics or without."""
 
     def __init__(self, case: Case):
         self.args = arguments_of(case)
         objectives = objectives_of(self.args)
         tokenizer = load_tokenizer(self.args.actor_model, "--actor_model")
-        self.prompts = read_prompts(self.args, tokenizer) * case.generations
+        self.prompts = read_prompts(self.args, tokenizer)
         generation = sampling_config(tokenizer, self.args.temperature, case.response)
-        self.algorithm = algorithm_of(self.args, objectives)
-        needs = needs_of(self.args, self.algorithm)
+        needs = needs_of(self.args, algorithm_of(self.args, objectives))
         self.engine = RLHFEngine(self.args, objectives, needs, tokenizer, generation, TOTAL_STEPS)
         self.updates = {
             name: make_update(self.engine.actor, self.args, OBJECTIVES, **changes)
@@ -58,9 +59,12 @@ class ProjectSteps:
 
     def take(self, algorithm: str) -> dict[str, float]:
         """Seconds of one whole step and of its phases, and the tokens of its responses."""
+        update, engine = self.updates[algorithm], copy.copy(self.engine)
+        engine.needs = update.needs
+        engine.critics = [critic for critic in self.engine.critics if update.needs.critics]
         start = time.perf_counter()
-        rollout = make_rollout(self.engine, self.prompts, self.algorithm, self.args)
-        for _, not_finite in optimizer_steps(rollout, self.updates[algorithm], self.engine.critics, self.args):
+        rollout = make_rollout(engine, self.prompts, update.algorithm, update.args)
+        for _, not_finite in optimizer_steps(rollout, update, engine.critics, update.args):
             assert not_finite is None, not_finite
         step = time.perf_counter() - start
         generation, scoring = rollout.generation_seconds, rollout.scoring_seconds
