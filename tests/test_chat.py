@@ -23,7 +23,7 @@ from utils.data.encoding import encode_prompt
 from utils.process.errors import run_main
 from utils.process.plain_text import printable
 from utils.safe_rlhf_mini import gold_scores
-from utils.scoring.score_models import load_score_model
+from utils.scoring.objectives import Objective
 from utils.scoring.scorers import last_token_scores
 
 pytestmark = pytest.mark.slow
@@ -98,7 +98,7 @@ def test_turns_with_several_policies(workshop: Workshop) -> None:
 def expected_values(workshop: Workshop, row: dict[str, Any], question: str) -> str:
     parts = []
     for name, path, sign in (("helpfulness", workshop.reward, 1), ("harmlessness", workshop.cost, -1)):
-        model = load_score_model(str(path), "--model", "reward")
+        model = Objective(name, "reward", str(path)).load_model()
         ids, _ = model.encode(row["messages"], row["response"], row["finished"])
         score = last_token_scores(model.module.eval(), [ids], model.tokenizer.pad_token_id, 1).item()
         mean = json.loads((path / "config.json").read_text())["score_mean"]

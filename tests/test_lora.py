@@ -72,7 +72,8 @@ def check_steps(arguments: list[str]) -> None:
     for step in range(STEPS):
         adapted = plain_policy(base, engine, args)
         seed_everything(10 * step + rank())
-        rollout = make_rollout(engine, prompts[rank() :: world_size()][ROWS * step :][:ROWS], update.algorithm, args)
+        own = prompts[rank() :: world_size()][ROWS * step :][:ROWS]
+        rollout = make_rollout(engine, own, update.algorithm, 1, args)
         experience = rollout.experience
         near(experience.ref_log_probs, log_probs(base, experience) * experience.mask, 1e-6)
         near(experience.log_probs, log_probs(adapted, experience) * experience.mask, 2e-5)
@@ -306,7 +307,7 @@ def test_adapters_are_a_policy(workshop: Workshop, runs: dict[str, Path]) -> Non
 def live_bytes(arguments: list[str], output: Path) -> None:
     """Bytes of all tensors after an optimizer step: with the frozen score models, and without."""
     args, engine, update, prompts = build(arguments)
-    experience = make_rollout(engine, prompts[:ROWS], update.algorithm, args).experience
+    experience = make_rollout(engine, prompts[:ROWS], update.algorithm, 1, args).experience
     scalars, _ = optimizer_step(update, engine.critics, [experience], True, args)
     assert scalars
     del experience
