@@ -18,7 +18,7 @@ from step3_gapo import ppo
 from step3_gapo.experience import Experience
 from step3_gapo.rlhf_engine import RLHFEngine
 from step3_gapo.rollout import make_rollout
-from step3_gapo.update import optimizer_step
+from step3_gapo.update import StepBatches, optimizer_step
 from tests.helpers import STEP3, Workshop, distance, read_weights, run_function, run_script
 from tests.test_step3_engine import build, of_all_ranks
 from utils.engines import engines
@@ -80,7 +80,7 @@ def check_steps(arguments: list[str]) -> None:
         assert experience.log_probs.equal(experience.ref_log_probs) == (step == 0), (
             "the policy moves, its reference not"
         )
-        scalars, not_finite = optimizer_step(update, engine.critics, [experience], True, args)
+        scalars, not_finite = optimizer_step(update, engine.critics, StepBatches([experience], []), True, args)
         assert not_finite is None
         check_gram(scalars, adapted, of_all_ranks(experience), args)
     check_what_is_trained(engine, args)
@@ -308,7 +308,7 @@ def live_bytes(arguments: list[str], output: Path) -> None:
     """Bytes of all tensors after an optimizer step: with the frozen score models, and without."""
     args, engine, update, prompts = build(arguments)
     experience = make_rollout(engine, prompts[:ROWS], update.algorithm, 1, args).experience
-    scalars, _ = optimizer_step(update, engine.critics, [experience], True, args)
+    scalars, _ = optimizer_step(update, engine.critics, StepBatches([experience], []), True, args)
     assert scalars
     del experience
     gc.collect()

@@ -307,8 +307,12 @@ def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def objective_names(evaluations: Iterable[dict[str, Any]], part: str = "objectives") -> list[str]:
-    """Names of all objectives in the order they are first met."""
-    return list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.get(part) or {}))
+    """Names of all objectives in the order they are first met, in those with the most of them first.
+
+    So one that judges nothing of the first run keeps its place.
+    """
+    parts = sorted((evaluation.get(part) or {} for evaluation in evaluations), key=len, reverse=True)
+    return list(dict.fromkeys(name for found in parts for name in found))
 
 
 def check_evaluation(evaluation: Any, path: Path) -> None:
