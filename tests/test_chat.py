@@ -18,6 +18,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval import chat
+from eval.chatting.conversation import score_answer
+from eval.chatting.page import Lines
 from tests.helpers import ROOT, Result, Workshop, default_signals, flags, run_function
 from utils.data.encoding import encode_prompt
 from utils.process.errors import run_main
@@ -105,6 +107,18 @@ def expected_values(workshop: Workshop, row: dict[str, Any], question: str) -> s
         parts.append(f"{name} {sign * score - (mean if sign == 1 else 0):+.2f}")
     gold = gold_scores([question], [row["response"]])
     return " · ".join(parts + [f"gold {name} {values[0]:+.2f}" for name, values in gold.items()])
+
+
+def test_an_answer_that_is_not_judged() -> None:
+    """Objectives of one model or function stand beside each other; None is no value."""
+    scorers = {"a, b": lambda rows: ({"a": [1.25], "b": [-2.0]}, 1), "c": lambda rows: ({"c": [None]}, 0)}
+    row = {"prompt": QUESTION, "messages": [user(QUESTION)], "response": "Well.", "finished": True}
+    beginning = "(without the beginning)"
+    assert score_answer(row, scorers, None, Lines()) == [
+        f"a +1.25 {beginning}",
+        f"b -2.00 {beginning}",
+        "c (not judged)",
+    ]
 
 
 def test_commands(workshop: Workshop) -> None:
