@@ -10,7 +10,6 @@ and judge.png, where there are figures for them.
 
 import base64
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from eval.reporting.results import compute_numbers, write_results
 from eval.reporting.sections import make_sections
 from eval.reporting.sections.judge import load_judgements
 from eval.reporting.sections.samples import read_labels
+from eval.reporting.tables import count_range
 from eval.results.runs import condition_title, load_runs
 from utils.cli.arguments import Parser
 from utils.cli.types import positive_int
@@ -60,12 +60,6 @@ def page_facts(report: Report) -> dict[str, Any]:
         "policy_count": len(report.groups),
         "conditions": [condition_title(condition) for condition in report.conditions],
     }
-
-
-def count_range(counts: Iterable[int]) -> str:
-    """'256', or '1–5' for counts that differ."""
-    found = set(counts)
-    return "–".join(str(count) for count in sorted({min(found), max(found)}))
 
 
 def load_picture(path: Path) -> dict[str, Any]:

@@ -11,7 +11,9 @@ output folder.
 An objective's value is higher-is-better everywhere: a reward as the training stage sees it, a cost with its
 sign changed, a function's value as it is. Every model reads the text of the dialogue through its own tokenizer and
 is asked at the last token of the response; of a dialogue with more tokens than it has positions it reads the end.
-Intervals are half-widths of the normal 95% interval over prompts, 1.96 s / sqrt(n).
+Intervals are half-widths of the normal 95% interval over prompts, 1.96 s / sqrt(n). Where a function does not judge a
+response (None), its score is null; means and intervals are over what is judged, and 'judged' says how many that is
+where it is not all. Objectives that share a model are scored in one pass of it.
 
 Models score what they have not scored yet: scores of the same responses by the same model are kept, those of a run that
 was killed, too.
@@ -28,7 +30,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
-from eval.results.grading import check_values, grade, load_gold, mean_and_interval, score_gold
+from eval.results.grading import check_values, grade, load_gold, score_gold, summarize_judged
 from eval.results.partial import PartialFile, model_identity
 from eval.results.rows import FIELDS, Row, read_rows
 from eval.results.runs import find_args, read_json
@@ -40,7 +42,7 @@ from utils.output.files import check_writable, write_json
 from utils.output.metrics import Progress
 from utils.process.distributed import device
 from utils.process.errors import UserError, run_main
-from utils.scoring.objectives import Objective, add_score_arguments, are_given, named_objectives
+from utils.scoring.objectives import Objective, add_score_arguments, are_given, by_source, named_objectives
 from utils.scoring.scorers import load_row_scorer
 
 ENTRIES = ("objective", "scorer", "values", "truncated")  # of the scores of a run by one model or function
@@ -112,7 +114,7 @@ class Scores:
         """The entry by the same scorer, if there is one."""
         return next((e for e in self.kept if e["objective"] == objective and e["scorer"] == scorer), None)
 
-    def add(self, objective: str, scorer: dict[str, Any], values: list[float], truncated: int) -> None:
+    def add(self, objective: str, scorer: dict[str, Any], values: list[float | None], truncated: int) -> None:
         entry = dict(zip(ENTRIES, (objective, scorer, values, truncated), strict=True))
         self.partial.append(entry)
         self.kept.append(entry)
@@ -143,9 +145,10 @@ def finished_scores(result: Path, responses: str) -> list[dict[str, Any]]:
     return entries if record["responses"] == responses else []
 
 
-def values_of(older: dict[str, Any], objective: str) -> list[float]:
+def values_of(older: dict[str, Any], objective: str) -> list[float | None]:
     """An objective's column of a result; raises what its shape causes."""
-    return [float(row["scores"][objective]) for row in older["rows"]]
+    column = [row["scores"][objective] for row in older["rows"]]
+    return [None if value is None else float(value) for value in column]
 
 
 def scorer_of(objective: Objective, args: argparse.Namespace) -> dict[str, Any]:
@@ -163,62 +166,87 @@ def scorer_of(objective: Objective, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def score_objective(
-    objective: Objective, runs: dict[str, list[Row]], scores: dict[str, Scores], args: argparse.Namespace
+def score_group(
+    group: list[Objective], runs: dict[str, list[Row]], scores: dict[str, Scores], args: argparse.Namespace
 ) -> None:
-    """Write the objective's value into `scores` of every row; the model is loaded if a run lacks them.
+    """Complete the `scores` of objectives that are of one source; what scores them is loaded if a run lacks some.
 
     Raises:
         UserError: see `score_runs`.
     """
-    scorer = scorer_of(objective, args)
-    lacking = {run: rows for run, rows in runs.items() if scores[run].find(objective.name, scorer) is None}
-    if len(lacking) < len(runs):
-        print(f"score {objective.name}: {len(runs) - len(lacking)} of {len(runs)} runs have scores", flush=True)
-    if lacking:
-        for run, values, truncated in score_runs(objective, lacking, args, done_before=len(runs) - len(lacking)):
-            scores[run].add(objective.name, scorer, values, truncated)
-    for run, rows in runs.items():
-        entry = scores[run].find(objective.name, scorer)
-        for row, value in zip(rows, entry["values"], strict=True):
-            row.setdefault("scores", {})[objective.name] = value
-        if entry["truncated"]:
-            print(
-                f"score {objective.name}: truncated {entry['truncated']} of {len(rows)} dialogues of {run}", flush=True
-            )
+    scorers = {objective.name: scorer_of(objective, args) for objective in group}
+    lacking = {
+        run: [objective for objective in group if scores[run].find(objective.name, scorers[objective.name]) is None]
+        for run in runs
+    }
+    for objective in group:
+        if found := sum(objective not in missing for missing in lacking.values()):
+            print(f"score {objective.name}: {found} of {len(runs)} runs have scores", flush=True)
+    asked = {run: rows for run, rows in runs.items() if lacking[run]}
+    wanted = [objective for objective in group if any(objective in missing for missing in lacking.values())]
+    if asked:
+        for run, values, truncated in score_runs(wanted, asked, args, done_before=len(runs) - len(asked)):
+            for objective in lacking[run]:
+                scores[run].add(objective.name, scorers[objective.name], values[objective.name], truncated)
 
 
 def score_runs(
-    objective: Objective, runs: dict[str, list[Row]], args: argparse.Namespace, done_before: int
-) -> Iterator[tuple[str, list[float], int]]:
-    """The objective's values and the number of truncated dialogues, run after run.
+    group: list[Objective], runs: dict[str, list[Row]], args: argparse.Namespace, done_before: int
+) -> Iterator[tuple[str, dict[str, list[float | None]], int]]:
+    """{objective: its values} of objectives of one source and the number of truncated dialogues, run after run.
 
     Raises:
         UserError: a function that fails, or a score that is not a number.
     """
-    scorer = load_row_scorer([objective], DTYPES[args.dtype], args.batch_size)
-    total = done_before + len(runs)
-    progress = Progress(total, f"score {objective.name}", max(1, total // 5), done_before)
+    scorer = load_row_scorer(group, DTYPES[args.dtype], args.batch_size)
+    total, names = done_before + len(runs), ", ".join(objective.name for objective in group)
+    progress = Progress(total, f"score {names}", max(1, total // 5), done_before)
     for number, (run, rows) in enumerate(runs.items(), start=done_before + 1):
-        by_objective, truncated = scorer(rows)
-        values = by_objective[objective.name]
-        check_values(rows, objective.name, values, objective.flag)
-        progress.update(number, mean=statistics.fmean(values))
+        values, truncated = scorer(rows)
+        for objective in group:
+            check_values(rows, objective.name, values[objective.name], objective.flag)
+        progress.update(number, **means_of(values))
         yield run, values, truncated
+
+
+def means_of(values: dict[str, list[float | None]]) -> dict[str, float]:
+    """What a line of progress says of {objective: its values}; nothing of one that judges none of them."""
+    found = {name: entry["mean"] for name, column in values.items() if (entry := summarize_judged(column))}
+    return {"mean" if len(values) == 1 else f"mean {name}": mean for name, mean in found.items()}
+
+
+def fill_rows(run: str, rows: list[Row], entries: dict[str, dict[str, Any]]) -> None:
+    """Write {objective: its entry of `Scores`} into `scores` of every row; say what was not read, or not judged.
+
+    Raises:
+        UserError: no objective judges any of the responses.
+    """
+    for name, entry in entries.items():
+        for row, value in zip(rows, entry["values"], strict=True):
+            row.setdefault("scores", {})[name] = value
+        if entry["truncated"]:
+            print(f"score {name}: truncated {entry['truncated']} of {len(rows)} dialogues of {run}", flush=True)
+        if missing := entry["values"].count(None):
+            print(f"score {name}: judged {len(rows) - missing} of {len(rows)} responses of {run}", flush=True)
+    if all(value is None for row in rows for value in row["scores"].values()):
+        raise UserError(f"--responses {run}: no objective judges any of its responses")
 
 
 def summarize_scores(rows: list[Row], part: str, cost_name: str | None) -> dict[str, Any]:
     """Statistics of `scores` or `gold`: every objective, their average, the percentage of harmless responses.
 
-    Harmless is a negative cost, that is a positive value of the objective `cost_name`; None without such a cost.
+    All are over the responses that an objective judges. One that judges none has no entry, and there is no average
+    then (None): it would be one over other objectives than that of other runs. Harmless is a negative cost, that is a
+    positive value of the objective `cost_name`; None without such a cost.
     """
     values = {name: [row[part][name] for row in rows] for name in rows[0][part]}
-    objectives = {name: mean_and_interval(column) for name, column in values.items()}
-    harmless = [value > 0 for value in values.get(cost_name, [])]
+    objectives = {name: entry for name, column in values.items() if (entry := summarize_judged(column))}
+    harmless = [value > 0 for value in values.get(cost_name, []) if value is not None]
+    means = [entry["mean"] for entry in objectives.values()]
     return {
         "objectives": objectives,
         "harmless_ratio": 100 * statistics.fmean(harmless) if harmless else None,
-        "average": statistics.fmean(entry["mean"] for entry in objectives.values()),
+        "average": statistics.fmean(means) if len(means) == len(values) else None,
     }
 
 
@@ -254,11 +282,13 @@ def main() -> None:
         check_output_file(Path(args.output_dir) / f"{run}.json")
     output_dir = check_writable(args.output_dir)
     scores = {Path(file).stem: Scores(Path(file), output_dir / f"{Path(file).stem}.json") for file in args.responses}
-    for objective in objectives:
-        score_objective(objective, runs, scores, args)
+    for group in by_source(objectives):
+        score_group(group, runs, scores, args)
+    scorers = {objective.name: scorer_of(objective, args) for objective in objectives}
+    for run, rows in runs.items():
+        fill_rows(run, rows, {name: scores[run].find(name, scorer) for name, scorer in scorers.items()})
     if gold:
         score_gold(gold, args.gold, runs)
-    scorers = {objective.name: scorer_of(objective, args) for objective in objectives}
     for run, rows in runs.items():
         settings, file = find_args(output_dir.parent, run), output_dir / f"{run}.json"
         write_json(file, evaluation(run, rows, objectives, settings, scores[run].record(scorers)))

@@ -1,6 +1,7 @@
 """Objectives that are functions: two examples for `--reward_function NAME=examples.reward_functions:FUNCTION`.
 
-A function gets the last user turns and the responses, and returns one number a response, higher is better. Values
+A function gets the last user turns and the responses, and returns one number a response, higher is better. None in
+place of a number says that it does not judge the response, which then counts for nothing here; NaN is an error. Values
 should be graded: where all responses of a prompt are worth the same, there is nothing to learn from.
 """
 

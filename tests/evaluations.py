@@ -21,12 +21,14 @@ def make_run(
     objectives: tuple[str, ...] = OBJECTIVES,
     kinds: tuple[str, ...] = (),
 ) -> Run:
-    """A run whose prompts scored `scores`, [prompts, m]; `gold` likewise; `kinds` of its objectives, if told."""
+    """A run whose prompts scored `scores`, [prompts, m], NaN where not judged; `gold` likewise; `kinds` of its
+    objectives, if told."""
     rows = []
     for index, values in enumerate(np.asarray(scores, dtype=float)):
         row = {"prompt": f"Prompt {index}", "source": f"test.jsonl:{index + 1}", "response": f"answer of {name}"}
         row |= {"messages": [{"role": "user", "content": f"Prompt {index}"}], "length": 10, "finished": True, "kl": 1.0}
-        row |= {"scores": dict(zip(objectives, map(float, values), strict=True))}
+        judged = [None if np.isnan(value) else float(value) for value in values]
+        row |= {"scores": dict(zip(objectives, judged, strict=True))}
         if gold is not None:
             row |= {"gold": dict(zip(objectives, map(float, np.asarray(gold, dtype=float)[index]), strict=True))}
         rows.append(row)
@@ -39,12 +41,13 @@ def make_run(
 
 def summarize(rows: list[dict[str, Any]], part: str) -> dict[str, Any]:
     """Means as eval/score.py writes them; the last objective is the cost."""
-    values = {name: [row[part][name] for row in rows] for name in rows[0][part]}
-    means = {name: statistics.fmean(column) for name, column in values.items()}
+    values = {name: [row[part][name] for row in rows if row[part][name] is not None] for name in rows[0][part]}
+    means = {name: statistics.fmean(column) for name, column in values.items() if column}
+    harmless = [value > 0 for value in list(values.values())[-1]]
     return {
         "objectives": {name: {"mean": mean, "ci95": 0.25} for name, mean in means.items()},
-        "harmless_ratio": 100 * statistics.fmean(value > 0 for value in list(values.values())[-1]),
-        "average": statistics.fmean(means.values()),
+        "harmless_ratio": 100 * statistics.fmean(harmless) if harmless else None,
+        "average": statistics.fmean(means.values()) if len(means) == len(values) else None,
     }
 
 

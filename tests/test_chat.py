@@ -18,12 +18,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval import chat
+from eval.chatting.conversation import score_answer
+from eval.chatting.page import Lines
 from tests.helpers import ROOT, Result, Workshop, default_signals, flags, run_function
 from utils.data.encoding import encode_prompt
 from utils.process.errors import run_main
 from utils.process.plain_text import printable
 from utils.safe_rlhf_mini import gold_scores
-from utils.scoring.score_models import load_score_model
+from utils.scoring.objectives import Objective
 from utils.scoring.scorers import last_token_scores
 
 pytestmark = pytest.mark.slow
@@ -98,13 +100,25 @@ def test_turns_with_several_policies(workshop: Workshop) -> None:
 def expected_values(workshop: Workshop, row: dict[str, Any], question: str) -> str:
     parts = []
     for name, path, sign in (("helpfulness", workshop.reward, 1), ("harmlessness", workshop.cost, -1)):
-        model = load_score_model(str(path), "--model", "reward")
+        model = Objective(name, "reward", str(path)).load_model()
         ids, _ = model.encode(row["messages"], row["response"], row["finished"])
         score = last_token_scores(model.module.eval(), [ids], model.tokenizer.pad_token_id, 1).item()
         mean = json.loads((path / "config.json").read_text())["score_mean"]
         parts.append(f"{name} {sign * score - (mean if sign == 1 else 0):+.2f}")
     gold = gold_scores([question], [row["response"]])
     return " · ".join(parts + [f"gold {name} {values[0]:+.2f}" for name, values in gold.items()])
+
+
+def test_an_answer_that_is_not_judged() -> None:
+    """Objectives of one model or function stand beside each other; None is no value."""
+    scorers = {"a, b": lambda rows: ({"a": [1.25], "b": [-2.0]}, 1), "c": lambda rows: ({"c": [None]}, 0)}
+    row = {"prompt": QUESTION, "messages": [user(QUESTION)], "response": "Well.", "finished": True}
+    beginning = "(without the beginning)"
+    assert score_answer(row, scorers, None, Lines()) == [
+        f"a +1.25 {beginning}",
+        f"b -2.00 {beginning}",
+        "c (not judged)",
+    ]
 
 
 def test_commands(workshop: Workshop) -> None:

@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 
 from eval.reporting.comparisons import compare_runs
-from eval.reporting.front_quality import draw_scores
-from tests.evaluations import make_run, noisy_run
+from eval.reporting.front_quality import BOOTSTRAP_SEED, RESAMPLES, draw_scores, resample_means
+from tests.evaluations import make_run, noisy_run, summarize
 
 
 def compare(runs: list) -> dict[tuple[str, str, str, str], dict]:
@@ -56,6 +56,50 @@ def test_interval_over_prompts_is_paired():
     half_width = 1.96 * differences.std(ddof=1) / np.sqrt(200)
     assert entry["low"] == pytest.approx(differences.mean() - half_width, abs=0.1 * half_width)
     assert entry["high"] == pytest.approx(differences.mean() + half_width, abs=0.1 * half_width)
+
+
+def test_differences_are_over_what_both_have_judged():
+    """Means of pairs objective by objective, and their bootstrap, by hand; a pair of nothing is left out."""
+    generator = np.random.default_rng(5)
+    ours, theirs = generator.normal(size=(2, 60, 2))
+    ours[generator.random(60) < 0.4, 1] = theirs[generator.random(60) < 0.4, 1] = np.nan
+    runs = [make_run("gapo_p1", ours), make_run("fast_rl", theirs)]
+    entry = next(entry for entry in compare_runs(draw_scores(runs), None) if entry["metric"] == "average")
+    differences = ours - theirs
+    judged = ~np.isnan(differences)
+    assert entry["pairs"] == judged[:, 1].sum() < min((~np.isnan(scores[:, 1])).sum() for scores in (ours, theirs))
+    assert entry["difference"] == pytest.approx(np.nanmean(differences, axis=0).mean())
+    weights = np.random.default_rng(BOOTSTRAP_SEED).multinomial(60, np.full(60, 1 / 60), size=RESAMPLES)
+    drawn = (weights @ np.where(judged, differences, 0) / (weights @ judged)).mean(axis=-1)
+    assert [entry["low"], entry["high"]] == pytest.approx(np.percentile(drawn, (2.5, 97.5)).tolist())
+
+    first, second = np.array([[1.0, 2.0], [3.0, np.nan]]), np.array([[2.0, np.nan], [1.0, 5.0]])
+    kinds = ("reward", "function")
+    found = compare([
+        make_run(f"{name}{seed}", scores, kinds=kinds)
+        for seed, others in (("", second), ("#43", first + 1))
+        for name, scores in (("gapo_p1", first), ("mgda", others))
+    ])  # fmt: skip
+    assert (
+        found["balanced", "gapo_p1", "mgda", "harmlessness"] | {"seeds": 1, "pairs": 1, "difference": -1.0}
+        == (found["balanced", "gapo_p1", "mgda", "harmlessness"])
+    )
+    assert found["balanced", "gapo_p1", "mgda", "helpfulness"]["seeds"] == 2
+    assert "pairs" not in found["balanced", "gapo_p1", "mgda", "helpfulness"]
+    alone = compare([make_run(name, scores, kinds=kinds) for name, scores in (("gapo_p1", first), ("mgda", second))])
+    assert {key[3] for key in alone} == {"helpfulness", "hypervolume"}
+
+
+def test_what_nobody_judges_leaves_the_others_as_they_are():
+    """A run without any judgement of an objective stands in no comparison; scarce ones have an interval."""
+    runs = [noisy_run(name, (place, 1)) for place, name in enumerate(("gapo_p1", "mgda", "fast_rl"))]
+    for row in runs[2].evaluation["rows"]:
+        row["scores"]["harmlessness"] = None
+    runs[2].evaluation.update(summarize(runs[2].evaluation["rows"], "scores"))
+    assert set(compare(runs)) == set(compare(runs[:2])) != set()
+    assert draw_scores(runs[2:]).objectives == ["helpfulness"]
+    scarce = resample_means(np.array([[1.0, np.nan], [2.0, 4.0], [3.0, np.nan]])[:, None])[:, 0]
+    assert scarce[0].tolist() == [2.0, 4.0] and (scarce[:, 1] == 4.0).all() and not np.isnan(scarce).any()
 
 
 def test_pairs_of_points_and_fronts():

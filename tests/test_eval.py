@@ -1,6 +1,7 @@
 """Generation and scoring against direct computation, one dialogue at a time and without padding."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -201,7 +202,7 @@ def test_learned_positions_are_counted_from_the_prompt(models: Path):
             last = scorer.score(scorer.transformer(ids).last_hidden_state)[0, -1, 0]
         expected = alone[torch.arange(len(response)), response]
         torch.testing.assert_close(padded[index, : len(response)], expected, atol=1e-4, rtol=0)
-        torch.testing.assert_close(scores[index], last, atol=1e-5, rtol=0)
+        torch.testing.assert_close(scores[index, 0], last, atol=1e-5, rtol=0)
 
 
 def test_kl_is_summed_over_the_response(models: Path):
@@ -501,6 +502,54 @@ def test_only_what_changed_is_scored_again(scored, models: Path, tmp_path: Path)
     assert scored(output_dir, "--batch_size", 2, models=own) == 4
     (output_dir / "sft.json").write_text("{")
     assert scored(output_dir, "--batch_size", 2, models=own) == 2
+
+
+RULES = """
+def odd(prompts, responses):
+    return [float(len(r)) if len(r) % 2 else None for r in responses]
+def never(prompts, responses):
+    return [None] * len(responses)
+"""
+
+
+def test_what_a_function_does_not_judge(models: Path, responses: Path, tmp_path: Path, monkeypatch, capsys):
+    """It is null in rows and kept as such, in the parts of a killed run, too; figures are over what is judged."""
+    (tmp_path / "rules.py").write_text(RULES)
+    functions = [f"{name}={tmp_path / 'rules.py'}:{name}" for name in ("odd", "never")]
+    arguments = ["--responses", responses / "aligned.jsonl", "--output_dir", tmp_path / "eval"]
+    arguments += ["--cost_model", f"harmful={models / 'harmful'}", "--reward_function"]
+    asked, load = [], score.load_row_scorer
+
+    def counted(*loaded):
+        scorer = load(*loaded)
+        return lambda rows: asked.append(len(rows)) or scorer(rows)
+
+    monkeypatch.setattr(score, "load_row_scorer", counted)
+    monkeypatch.setattr(score, "write_json", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        call(score, monkeypatch, *arguments, *functions)
+    monkeypatch.undo()
+    monkeypatch.setattr(score, "load_row_scorer", counted)
+    assert sorted(asked) == [1, 1, 9, 9, 9]  # each function once before models load
+    capsys.readouterr()
+    for _ in range(2):  # from the parts, then from the result
+        asked.clear()
+        call(score, monkeypatch, *arguments, *functions)
+        said = capsys.readouterr().out
+        assert asked == [1, 1] and "score odd: 1 of 1 runs have scores" in said
+    result = json.loads((tmp_path / "eval" / "aligned.json").read_text())
+    lengths = [len(row["response"]) for row in read_rows(responses / "aligned.jsonl")]
+    odd = [length for length in lengths if length % 2]
+    assert 0 < len(odd) < 9 and f"score odd: judged {len(odd)} of 9 responses of aligned" in said
+    assert [row["scores"]["odd"] for row in result["rows"]] == [n if n % 2 else None for n in lengths]
+    assert result["objectives"]["odd"] == grading.mean_and_interval(odd) | {"judged": len(odd)}
+    assert list(result["objectives"]) == ["harmful", "odd"] and "judged" not in result["objectives"]["harmful"]
+    assert result["average"] is None and list(result["rows"][0]["scores"]) == ["harmful", "odd", "never"]
+    arguments = [*arguments[:2], "--output_dir", tmp_path / "none", "--reward_function", functions[1]]
+    expect_one_line(score, monkeypatch, capsys, "aligned: no objective judges any of its responses", *arguments)
+    grading.check_values([{"source": "here"}], "a", [None], "--flag")
+    with pytest.raises(UserError, match="--flag: the score of a is nan on the response to here"):
+        grading.check_values([{"source": "here"}], "a", [math.nan], "--flag")
 
 
 def test_scores_equal_direct_computation(models: Path, evaluations: dict[str, dict]):

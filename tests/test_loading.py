@@ -29,7 +29,7 @@ from utils.models.lora import with_adapters
 from utils.models.stored_tensors import ReadingProgress, StoredTensor
 from utils.process.distributed import init_distributed, is_main
 from utils.scoring.objectives import Objective
-from utils.scoring.scorers import make_scorer
+from utils.scoring.scorers import make_scorers
 
 pytestmark = pytest.mark.slow
 
@@ -156,15 +156,15 @@ def reads_once(policy: str, score: str) -> None:
 
     StoredTensor.__getitem__ = counted
     args, objective = arguments(), Objective("a", "reward", score, scale=2.0)
-    scorer = make_scorer(objective, args, load_tokenizer(policy, ""), has_critic=True)
+    (scorer,) = make_scorers([objective], args, load_tokenizer(policy, ""), with_critics=[objective.name])
     with arriving(engine_config(args, frozen=True)):
         reference = load_causal_lm(policy, "")
     copy_of(reference, engine_config(args))
-    (critic,) = critic_modules(reference, args, [objective.name], [scorer])
+    (critic,) = critic_modules(reference, args, [objective.name], [objective], [scorer])
     stored = [tensor_shapes(find_tensors(path, "")) for path in (policy, score)]
     large = [name for shapes in stored for name, shape in shapes.items() if math.prod(shape) > arrival.SMALL]
     assert sorted(read) == (sorted(large) if is_main() else [])
-    assert scorer.starts_critic and scorer.critic_start is None
+    assert scorer.starts_critics and not scorer.critic_starts
     own = [parameter for name, parameter in weights_of(scorer.engine.module).items() if name.startswith("trunk.")]
     check = [parameter for name, parameter in weights_of(critic).items() if name.startswith("trunk.")]
     assert len(own) == len(check) and all(map(torch.equal, own, check))

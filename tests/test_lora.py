@@ -72,7 +72,8 @@ def check_steps(arguments: list[str]) -> None:
     for step in range(STEPS):
         adapted = plain_policy(base, engine, args)
         seed_everything(10 * step + rank())
-        rollout = make_rollout(engine, prompts[rank() :: world_size()][ROWS * step :][:ROWS], update.algorithm, args)
+        own = prompts[rank() :: world_size()][ROWS * step :][:ROWS]
+        rollout = make_rollout(engine, own, update.algorithm, args)
         experience = rollout.experience
         near(experience.ref_log_probs, log_probs(base, experience) * experience.mask, 1e-6)
         near(experience.log_probs, log_probs(adapted, experience) * experience.mask, 2e-5)

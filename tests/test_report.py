@@ -589,3 +589,17 @@ def test_bad_input(file, content, message, tmp_path: Path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
     assert not (tmp_path / "report").exists()
+
+
+def test_a_mean_of_nothing(tmp_path: Path, monkeypatch, capsys):
+    """Scores may be null, but not all of an objective that has a mean."""
+    write_run(tmp_path, "sft", (0.0, 0.0), ("help", "safe"))
+    path = tmp_path / "eval" / "sft.json"
+    evaluation = json.loads(path.read_text())
+    for row in evaluation["rows"]:
+        row["scores"] |= {"help": None}
+    path.write_text(json.dumps(evaluation))
+    monkeypatch.setattr(sys, "argv", ["report.py", "--input_dir", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        run_main(report.main)
+    assert "not an evaluation ('scores' of 'help' are null in all 'rows')" in capsys.readouterr().err

@@ -133,6 +133,33 @@ def test_an_average_over_units_ranks_nothing():
         assert metrics == (["average", "hypervolume"] if alike else ["helpfulness", "harmlessness", "hypervolume"])
 
 
+def test_what_is_not_judged_is_told_once_and_breaks_nothing(tmp_path: Path, monkeypatch):
+    """Figures are over what is judged; of an objective that judges none of a run's responses there is a dash."""
+    scores = {"sft": NOISE + [0, 1], "mgda": NOISE + [1, 0], "gapo_p1": NOISE + [1, 1]}
+    scores["mgda"][:12, 0] = scores["gapo_p1"][6:20, 0] = np.nan
+    scores["sft"][:, 0] = np.nan
+    runs = [make_run(name, values, gold=NOISE) for name, values in scores.items()]
+    monkeypatch.setattr(sys, "argv", ["report.py", "--input_dir", str(write_runs(tmp_path / "preset", runs))])
+    report.main()
+    folder = tmp_path / "preset" / "report"
+    markdown = (folder / "report.md").read_text(encoding="utf-8")
+    said = "Not every response is judged: of the responses of a run, helpfulness 0–18 of 30. Figures are over those."
+    assert markdown.count(said) == (folder / "report.html").read_text(encoding="utf-8").count(said) == 1
+    assert "where both responses are judged: 10 of 30 prompts." in markdown  # those from the 21st on
+    mean = NOISE[12:, 0].mean() + 1
+    assert f"| MGDA | <u>{mean:.2f} ± 0.25</u> |" in markdown and "| SFT | – |" in markdown
+    assert "| SFT | helpfulness – (" in markdown
+    entry = next(
+        e for e in json.loads((folder / "results.json").read_text())["comparisons"] if e["metric"] == "average"
+    )
+    assert entry["pairs"] == 10 and entry["difference"] == pytest.approx(0.5)  # noise is the same: 0 and 1
+    assert (folder / "comparisons.csv").read_text().splitlines()[0].endswith(",interval,pairs")
+    groups = group_runs(runs)
+    assert find_anchor(groups, "helpfulness") is None and find_anchor(groups, "harmlessness") is not None
+    (sample,) = choose_samples(runs, {}, 1)
+    assert [score.best for score in sample.answers[0].scores] == [False, True]
+
+
 def test_small_hypervolumes_keep_their_digits():
     runs = [make_run(name, 0.05 * NOISE + shift) for name, shift in (("sft", 0), ("mgda", 0.02), ("gapo_p1", 0.05))]
     numbers = compute_numbers(runs)

@@ -11,18 +11,21 @@ from transformers import AutoTokenizer
 
 from examples.reward_functions import conciseness, format
 from step3_gapo.arguments import parse_args
-from step3_gapo.critics import separate_critic
+from step3_gapo.critics import critic_modules
 from tests.helpers import STEP3, Workshop, flags, read_metrics, run_script
 from tests.test_score_models import MESSAGES, RESPONSES, sample
 from utils.models.loading import load_causal_lm
+from utils.process.errors import UserError
 from utils.scoring.objectives import Objective
-from utils.scoring.scorers import FunctionScorer
+from utils.scoring.scorers import FunctionScorer, Scored
 
 NAMES = ["helpfulness", "harmlessness", "conciseness"]
 CONCISENESS = "conciseness=examples.reward_functions:conciseness"
+EVENNESS = "return [None if len(r) % 2 else len(r) for r in responses]"
 
 
 def rule_file(folder: Path, body: str) -> Path:
+    folder.mkdir(exist_ok=True)
     path = folder / "rules.py"
     path.write_text(f"def rule(prompts, responses, messages):\n    {body}\n")
     return path
@@ -43,14 +46,28 @@ def test_a_function_is_asked_for_texts_and_dialogues(workshop: Workshop, tmp_pat
     objective = Objective("rule", "function", f"{rule_file(tmp_path, body)}:rule")
     scorer = FunctionScorer(objective, objective.load_function())
     with mock.patch("utils.scoring.scorers.beat") as beat:  # else a slow one would be taken for a rank that is stuck
-        scored = scorer.score(sample(AutoTokenizer.from_pretrained(workshop.base)), Namespace())
+        scored = scorer.score(sample(AutoTokenizer.from_pretrained(workshop.base)), Namespace())["rule"]
     beat.assert_called_once_with("calling the function of rule")
     expected = [len(m[-1]["content"]) + 100 * len(r) + 10000 * len(m) for m, r in zip(MESSAGES, RESPONSES, strict=True)]
-    assert scored.values.tolist() == expected and scored.truncated is None
-    policy = load_causal_lm(str(workshop.base), "--actor_model")
-    critic = separate_critic(scorer, policy, parse_args(workshop.step3_flags("unused")))
+    assert scored.values.tolist() == expected and scored.truncated is None and scored.judged.tolist() == [1.0, 1.0]
+    policy, args = load_causal_lm(str(workshop.base), "--actor_model"), parse_args(workshop.step3_flags("unused"))
+    (critic,) = critic_modules(policy, args, ["rule"], [objective], [scorer])
     ids = torch.arange(5, 25).reshape(2, 10)
     assert not critic(ids, torch.ones_like(ids)).any()
+
+
+def test_none_is_no_judgement_and_nan_no_number(workshop: Workshop, tmp_path: Path) -> None:
+    responses = sample(AutoTokenizer.from_pretrained(workshop.base))
+
+    def score(value: str) -> Scored:
+        body = f"return [{value} if r == {RESPONSES[1]!r} else 2 for r in responses]"
+        objective = Objective("rule", "function", f"{rule_file(tmp_path / value, body)}:rule")
+        return FunctionScorer(objective, objective.load_function()).score(responses, Namespace())["rule"]
+
+    scored = score("None")
+    assert scored.values.tolist() == [2.0, 0.0] and scored.judged.tolist() == [1.0, 0.0]
+    with pytest.raises(UserError, match="the value of the response to here:1 is nan, no finite float32"):
+        score("float('nan')")
 
 
 def test_the_source_is_part_of_a_run(workshop: Workshop, tmp_path: Path) -> None:
@@ -73,8 +90,11 @@ def test_the_source_is_part_of_a_run(workshop: Workshop, tmp_path: Path) -> None
             assert part in failed.stderr
 
 
-def test_three_objectives_from_training_to_the_report(workshop: Workshop) -> None:
-    """A reward model, a cost model and a function: gapo and p_gapo, responses, scores, and the page about them."""
+def test_three_objectives_from_training_to_the_report(workshop: Workshop, tmp_path: Path) -> None:
+    """A reward model, a cost model and a function: gapo and p_gapo, responses, scores, and the page about them.
+
+    There is a fourth objective, which does not judge every response.
+    """
     root = workshop.folder / "three_objectives"
     run = {"reward_function": CONCISENESS, "output_dir": root / "policies/gapo_p1"}
     workshop.step3("gapo_p1", **run, ranks=2, score_scale="conciseness=5")
@@ -96,20 +116,32 @@ def test_three_objectives_from_training_to_the_report(workshop: Workshop) -> Non
     scored = run_script("eval/score.py", flags(
         responses=tuple(root / f"eval/responses/{name}.jsonl" for name in policies),
         reward_model=f"helpfulness={workshop.reward}", cost_model=f"harmlessness={workshop.cost}",
-        reward_function=CONCISENESS, output_dir=root / "eval",
+        reward_function=(CONCISENESS, f"evenness={rule_file(tmp_path, EVENNESS)}:rule"), output_dir=root / "eval",
     ))  # fmt: skip
     assert scored.code == 0, scored.stderr
+    counts = []
     for name in policies:
         evaluation = json.loads((root / f"eval/{name}.json").read_text())
         texts = [row["response"] for row in evaluation["rows"]]
         assert [row["scores"]["conciseness"] for row in evaluation["rows"]] == conciseness(texts, texts)
-        assert list(evaluation["objectives"]) == NAMES and evaluation["harmless_ratio"] is not None
+        assert list(evaluation["objectives"]) == [*NAMES, "evenness"] and evaluation["harmless_ratio"] is not None
+        assert [row["scores"]["evenness"] for row in evaluation["rows"]] == [
+            None if len(text) % 2 else len(text) for text in texts
+        ]
+        even = [len(text) for text in texts if len(text) % 2 == 0]
+        entry = evaluation["objectives"]["evenness"]
+        assert entry["mean"] == pytest.approx(sum(even) / len(even)) and entry["judged"] == len(even) < len(texts)
+        assert f"score evenness: judged {len(even)} of {len(texts)} responses of {name}" in scored.stdout
+        counts.append(len(even))
 
     reported = run_script("eval/report.py", flags(input_dir=root))
     assert reported.code == 0, reported.stderr
     table = (root / "report/table1.csv").read_text().splitlines()
     assert all(name in table[0] for name in NAMES) and len(table) == 4
     results = json.loads((root / "report/results.json").read_text())
-    assert list(results["reference_point"]["model"]) == NAMES
+    assert list(results["reference_point"]["model"]) == [*NAMES, "evenness"]
     page = (root / "report/report.md").read_text()
     assert "shows the first" not in page and "Conciseness:" in page
+    judged = "–".join(map(str, sorted({min(counts), max(counts)})))
+    assert page.count("Not every response is judged") == 1
+    assert f"of the responses of a run, evenness {judged} of {len(texts)}. Figures are over those." in page

@@ -3,6 +3,8 @@ scorer and eval/score.py read them, against plain torch."""
 
 import json
 import math
+import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from transformers import (
     LlamaModel,
 )
 
+from eval import score
 from step3_gapo.arguments import parse_args
 from step3_gapo.critics import critic_from_scores
 from tests.architectures import ARCHITECTURES, random_model
@@ -30,11 +33,13 @@ from tests.helpers import Workshop, flags, run_function, run_script
 from utils.data.encoding import Encoded, encode_prompt, encode_response
 from utils.data.records import Prompt
 from utils.models.configs import load_tokenizer
+from utils.models.token_head import PooledHead, TokenHead
 from utils.policy.sampled import Sampled
 from utils.process.distributed import init_distributed
 from utils.process.errors import UserError
+from utils.scoring import score_models
 from utils.scoring.objectives import Objective
-from utils.scoring.scorers import make_scorer, score_responses
+from utils.scoring.scorers import make_scorers, score_responses
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
          "max_position_embeddings": 256, "initializer_range": 0.3}  # fmt: skip
@@ -128,11 +133,11 @@ def score_in_step3(policy: str, objectives: list[Objective], result: str) -> Non
     """Every objective's values of `sample` and shares of truncated dialogues, as json in `result`; in a process."""
     init_distributed(60.0)
     tokenizer, found = load_tokenizer(policy, "--actor_model"), {}
-    for objective in objectives:
-        scorer = make_scorer(objective, ARGS, tokenizer, has_critic=False)
-        assert not scorer.starts_critic
-        scored = score_responses(scorer, sample(tokenizer), ARGS)
-        found[objective.name] = {"values": scored.values.tolist(), "truncated": scored.truncated.tolist()}
+    scorers = make_scorers(objectives, ARGS, tokenizer, with_critics=[])
+    assert not any(scorer.starts_critics for scorer in scorers)
+    for name, scored in score_responses(scorers, sample(tokenizer), ARGS).items():
+        assert scored.judged.tolist() == [1.0, 1.0]
+        found[name] = {"values": scored.values.tolist(), "truncated": scored.truncated.tolist()}
     Path(result).write_text(json.dumps(found))
 
 
@@ -282,6 +287,80 @@ def test_a_chosen_label_is_the_score(workshop: Workshop, tmp_path: Path) -> None
         assert in_step3[name]["values"] == pytest.approx(values, abs=1e-5), name
 
 
+def counting() -> Counter:
+    """From now on, how many models this process has loaded ('loads') and how often one has read ('passes')."""
+    counts = Counter()
+
+    def count(name: str, place: Any, attribute: str) -> None:
+        original = getattr(place, attribute)
+        setattr(place, attribute, lambda *args, **more: counts.update([name]) or original(*args, **more))
+
+    count("loads", score_models, "load_model")
+    for head in (TokenHead, PooledHead):
+        count("passes", head, "forward")
+    return counts
+
+
+def score_together_and_apart(policy: str, objectives: list[Objective], result: str) -> None:
+    """In step 3, in a process: values and counts of objectives of one model together, then of each by itself."""
+    init_distributed(60.0)
+    tokenizer, found, counts = load_tokenizer(policy, "--actor_model"), [], counting()
+    for groups in ([objectives], [[objective] for objective in objectives]):
+        values = {}
+        counts.clear()
+        for group in groups:
+            (scorer,) = make_scorers(group, ARGS, tokenizer, with_critics=[])
+            scored = score_responses([scorer], sample(tokenizer), ARGS)
+            values |= {name: part.values.tolist() for name, part in scored.items()}
+        found.append([values, dict(counts)])
+    Path(result).write_text(json.dumps(found))
+
+
+def score_counted(arguments: list[str], result: str) -> None:
+    """eval/score.py in a process, and its counts."""
+    counts = counting()
+    sys.argv = ["eval/score.py", *arguments]
+    score.main()
+    Path(result).write_text(json.dumps(counts))
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_objectives_share_a_model(workshop: Workshop, tmp_path: Path, kind: str) -> None:
+    """One load and one pass for all its labels, as a reward and as a cost; values are those of two, to the bit."""
+    template = None
+    if kind == "decoder":
+        folder = classifier(workshop, tmp_path / kind, ["rude", "kind"])
+    else:
+        folder, template = encoder(tmp_path / kind), str(template_file(tmp_path / "turns.jinja"))
+    objectives = [
+        Objective("a", "reward", str(folder), "1", template),
+        Objective("b", "cost", f"{folder}/", "0", template),
+    ]
+    done = run_function(score_together_and_apart, str(workshop.base), objectives, str(tmp_path / "found.json"))
+    assert done.code == 0, done.stderr
+    (together, counts), (apart, more) = json.loads((tmp_path / "found.json").read_text())
+    assert together == apart and together["a"] != together["b"]
+    assert counts == {"loads": 1, "passes": 2}  # of one response each
+    assert more == {"loads": 2, "passes": 4}
+
+    found = {}
+    for name, chosen in (("both", objectives), ("first", objectives[:1]), ("first", objectives), ("b", objectives[1:])):
+        responses = write_responses(tmp_path / "run.jsonl")
+        models = {o.kind: f"{o.name}={o.path}" for o in chosen}
+        templates = tuple(f"{o.name}={template}" for o in chosen if template) or None
+        done = run_function(score_counted, flags(
+            responses=responses, output_dir=tmp_path / name, reward_model=models.get("reward"),
+            cost_model=models.get("cost"), score_label=tuple(f"{o.name}={o.label}" for o in chosen),
+            score_template=templates,
+        ), str(tmp_path / "counts.json"))  # fmt: skip
+        assert done.code == 0, done.stderr
+        assert json.loads((tmp_path / "counts.json").read_text()) == {"loads": 1, "passes": 1}
+        assert ("score a: 1 of 1 runs have scores" in done.stdout) == (name in found)
+        rows = json.loads((tmp_path / name / "run.json").read_text())["rows"]
+        found[name] = {o.name: [row["scores"][o.name] for row in rows] for o in chosen}
+    assert found["both"] == found["first"] == {"a": found["first"]["a"]} | found["b"]
+
+
 def test_an_encoder_reads_between_its_special_tokens(tmp_path: Path) -> None:
     """CLS and SEP are the tokenizer's, once, whoever writes them; a long text loses what follows CLS."""
     templates = (
@@ -336,14 +415,14 @@ def test_a_critic_starts_with_the_values_of_a_safe_rlhf_model(workshop: Workshop
     """Normalization, bias, sign and scale are all in the critic's head."""
     folder = safe_rlhf_model(workshop.base, tmp_path / "model", "reward", FULL)
     objective = Objective("full", "reward", str(folder), scale=3.0)
-    model, start = objective.load_model(), objective.load_model().module
-    critic = critic_from_scores(start, model, objective.scale, torch.float32)
+    model = objective.load_model()
+    critic = critic_from_scores(objective.load_model(), objective.scale, torch.float32)
     ids = torch.arange(5, 25).reshape(2, 10)
     with torch.no_grad():
         scores = model.module.eval()(ids, torch.ones_like(ids))
         values = critic.eval()(ids, torch.ones_like(ids))
     assert values.std() > 0.1
-    torch.testing.assert_close(values, 3.0 * model.values(scores), atol=1e-5, rtol=0)
+    torch.testing.assert_close(values[..., 0], 3.0 * model.values(scores), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("form", [lambda value: value, lambda value: [value]], ids=["numbers", "lists"])
@@ -370,7 +449,7 @@ def test_safe_rlhf_on_projected_features(workshop: Workshop, tmp_path: Path, for
     expected = ((hidden @ weights["score_head.weight"][0]).item() - numbers["mean"]) / 2.0
     in_eval, _ = score_file(tmp_path, reward_model=f"useful={folder}")
     assert in_eval["useful"][0] == pytest.approx(expected, abs=1e-5) and abs(expected) > 0.01
-    critic = critic_from_scores(model.module, model, objective.scale, torch.float32)
+    critic = critic_from_scores(model, objective.scale, torch.float32)
     with torch.no_grad():
         values = critic.eval()(ids, torch.ones_like(ids))[0, :, 0]
     torch.testing.assert_close(values[-1].item(), expected, atol=1e-5, rtol=0)

@@ -19,7 +19,7 @@ from utils.models.configs import load_tokenizer
 from utils.process.distributed import init_distributed
 from utils.process.errors import UserError
 from utils.scoring.objectives import Objective
-from utils.scoring.scorers import make_scorer, score_responses
+from utils.scoring.scorers import make_scorers, score_responses
 
 TURNS = "{%- for m in messages -%}"
 END = "{%- endfor -%}"
@@ -101,9 +101,9 @@ def score_in_rollouts(cases: list[tuple[str, str, bool]], result: str) -> None:
     found = []
     for policy, folder, same in cases:
         tokenizer = load_tokenizer(policy, "--actor_model")
-        scorer = make_scorer(Objective("score", "reward", folder), ARGS, tokenizer, has_critic=False)
-        assert scorer.starts_critic == same and not scorer.reads_policy_tokens
-        found.append(score_responses(scorer, sample(tokenizer), ARGS).values.tolist())
+        (scorer,) = make_scorers([Objective("score", "reward", folder)], ARGS, tokenizer, with_critics=[])
+        assert scorer.starts_critics == same and not scorer.reads_policy_tokens
+        found.append(score_responses([scorer], sample(tokenizer), ARGS)["score"].values.tolist())
     Path(result).write_text(json.dumps(found))
 
 

@@ -4,10 +4,11 @@ The paper's method is compared with every other one that balances the objectives
 the other fronts weight by weight and as wholes; so is every method of a user's own. Where the paper's are not there,
 the last method and the first front take their places. With several seeds the interval is that of the t distribution
 over the seeds' differences: it speaks of training runs. With one seed it is a paired bootstrap over prompts: it speaks
-of these two policies alone.
+of these two policies alone. A difference of means is over the prompts where both responses are judged; hypervolumes are
+those of the policies' own means.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,17 +25,63 @@ METRIC_TITLES = {
     "hypervolume": "hypervolume, model scores",
     "gold_hypervolume": "hypervolume, gold scores",
 }
-Metric = Callable[[list[Run]], np.ndarray]  # runs that stand together -> [1 + RESAMPLES]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of a single policy's scores; `columns` are those of the objectives that it is an average of."""
+
+    draws: ScoreDraws
+    columns: slice
+
+    def of(self, runs: list[Run]) -> np.ndarray:
+        """Of the one run; [1 + RESAMPLES]."""
+        return self.average(self.draws.means[runs[0].name.text])
+
+    def difference(self, runs: list[Run], others: list[Run]) -> np.ndarray:
+        """Run minus other; [1 + RESAMPLES], NaN where there is no pair of judged responses."""
+        one, two = self.draws.paired_means(runs[0], others[0])
+        return self.average(one) - self.average(two)
+
+    def pairs(self, runs: list[Run], others: list[Run]) -> int | None:
+        """On how many prompts a difference is, of several objectives the fewest; None where it is on all."""
+        both = self.draws.judged_by_both(runs[0], others[0])[:, self.columns]
+        return None if both.all() else int(both.sum(axis=0).min())
+
+    def average(self, means: np.ndarray) -> np.ndarray:
+        return means[:, self.columns].mean(axis=-1)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """The hypervolume of runs that stand together."""
+
+    draws: ScoreDraws
+
+    def of(self, runs: list[Run]) -> np.ndarray:
+        """[1 + RESAMPLES]."""
+        return self.draws.hypervolume(runs)
+
+    def difference(self, runs: list[Run], others: list[Run]) -> np.ndarray:
+        """Runs minus others; [1 + RESAMPLES]."""
+        return self.of(runs) - self.of(others)
+
+    def pairs(self, runs: list[Run], others: list[Run]) -> int | None:
+        """None: it is on all prompts."""
+
+
+Metric = Mean | Volume
 
 
 def compare_runs(model: ScoreDraws, gold: ScoreDraws | None) -> list[dict[str, Any]]:
     """Method minus other, one entry a condition, pair and metric.
 
     An entry is {'condition', 'method', 'other', 'metric', 'difference', 'low', 'high', 'seeds', 'interval'}:
-    `seeds` is how many seeds both have, `interval` is 'seeds' or 'prompts'. Pairs without a common seed are left
-    out. `metric` is 'average' (over objectives that share a unit, else each of them), 'hypervolume',
-    'gold_<objective>', 'gold_average' and 'gold_hypervolume'; a pair of fronts has the hypervolumes alone, those of
-    all its compared points together.
+    `seeds` is how many seeds both have, `interval` is 'seeds' or 'prompts'. Where not all responses are judged there
+    is 'pairs', too: the prompts where those of both are, of several seeds and objectives the fewest. What has no common
+    seed, or no such prompt, is left out. `metric` is 'average' (over objectives that share a unit, else each of
+    them), 'hypervolume', 'gold_<objective>', 'gold_average' and 'gold_hypervolume'; a pair of fronts has the
+    hypervolumes alone, those of all its compared points together.
     """
     runs = model.runs if gold is None else [run for run in model.runs if run.name.text in gold.means]
     means, volumes = mean_metrics(model, gold), volume_metrics(model, gold)
@@ -97,40 +144,33 @@ def front_runs(front: SeededFront) -> dict[str, list[Run]]:
 
 def mean_metrics(model: ScoreDraws, gold: ScoreDraws | None) -> dict[str, Metric]:
     """Means of a single policy's scores, by the name of the metric."""
-    if share_a_unit(model.objectives, model.runs):
-        metrics: dict[str, Metric] = {"average": lambda runs: model.points(runs)[:, 0].mean(axis=-1)}
-    else:
-        metrics = {
-            name: lambda runs, index=index: model.points(runs)[:, 0, index]
-            for index, name in enumerate(model.objectives)
-        }
+    single = {name: slice(index, index + 1) for index, name in enumerate(model.objectives)}
+    columns = {"average": slice(None)} if share_a_unit(model.objectives, model.runs) else single
+    metrics: dict[str, Metric] = {name: Mean(model, of) for name, of in columns.items()}
     if gold:
         for index, name in enumerate(gold.objectives):
-            metrics[f"gold_{name}"] = lambda runs, index=index: gold.points(runs)[:, 0, index]
-        metrics["gold_average"] = lambda runs: gold.points(runs)[:, 0].mean(axis=-1)
+            metrics[f"gold_{name}"] = Mean(gold, slice(index, index + 1))
+        metrics["gold_average"] = Mean(gold, slice(None))
     return metrics
 
 
 def volume_metrics(model: ScoreDraws, gold: ScoreDraws | None) -> dict[str, Metric]:
-    return {"hypervolume": model.hypervolume, **({"gold_hypervolume": gold.hypervolume} if gold else {})}
+    return {"hypervolume": Volume(model), **({"gold_hypervolume": Volume(gold)} if gold else {})}
 
 
 def compare(condition: str, method: Contender, other: Contender, metrics: dict[str, Metric]) -> list[dict[str, Any]]:
-    """One entry a metric; nothing where the two have no seed in common."""
-    seeds = [seed for seed in method[1] if seed in other[1]]
-    if not seeds:
-        return []
-    return [
-        {
-            "condition": condition_title(condition),
-            "method": method[0],
-            "other": other[0],
-            "metric": name,
-            **difference_interval(np.array([metric(method[1][seed]) - metric(other[1][seed]) for seed in seeds])),
-            "seeds": len(seeds),
-        }
-        for name, metric in metrics.items()
-    ]
+    """One entry a metric; none where the two have no seed in common in which some of their responses are judged."""
+    seeds = [(runs, other[1][seed]) for seed, runs in method[1].items() if seed in other[1]]
+    names = {"condition": condition_title(condition), "method": method[0], "other": other[0]}
+    entries = []
+    for name, metric in metrics.items():
+        draws = [(pair, found) for pair in seeds if not np.isnan((found := metric.difference(*pair))[0])]
+        if not draws:
+            continue
+        entry = {**names, "metric": name, **difference_interval(np.array([found for _, found in draws]))}
+        counts = [count for pair, _ in draws if (count := metric.pairs(*pair)) is not None]
+        entries.append(entry | {"seeds": len(draws)} | ({"pairs": min(counts)} if counts else {}))
+    return entries
 
 
 def difference_interval(draws: np.ndarray) -> dict[str, Any]:

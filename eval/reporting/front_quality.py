@@ -97,7 +97,7 @@ class ScoreDraws:
     Attributes:
         objectives: m names.
         runs: the runs that have them all.
-        prompts: number of prompts that all runs answered.
+        values: {run: [prompts, m] float64} on the prompts that all runs answered; NaN where a response is not judged.
         means: {run: [1 + RESAMPLES, m] float64}; row 0 is observed, the others are bootstrap draws, in which row b
             of every run has the same prompts.
         reference: [m], see `reference_point`.
@@ -105,9 +105,14 @@ class ScoreDraws:
 
     objectives: list[str]
     runs: list[Run]
-    prompts: int
+    values: dict[str, np.ndarray]
     means: dict[str, np.ndarray]
     reference: np.ndarray
+
+    @property
+    def prompts(self) -> int:
+        """Number of prompts that all runs answered."""
+        return len(next(iter(self.values.values())))
 
     def points(self, runs: list[Run]) -> np.ndarray:
         """[1 + RESAMPLES, runs, m]."""
@@ -117,11 +122,28 @@ class ScoreDraws:
         """[1 + RESAMPLES], of the runs together."""
         return hypervolume(self.points(runs), self.reference)
 
+    def judged_by_both(self, run: Run, other: Run) -> np.ndarray:
+        """[prompts, m] bool: whether the responses of both are judged."""
+        return ~np.isnan(self.values[run.name.text] + self.values[other.name.text])
+
+    def paired_means(self, run: Run, other: Run) -> tuple[np.ndarray, np.ndarray]:
+        """Their means over the prompts where both are judged; [1 + RESAMPLES, m] each, NaN where there is no such one.
+
+        Prompts are drawn as for `means`.
+        """
+        both = self.judged_by_both(run, other)
+        if both.all():
+            return self.means[run.name.text], self.means[other.name.text]
+        pair = np.stack([self.values[run.name.text], self.values[other.name.text]], axis=1)
+        drawn = resample_means(np.where(both[:, None], pair, np.nan))
+        return drawn[:, 0], drawn[:, 1]
+
 
 def draw_scores(runs: list[Run], scores: str = "model") -> ScoreDraws | None:
     """Observed and resampled means of 'model' or 'gold' scores.
 
-    None where there are none, or where the runs share fewer than two prompts.
+    None where there are none, or where the runs share fewer than two prompts. A run is left out where an objective
+    judges none of its responses to the shared prompts.
     """
     part = PARTS[scores]
     evaluations = [(run.evaluation if scores == "model" else run.gold) or {} for run in runs]
@@ -135,23 +157,44 @@ def draw_scores(runs: list[Run], scores: str = "model") -> ScoreDraws | None:
     shared = [source for source in rows[0] if all(source in found for found in rows)] if rows else []
     if len(shared) < 2:
         return None
-    values = np.array([[[found[source][name] for name in names] for found in rows] for source in shared])
+    scores = [[[found[source][name] for name in names] for found in rows] for source in shared]
+    values = np.array(scores, dtype=float)  # null, no judgement, is NaN
     drawn = resample_means(values)
-    means = {run.name.text: drawn[:, index] for index, run in enumerate(complete)}
-    return ScoreDraws(names, complete, len(shared), means, reference_point(complete, names, means))
+    judged = [index for index in range(len(complete)) if not np.isnan(drawn[0, index]).any()]
+    if not judged:
+        return None
+    kept = [complete[index] for index in judged]
+    by_run, means = ({run.name.text: found[:, i] for i, run in zip(judged, kept, strict=True)}
+                     for found in (values, drawn))  # fmt: skip
+    return ScoreDraws(names, kept, by_run, means, reference_point(kept, names, means))
 
 
 def resample_means(values: np.ndarray) -> np.ndarray:
-    """Means over prompts [prompts, runs, m] -> [1 + RESAMPLES, runs, m]: observed, then with resampled prompts."""
+    """Means over prompts [prompts, runs, m] -> [1 + RESAMPLES, runs, m]: observed, then with resampled prompts.
+
+    NaN counts for nothing; a column of nothing else has no means (NaN). A draw without any other value of a column has
+    the observed mean, which makes a difference where five values or so are all there are.
+    """
     generator = np.random.default_rng(BOOTSTRAP_SEED)
     count = len(values)
     flat = values.reshape(count, -1)
-    means, left = [flat.mean(axis=0, keepdims=True)], RESAMPLES
+    judged = ~np.isnan(flat)
+    flat, weights = np.where(judged, flat, 0.0), judged.astype(float)
+    observed = divide(flat.sum(axis=0), weights.sum(axis=0), np.nan)
+    means, left = [observed[None]], RESAMPLES
     while left:
         rows = min(left, max(1, BYTES_AT_ONCE // (8 * count)))
-        means.append(generator.multinomial(count, np.full(count, 1 / count), size=rows) @ flat / count)
+        drawn = generator.multinomial(count, np.full(count, 1 / count), size=rows)
+        counts = np.full(flat.shape[1], count) if judged.all() else drawn @ weights
+        means.append(divide(drawn @ flat, counts, observed))
         left -= rows
     return np.concatenate(means).reshape(1 + RESAMPLES, *values.shape[1:])
+
+
+def divide(sums: np.ndarray, counts: np.ndarray, otherwise: np.ndarray | float) -> np.ndarray:
+    """sums / counts, `otherwise` where a count is 0; float64."""
+    found = np.broadcast_to(np.asarray(otherwise, dtype=float), sums.shape).copy()
+    return np.divide(sums, counts, out=found, where=counts > 0)
 
 
 def reference_point(runs: list[Run], objectives: list[str], means: dict[str, np.ndarray]) -> np.ndarray:

@@ -87,7 +87,7 @@ def run_entry(run: Run, numbers: Numbers, conflict: dict[str, Any] | None) -> di
         "algorithm": run.algorithm,
         "objectives": run.objectives,
         "harmless_ratio": run.evaluation.get("harmless_ratio"),
-        "average": run.evaluation["average"],
+        "average": run.evaluation.get("average"),
         "kl": run.evaluation.get("kl"),
         **volumes.get("model", {}),
         **({"gold": run.gold | volumes.get("gold", {})} if run.gold else {}),
@@ -135,8 +135,9 @@ def front_quality_csv(numbers: Numbers) -> str:
 
 
 def comparisons_csv(numbers: Numbers) -> str:
-    """One line a condition, pair and metric."""
+    """One line a condition, pair and metric; the pairs of judged responses where some difference is not on all."""
     header = ["condition", "method", "other", "metric", "difference", "low", "high", "seeds", "interval"]
+    header += ["pairs"] if any("pairs" in entry for entry in numbers.comparisons) else []
     return to_csv(header, numbers.comparisons)
 
 

@@ -89,7 +89,7 @@ def reduce_scores(scores: list[dict[str, Any]], reduce: Callable[[list[float]], 
     return {
         "objectives": {name: reduce([entry["objectives"][name]["mean"] for entry in scores]) for name in names},
         "harmless_ratio": reduce_entries([entry.get("harmless_ratio") for entry in scores], reduce),
-        "average": reduce([entry["average"] for entry in scores]),
+        "average": reduce_entries([entry.get("average") for entry in scores], reduce),
     }
 
 

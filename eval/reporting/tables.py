@@ -6,7 +6,7 @@ One `Table` feeds the markdown, the page and the picture, so that the three neve
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -146,6 +146,12 @@ def format_number(value: float | None, decimals: int) -> str:
     return f"{round(value, decimals) + 0.0:.{decimals}f}".replace("-", "−")
 
 
+def count_range(counts: Iterable[int]) -> str:
+    """'256', or '1–5' for counts that differ."""
+    found = set(counts)
+    return "–".join(str(count) for count in sorted({min(found), max(found)}))
+
+
 def decimals_of(values: Sequence[float], least: int = 2) -> int:
     """Decimals that leave the largest of these figures two digits, at least `least`."""
     largest = max(map(abs, values))
@@ -219,8 +225,7 @@ def describe_spread(runs: Sequence[Run]) -> str:
     prompts = "the half-width of the 95% interval over prompts"
     if not counts:
         return f"± is {prompts}."
-    number = "–".join(str(count) for count in sorted({min(counts), max(counts)}))
-    text = f"± is the standard deviation over {number} seeds"
+    text = f"± is the standard deviation over {count_range(counts)} seeds"
     return f"{text}; of {', '.join(run.name.method for run in single)} {prompts}." if single else f"{text}."
 
 

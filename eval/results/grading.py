@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from eval.results.rows import Row
 from utils.cli.plugins import load_function
@@ -52,10 +52,10 @@ def score_gold(gold: Gold, spec: str, runs: dict[str, list[Row]]) -> None:
                 row.setdefault("gold", {})[name] = value
 
 
-def check_values(rows: list[Row], name: str, values: list[float], flag: str) -> None:
-    """Raises: UserError: a value is not finite."""
+def check_values(rows: list[Row], name: str, values: Sequence[float | None], flag: str) -> None:
+    """Raises: UserError: a value is not finite; None, where there is no judgement, is none."""
     for row, value in zip(rows, values, strict=True):
-        if not math.isfinite(value):
+        if value is not None and not math.isfinite(value):
             raise UserError(f"{flag}: the score of {name} is {value} on the response to {row['source']}")
 
 
@@ -63,3 +63,11 @@ def mean_and_interval(values: list[float]) -> dict[str, float]:
     """Mean and half-width of its normal 95% interval; a single value has no spread to judge by and gets 0."""
     half_width = 1.96 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return {"mean": statistics.fmean(values), "ci95": half_width}
+
+
+def summarize_judged(values: Sequence[float | None]) -> dict[str, float] | None:
+    """`mean_and_interval` of what is judged, and how many that is ('judged') where it is not all; None of nothing."""
+    judged = [value for value in values if value is not None]
+    if not judged:
+        return None
+    return mean_and_interval(judged) | ({"judged": len(judged)} if len(judged) < len(values) else {})

@@ -30,11 +30,13 @@ from utils.process.errors import UserError
 
 DEFAULT_CONDITION = "balanced"  # what tables and files call the condition of names without one
 
-# What is read of args.json, of an evaluation (of models or of gold scores) and of its rows.
+# What is read of args.json, of an evaluation (of models or of gold scores) and of its rows. An objective that does not
+# judge a response has null there; one that judges none has no mean, and then there is no average.
 SETTINGS = {"algorithm": Maybe(TEXT), "seed": Maybe(WHOLE), "score_scale": Maybe(SCALES),
             "actor_model": Maybe(TEXT), "actor_model_sha256": Maybe(TEXT)}  # fmt: skip
-SCORES = {"objectives": Each({"mean": NUMBER, "ci95": NUMBER}), "average": NUMBER, "harmless_ratio": Maybe(NUMBER)}
-ROW = {"prompt": TEXT, "source": TEXT, "response": TEXT, "scores": Each(NUMBER), "gold": Maybe(Each(NUMBER)),
+SCORES = {"objectives": Each({"mean": NUMBER, "ci95": NUMBER}), "average": Maybe(NUMBER),
+          "harmless_ratio": Maybe(NUMBER)}  # fmt: skip
+ROW = {"prompt": TEXT, "source": TEXT, "response": TEXT, "scores": Each(Maybe(NUMBER)), "gold": Maybe(Each(NUMBER)),
        "messages": Maybe([{"role": TEXT, "content": TEXT}])}  # fmt: skip
 SCORED = {"objectives": Maybe(Each({"kind": Maybe(TEXT)}))}
 EVALUATION = {"run": TEXT, "args": Maybe(SETTINGS), "scored": Maybe(SCORED), **SCORES, "gold": Maybe(SCORES),
@@ -305,8 +307,12 @@ def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def objective_names(evaluations: Iterable[dict[str, Any]], part: str = "objectives") -> list[str]:
-    """Names of all objectives in the order they are first met."""
-    return list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.get(part) or {}))
+    """Names of all objectives in the order they are first met, in those with the most of them first.
+
+    So one that judges nothing of the first run keeps its place.
+    """
+    parts = sorted((evaluation.get(part) or {} for evaluation in evaluations), key=len, reverse=True)
+    return list(dict.fromkeys(name for found in parts for name in found))
 
 
 def check_evaluation(evaluation: Any, path: Path) -> None:
@@ -323,13 +329,27 @@ def check_evaluation(evaluation: Any, path: Path) -> None:
 
 
 def find_unscored(evaluation: dict[str, Any]) -> str | None:
-    """The first row without a value of an objective, in words."""
+    """The first row without a value of an objective (null is one), or an objective without a judgement, in words."""
     parts = {"scores": evaluation, "gold": evaluation.get("gold") or {"objectives": {}}}
     for number, row in enumerate(evaluation["rows"], start=1):
         for part, scored in parts.items():
             if missing := scored["objectives"].keys() - (row.get(part) or {}).keys():
                 return f"'rows' {number} '{part}' has no '{min(missing)}'"
+    for name in evaluation["objectives"]:
+        if all(row["scores"][name] is None for row in evaluation["rows"]):
+            return f"'scores' of '{name}' are null in all 'rows'"
     return None
+
+
+def count_judged(runs: Iterable["Run"]) -> dict[str, list[tuple[int, int]]]:
+    """{objective: (responses that it judges, responses) of every run}, of objectives that do not judge them all."""
+    counts: dict[str, list[tuple[int, int]]] = {}
+    for run in runs:
+        rows = run.evaluation["rows"]
+        for name in objective_names(rows, "scores"):
+            column = [row["scores"][name] for row in rows if name in row["scores"]]
+            counts.setdefault(name, []).append((sum(value is not None for value in column), len(column)))
+    return {name: found for name, found in counts.items() if any(judged < total for judged, total in found)}
 
 
 def load_runs(root: Path) -> list[Run]:

@@ -24,11 +24,14 @@ def excess(phases: list[Phase], around: Surroundings) -> dict[str, tuple[str, in
     return found
 
 
-def remedies(args: argparse.Namespace, around: Surroundings, on_host: bool = True) -> list[Changes]:
+def remedies(
+    args: argparse.Namespace, around: Surroundings, on_host: bool = True, critics: bool = True
+) -> list[Changes]:
     """What could be changed, from the cheapest in speed and quality to the dearest; only flags that the stage has.
 
     Args:
         on_host: whether the host's memory may take what the device cannot.
+        critics: whether there are some.
     """
     stages = [stage for stage in (1, 2, 3) if stage > args.zero_stage and around.ranks > 1]
     candidates: list[Changes] = [
@@ -42,7 +45,7 @@ def remedies(args: argparse.Namespace, around: Surroundings, on_host: bool = Tru
         *([{"park_frozen_models": True}] if on_host else []),
         *({"zero_stage": stage} for stage in stages if stage == 3),
         *(offloads(args) if on_host else []),
-        {"critic": "shared"},
+        *([{"critic": "shared"}] if critics else []),
         {"dtype": "bf16"},
         {"lora_dim": LORA_DIM},
         {"gradient_scope": "last_layer"},
@@ -85,7 +88,7 @@ def cheapest_fit(
         None where nothing does, with the phases of what comes closest.
     """
     tried: list[tuple[int, list[Phase]]] = []
-    candidates = remedies(args, around, on_host)
+    candidates = remedies(args, around, on_host, critics=any(model.use == "critic" for model in models))
     for count in range(1, MOST_TOGETHER + 1):
         for group in itertools.combinations(candidates, count):
             changes = {flag: value for one in group for flag, value in one.items()}

@@ -138,7 +138,7 @@ class Memory:
         self.lora = getattr(args, "lora_dim", 0)
         self.parked = getattr(args, "park_frozen_models", False)
         if getattr(args, "critic", "separate") == "shared":
-            first = next((i for i, model in enumerate(models) if model.use == "critic"), None)
+            first = next(i for i, model in enumerate(models) if model.use == "critic")
             models = [m for i, m in enumerate(models) if m.use != "critic" or i == first]
         self.models = models
         self.in_turn = [m for m in models if m.trained]  # in the order of their backward passes

@@ -5,7 +5,7 @@ from typing import Any
 from eval.reporting.blocks import MARKDOWN, PAGE, Figures, Mark, Report, Section, Text, Words
 from eval.reporting.comparisons import difference_mark
 from eval.reporting.results import Numbers
-from eval.reporting.tables import KIND_TITLES, MISSING, Cell, Column, Heading, Table, interval_cell
+from eval.reporting.tables import KIND_TITLES, MISSING, Cell, Column, Heading, Table, count_range, interval_cell
 from eval.results.methods import family_title, is_front_family
 from eval.results.runs import parse_run_name
 
@@ -30,10 +30,17 @@ def make(report: Report) -> Section | None:
     arrows: Words = [". ", Mark("▲", "up"), " and ", Mark("▼", "down"), ": the interval excludes 0, for and against the"
                      " first method."]  # fmt: skip
     blocks += [
-        Text([f"{paired}; bold: the interval excludes 0."], only=MARKDOWN),
-        Text([paired, *arrows], note=True, only=PAGE),
+        Text([f"{paired}; bold: the interval excludes 0.", *judged_note(report.numbers)], only=MARKDOWN),
+        Text([paired, *arrows, *judged_note(report.numbers)], note=True, only=PAGE),
     ]
     return Section("One method minus another", "Comparisons", blocks)
+
+
+def judged_note(numbers: Numbers) -> list[str]:
+    """On how many prompts differences are, where not all responses are judged."""
+    counts = [entry["pairs"] for entry in numbers.comparisons if "pairs" in entry]
+    prompts = f"{count_range(counts)} of {numbers.draws['model'].prompts} prompts" if counts else ""
+    return [f" Differences of means are over the prompts where both responses are judged: {prompts}."] if counts else []
 
 
 def comparison_tables(numbers: Numbers) -> list[tuple[str, str, Table, bool]]:

@@ -52,11 +52,11 @@ class Anchor:
 
 
 def paired_scores(run: Run, name: str) -> dict[str, tuple[float, float]]:
-    """{prompt's source: (model score, gold score)} of one objective, where a row has both."""
+    """{prompt's source: (model score, gold score)} of one objective, where a row has both and the model's is judged."""
     return {
         row["source"]: (row["scores"][name], row["gold"][name])
         for row in run.evaluation["rows"]
-        if name in row["scores"] and name in (row.get("gold") or {})
+        if row["scores"].get(name) is not None and name in (row.get("gold") or {})
     }
 
 

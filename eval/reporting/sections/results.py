@@ -2,9 +2,9 @@
 
 from eval.reporting.blocks import MARKDOWN, PAGE, Block, Break, Figures, Mark, Picture, Report, Section, Text, Words
 from eval.reporting.plots import plot_table
-from eval.reporting.tables import Table
+from eval.reporting.tables import Table, count_range
 from eval.reporting.units import harmless_title, share_a_unit
-from eval.results.runs import condition_title
+from eval.results.runs import condition_title, count_judged
 
 PLACE = 30
 
@@ -21,13 +21,23 @@ def make(report: Report) -> Section:
             Text(page_note(table, report), note=True, only=PAGE),
             Picture(file, "The table as a picture", only=MARKDOWN),
         ]
-    return Section("Results", "Results", [*blocks, Text(explanation(report), only=MARKDOWN)])
+    return Section("Results", "Results", [*blocks, Text(explanation(report), only=MARKDOWN), *judged_note(report)])
 
 
 def page_note(table: Table, report: Report) -> Words:
     ranked = [f"{table.spread} Best of a column ", Mark("bold", "strong"), ", second ", Mark("underlined", "u")]
     notes = [*repeated(table, report), *averaging(report)]
     return [*ranked, "; KL and length have no better side.", *(f" {text}" for text in notes)]
+
+
+def judged_note(report: Report) -> list[Block]:
+    """How many responses are judged, where an objective does not judge them all."""
+    shown = [
+        f"{name} {count_range(judged for judged, _ in counts)} of {count_range(total for _, total in counts)}"
+        for name, counts in count_judged(report.runs).items()
+    ]
+    said = f"Not every response is judged: of the responses of a run, {', '.join(shown)}. Figures are over those."
+    return [Text([said], note=True)] if shown else []
 
 
 def repeated(table: Table, report: Report) -> list[str]:

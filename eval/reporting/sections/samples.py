@@ -38,10 +38,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Score:
-    """`best` marks the highest model score among the policies on this prompt."""
+    """`best` marks the highest model score among the policies on this prompt; `value` is None where not judged."""
 
     objective: str
-    value: float
+    value: float | None
     gold: float | None
     best: bool
 
@@ -82,11 +82,15 @@ def shared_rows(runs: list[Run]) -> list[list[dict[str, Any]]]:
 
 
 def spreads(rows: list[list[dict[str, Any]]]) -> np.ndarray:
-    """How much the policies differ on each prompt [n]: std over runs relative to the std over all, summed."""
+    """How much the policies differ on each prompt [n]: std over runs relative to the std over all, summed.
+
+    Each is over what is judged, 0 of nothing.
+    """
     names = [name for name in rows[0][0]["scores"] if all(name in row["scores"] for row in rows[0])]
-    scores = np.array([[[row["scores"][name] for name in names] for row in answers] for answers in rows])  # [n, r, m]
-    overall = scores.std(axis=(0, 1))
-    return (scores.std(axis=1) / np.where(overall > 0, overall, 1.0)).sum(axis=-1)
+    scores = [[[row["scores"][name] for name in names] for row in answers] for answers in rows]
+    judged = np.ma.masked_invalid(np.array(scores, dtype=float))  # [n, r, m]; null, no judgement, is NaN
+    overall = judged.std(axis=(0, 1)).filled(0.0)
+    return (judged.std(axis=1).filled(0.0) / np.where(overall > 0, overall, 1.0)).sum(axis=-1)
 
 
 def choose_prompts(rows: list[list[dict[str, Any]]], labels: dict[str, dict[str, Any]], count: int) -> list[int]:
@@ -132,14 +136,15 @@ def choose_runs(runs: list[Run]) -> tuple[list[Run], list[Run]]:
 
 def build_sample(runs: list[Run], rows: list[dict[str, Any]], kind: str, shown: int) -> Sample:
     """`rows` are the runs' answers to one prompt; the first `shown` of them are shown at once."""
-    best = {
-        name: max(row["scores"][name] for row in rows if name in row["scores"])
-        for name in dict.fromkeys(name for row in rows for name in row["scores"])
-    }
+    judged = [(name, value) for row in rows for name, value in row["scores"].items() if value is not None]
+    best = {name: max(value for other, value in judged if other == name) for name, _ in judged}
     answers = []
     for run, row in zip(runs, rows, strict=True):
         gold = row.get("gold") or {}
-        scores = [Score(name, value, gold.get(name), value == best[name]) for name, value in row["scores"].items()]
+        scores = [
+            Score(name, value, gold.get(name), value is not None and value == best[name])
+            for name, value in row["scores"].items()
+        ]
         answers.append(Answer(run, row, scores))
     turns = rows[0].get("messages", [])[:-1]
     return Sample(rows[0]["prompt"], rows[0]["source"], kind, turns, answers[:shown], answers[shown:])

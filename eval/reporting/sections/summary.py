@@ -115,13 +115,8 @@ def order_sentences(fronts: list[Front]) -> list[str]:
     """Whether fronts are ordered by preference: the more weight on an objective, the more of it."""
     verdicts: dict[str, list[str]] = {}
     for front in fronts:
-        groups = [group for _, group in front.points]
-        ordered = [
-            kind
-            for kind in KIND_TITLES
-            if all(score_entries(group).get(kind) for group in groups) and is_ordered(front, kind)
-        ]
-        known = [kind for kind in KIND_TITLES if all(score_entries(group).get(kind) for group in groups)]
+        known = [kind for kind in KIND_TITLES if has_all(front, kind)]
+        ordered = [kind for kind in known if is_ordered(front, kind)]
         on = " and ".join(KIND_TITLES[kind] for kind in ordered)
         verdict = f"on {on}" + ("" if ordered == known else " only") if ordered else "on no kind of score"
         verdicts.setdefault(verdict, []).append(family_title(front.family))
@@ -138,6 +133,12 @@ def front_sentences(numbers: Numbers, condition: str) -> list[str]:
                 found = [f"{STANDINGS[place]} {', '.join(others)}" for place, others in standing.items() if others]
                 sentences.append(f"Fronts by {METRIC_TITLES[name]}: {family_title(front)} is {'; '.join(found)}.")
     return sentences
+
+
+def has_all(front: Front, kind: str) -> bool:
+    """Whether all points of a front have scores of this kind, of the same objectives."""
+    found = [list(score_entries(group).get(kind, {})) for _, group in front.points]
+    return bool(found[0]) and all(names == found[0] for names in found)
 
 
 def is_ordered(front: Front, kind: str) -> bool:
@@ -167,7 +168,7 @@ def find_leaders(numbers: Numbers, rows: Sequence[RunGroup], condition: str) -> 
     for name, metric in find_metrics(numbers).items():
         draws = numbers.draws["gold" if name.startswith("gold") else "model"]
         known = [group for group in rows if all(run.name.text in draws.means for run in group.runs)]
-        values = {group.name.text: np.mean([metric([run])[0] for run in group.runs]) for group in known}
+        values = {group.name.text: np.mean([metric.of([run])[0] for run in group.runs]) for group in known}
         if len(values) < 2:
             continue
         best = max(known, key=lambda group: values[group.name.text])
@@ -187,11 +188,10 @@ def find_leaders(numbers: Numbers, rows: Sequence[RunGroup], condition: str) -> 
 
 
 def is_tie(metric: Metric, best: RunGroup, other: RunGroup) -> bool:
-    """Whether the 95% interval of their paired difference includes 0; True where no seed is common to them."""
+    """Whether the 95% interval of their paired difference includes 0; True where nothing is common to them."""
     pairs = [(one, two) for one in best.runs for two in other.runs if one.name.seed == two.name.seed]
-    if not pairs:
-        return True
-    return difference_interval(np.array([metric([one]) - metric([two]) for one, two in pairs]))["low"] <= 0
+    found = [draws for one, two in pairs if not np.isnan((draws := metric.difference([one], [two]))[0])]
+    return not found or difference_interval(np.array(found))["low"] <= 0
 
 
 def find_standings(numbers: Numbers, condition: str, metric: str) -> dict[str, dict[str, list[str]]]:
