@@ -28,7 +28,7 @@ from step3_gapo.needs import needs_of
 from step3_gapo.rlhf_engine import RLHFEngine
 from step3_gapo.rollout import Rollout, make_rollout
 from step3_gapo.tracking import rollout_scalars
-from step3_gapo.update import ActorUpdate, count_actions
+from step3_gapo.update import ActorUpdate, count_units
 from tests.helpers import Workshop, read_weights, run_command, run_function
 from tests.updates import critic_step, policy_step
 from utils.data.batching import left_pad
@@ -332,7 +332,7 @@ def head_gram(update: ActorUpdate, batches: list[Experience], on_policy: bool) -
     """Gram matrix of the last-layer gradients over these micro-batches."""
     step = ObjectiveStep(update.actor, "last_layer", len(update.names), update.args.temperature)
     for batch in batches:
-        update.look(step, batch, count_actions(batches), len(batches) > 1, on_policy)
+        update.look(step, batch, count_units(batches, update.names), len(batches) > 1, on_policy)
     return step.gram()
 
 
