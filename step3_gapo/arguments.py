@@ -316,8 +316,8 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
         type=non_negative_int,
         default=0,
         metavar="N",
-        help="form micro-batches of an optimizer step's sequences by length, each of at most N tokens with padding, in"
-        " place of --per_device_train_batch_size sequences each; the step stays the same; 0: off",
+        help="form micro-batches of at most N tokens with padding, in place of --per_device_train_batch_size sequences"
+        " each; the step stays the same; 0: off",
     )
     group.add_argument(
         "--park_frozen_models",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from utils.policy.sampled import columns_in_use, micro_batch_rows
+from utils.policy.sampled import columns_in_use, micro_batch_rows, sorts_by_length
 from utils.process.distributed import all_reduce_sum
 
 NamedTensors = dict[str, torch.Tensor]
@@ -87,7 +87,7 @@ class Experience:
             return []
         step = self.select(rows)
         parts = [step.select(part) for part in micro_batch_rows(step.attention_mask, step.mask, args)]
-        return [part.trimmed() for part in parts] if args.micro_batch_tokens else parts
+        return [part.trimmed() for part in parts] if sorts_by_length(args) else parts
 
     def trimmed(self) -> "Experience":
         """Without the columns that are padding in every row."""

@@ -47,7 +47,7 @@ class Sampled:
         """(rows, input_ids, attention_mask, time) of one micro-batch after another; as many of them on every rank."""
         for rows in micro_batch_rows(self.attention_mask, self.mask, args):
             ids, attention, mask = self.input_ids[rows], self.attention_mask[rows], self.mask[rows]
-            if args.micro_batch_tokens:
+            if sorts_by_length(args):
                 columns, time = columns_in_use(attention, mask)
                 yield rows, ids[:, columns], attention[:, columns], time
             else:
@@ -108,6 +108,16 @@ def by_micro_batch(
     return result
 
 
+def sorts_by_length(args: argparse.Namespace) -> bool:
+    """Whether micro-batches are made of sequences of like length, without the columns that are padding in all of them.
+
+    Always where an optimizer step has several: the step stays the same. Not where each has coefficients of its own,
+    which would depend on the length.
+    """
+    several = args.gradient_accumulation_steps > 1 and args.gram_per == "step"
+    return several or args.micro_batch_tokens > 0
+
+
 def micro_batch_rows(attention_mask: torch.Tensor, mask: torch.Tensor, args: argparse.Namespace) -> list[torch.Tensor]:
     """Rows of one micro-batch after another: `--per_device_train_batch_size` each, or by `--micro_batch_tokens`.
 
@@ -119,7 +129,12 @@ def micro_batch_rows(attention_mask: torch.Tensor, mask: torch.Tensor, args: arg
         [k] int64 indices each, as many on every rank: ZeRO's collectives have to meet.
     """
     if not args.micro_batch_tokens:
-        return list(torch.arange(len(mask), device=mask.device).split(args.per_device_train_batch_size))
+        rows = torch.arange(len(mask), device=mask.device)
+        if sorts_by_length(args):
+            rows = attention_mask.sum(dim=-1).argsort(
+                descending=True, stable=True
+            )  # what takes most memory comes first
+        return list(rows.split(args.per_device_train_batch_size))
     responses = mask.sum(dim=-1).long()
     prompts = attention_mask.sum(dim=-1) - responses
     lengths = torch.stack([prompts, responses], dim=-1).tolist()
