@@ -8,6 +8,7 @@ tests/test_gradient_parity.py, Adam's eps is far above the entries of a gradient
 
 import copy
 import functools
+import gc
 import itertools
 import math
 from dataclasses import astuple, dataclass, field
@@ -106,7 +107,9 @@ def make_rollouts(model: MistralForCausalLM) -> list[Experience]:
         scores["c"][:RESPONSES] = 0.7  # a group that shows nothing
         judged = {name: torch.ones(ROWS) for name in NAMES}
         judged["b"][torch.tensor([1, 4, 5, 6, 8, 9, 10, 11])] = 0  # some, all but one, all of a prompt's
-        scores["b"] = scores["b"] * judged["b"]
+        for name in NAMES:
+            judged[name][13] = 0  # by nobody
+            scores[name] = scores[name] * judged[name]
         batch = Experience(
             input_ids, attention_mask, mask, finished=mask[:, 0], ref_log_probs=mask, scores=scores, judged=judged
         )
@@ -305,6 +308,7 @@ def build(library: Library, problem: Problem, layout: Layout) -> ActorUpdate:
     objectives = objectives_of(problem)
     algorithm = algorithm_of(args, objectives)
     model = copy.deepcopy(start_of(library))
+    gc.freeze()  # ZeRO-3 collects garbage when it starts, and there is a lot to look through after all the imports
     return ActorUpdate(Actor(model, GenerationConfig(), args, STEPS), algorithm, needs_of(args, algorithm), args)
 
 
