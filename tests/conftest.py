@@ -23,9 +23,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 # Files of more than half a minute, the longest first: workers that take them in this order end at about the same time.
 LONGEST = """
-    bad_inputs resume step3_distributed gradient_parity step3_cli rank_failures world_size judge eval dry_run lora
-    mistral_7b gpu_check benchmarks export_checkpoint step1_sft step2_reward machines step3_engine safe_by_default
-    loading models_of_others own_algorithms architectures run_all launchers report soup
+    bad_inputs resume step3_distributed gradient_parity critic_free step3_cli rank_failures world_size judge eval
+    dry_run lora mistral_7b gpu_check benchmarks export_checkpoint step1_sft step2_reward machines step3_engine
+    safe_by_default loading models_of_others own_algorithms architectures run_all launchers report soup
 """.split()
 
 
