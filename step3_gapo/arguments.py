@@ -478,11 +478,11 @@ def check_algorithm_options(args: argparse.Namespace, problems: Problems = AT_ON
             problems.add(f"--normalize_coefficients: --algorithm {args.algorithm} weighs no gradients")
         if args.gradient_scope == "full":
             problems.add(f"--gradient_scope full: --algorithm {args.algorithm} compares no gradients")
-    if args.log_gradients and issubclass(method, ScoreLevel):
-        problems.add(f"--log_gradients: --algorithm {args.algorithm} mixes the scores, there is one gradient")
         for flag in ("gram_fraction", "gram_every"):
             if getattr(args, flag) is not None:
                 problems.add(f"--{flag}: --algorithm {args.algorithm} weighs no gradients")
+    if args.log_gradients and issubclass(method, ScoreLevel):
+        problems.add(f"--log_gradients: --algorithm {args.algorithm} mixes the scores, there is one gradient")
     if args.gram_fraction is not None and args.gradient_scope != "full":
         problems.add("--gram_fraction: serves --gradient_scope full, where every gradient is a backward pass")
     if args.gram_every is not None and args.gram_per == "micro_batch":

@@ -62,22 +62,32 @@ class Health:
             return f"the KL to the reference has jumped from {usual:.3g} to {kl:.3g} nats a response: {KL_ADVICE}"
         return None
 
+    def judged(self) -> list[str]:
+        """The objectives with scores in all rollouts that are compared."""
+        rollouts = [*self.start, *self.latest]
+        return [name for name in self.objectives if all(f"reward/{name}" in scalars for scalars in rollouts)]
+
     def collapse_warning(self) -> str | None:
         """No objective is traded for another: all are worse than at the start."""
         falls = {}
-        for name in self.objectives:
+        for name in self.judged():
             before, now = (mean_of(part, f"reward/{name}") for part in (self.start, self.latest))
             if now >= before - COLLAPSE * mean_of(self.start, f"reward_std/{name}"):
                 return None
             falls[name] = f"{name} {before:.3g} -> {now:.3g}"
+        if not falls:
+            return None
         return f"every optimized objective is worse than at the start ({', '.join(falls.values())}): {REWARD_ADVICE}"
 
     def alike_warning(self) -> str | None:
         """Scores of different prompts hardly differ any more: often one response to everything."""
-        for name in self.objectives:
+        judged = self.judged()
+        for name in judged:
             before, now = (mean_of(part, f"reward_std/{name}") for part in (self.start, self.latest))
             if now >= SAME_SPREAD * before:
                 return None
+        if not judged:
+            return None
         return f"the scores of all responses have become nearly equal: {ALIKE_ADVICE}"
 
 

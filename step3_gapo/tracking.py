@@ -39,13 +39,14 @@ class Tracker:
 
     def observe(self, step: int, scalars: Scalars) -> list[str]:
         """Take in a rollout's figures, new or of a run that goes on; what there is to warn of."""
-        self.path.append([scalars[f"reward/{name}"] for name in self.names])
+        self.path.append([scalars.get(f"reward/{name}", math.nan) for name in self.names])
         return self.health.observe(step, scalars)
 
     def log(self, step: int, scalars: Scalars, rollout: Rollout) -> None:
         self.logger.log(step, scalars)
         warnings = self.observe(step, scalars)
-        shown = {name: scalars[f"reward/{name}"] for name in self.names} | {"kl": scalars["kl"]}
+        shown = {name: scalars[f"reward/{name}"] for name in self.names if f"reward/{name}" in scalars}
+        shown["kl"] = scalars["kl"]
         self.progress.update(step, **shown)
         for warning in warnings:
             print(f"{self.run}: warning at step {step}: {warning}", flush=True)
@@ -74,9 +75,10 @@ def rollout_scalars(rollout: Rollout) -> Scalars:
     rows |= {f"judged/{name}": (experience.judged[name], everywhere) for name in rollout.may_not_judge}
     # Each a value of every response, [batch], and which of them count, [batch].
     totals = all_reduce_sum(torch.stack([torch.stack([row.sum(), counted.sum()]) for row, counted in rows.values()]))
-    means = dict(zip(rows, (totals[:, 0] / totals[:, 1]).tolist(), strict=True))  # NaN where nothing was judged
+    means = {row: total / count for row, (total, count) in zip(rows, totals.tolist(), strict=True) if count}
     for name in experience.scores:
-        means[f"reward_std/{name}"] = spread(means[f"reward_std/{name}"], means[f"reward/{name}"])
+        if f"reward/{name}" in means:  # else nothing was judged
+            means[f"reward_std/{name}"] = spread(means[f"reward_std/{name}"], means[f"reward/{name}"])
     means.setdefault("kl", math.nan)  # of a rollout that trains nothing
     return means | {"time/rollout": rollout.generation_seconds, "time/score": rollout.scoring_seconds}
 

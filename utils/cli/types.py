@@ -44,11 +44,14 @@ def named_number(text: str) -> tuple[str, float]:
 def named_condition(text: str) -> tuple[str, str, float]:
     """argparse type of `NAME=OTHER:NUMBER`."""
     name, value = named_value(text)
-    other, _, number = value.rpartition(":")
+    other, separator, number = value.rpartition(":")
     try:
-        return name, safe_name(other), float(number)
+        least = float(number)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=OTHER:NUMBER") from None
+        separator = ""
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=OTHER:NUMBER")
+    return name, safe_name(other), least
 
 
 def by_name(flag: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
