@@ -1,7 +1,6 @@
 """Runs of step 3 without critics: what they leave behind, what they compute once, what they refuse."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from tests.test_step3_cli import same_weights
 from tests.test_step3_engine import build
 from tests.updates import policy_step
 from utils.data.batching import left_pad
-from utils.policy.sampled import Sampled
+from utils.policy.sampled import Sampled, micro_batch_rows
 from utils.process.distributed import shutdown_distributed
 from utils.process.errors import UserError
 
@@ -102,9 +101,13 @@ def test_responses_without_a_judgement_leave_their_objective(workshop: Workshop,
 def test_an_objective_without_judgements_silences_no_warning() -> None:
     """Of a KL that is beyond all bounds, while another objective has no figure."""
     scalars = {"kl": 500.0, "response_length": 10.0, "reward/a": 1.0, "reward_std/a": 1.0}
-    unjudged = {"reward/never": math.nan, "reward_std/never": math.nan, "judged/never": 0.0}
     (warning,) = Health(["a"]).observe(1, scalars)
-    assert Health(["a", "never"]).observe(1, scalars | unjudged) == [warning]
+    assert Health(["a", "never"]).observe(1, scalars | {"judged/never": 0.0}) == [warning]
+    fallen = scalars | {"kl": 1.0, "reward/a": -1.0, "judged/never": 0.0}
+    health, start = Health(["a", "never"]), scalars | {"kl": 1.0, "judged/never": 0.0}
+    said = [text for step in range(1, 7) for text in health.observe(step, start if step < 4 else fallen)]
+    assert len(said) == 1 and "a 1 -> -1" in said[0]
+    assert Health(["never"]).observe(1, {"kl": 1.0, "response_length": 10.0}) == []
 
 
 def test_a_value_that_is_no_number_is_no_missing_judgement(workshop: Workshop, tmp_path: Path) -> None:
@@ -143,7 +146,11 @@ def check_forward_passes(common: list[str]) -> None:
         assert policy_step(update, batches, on_policy=True)["ratio_error"] < 1e-6
         assert (in_rollout, len(passes)) == expected, more
         assert (experience.log_probs is None) == told
-        torch.testing.assert_close(torch.cat([b.log_probs for b in batches]), before, rtol=1e-6, atol=1e-6)
+        for batch, rows in zip(
+            batches, micro_batch_rows(experience.attention_mask, experience.mask, args), strict=True
+        ):
+            expected = before[rows, : batch.mask.shape[1]]
+            torch.testing.assert_close(batch.log_probs, expected, rtol=1e-6, atol=1e-6)
     shutdown_distributed()
 
 
