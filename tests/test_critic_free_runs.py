@@ -106,7 +106,7 @@ def test_an_objective_without_judgements_silences_no_warning() -> None:
     fallen = scalars | {"kl": 1.0, "reward/a": -1.0, "judged/never": 0.0}
     health, start = Health(["a", "never"]), scalars | {"kl": 1.0, "judged/never": 0.0}
     said = [text for step in range(1, 7) for text in health.observe(step, start if step < 4 else fallen)]
-    assert len(said) == 1 and "a 1 -> -1" in said[0]
+    assert len(said) == 1 and "(a 1 -> 0.333)" in said[0]
     assert Health(["never"]).observe(1, {"kl": 1.0, "response_length": 10.0}) == []
 
 
