@@ -67,7 +67,7 @@ def test_every_section_fills_its_table(
 
 
 def check_memory_of_objectives(rows: list[dict[str, Any]]) -> None:
-    """Critics that are there take memory, those that are planned take it by objectives."""
+    """A critic each takes memory with every objective, no critics none; what is planned says so."""
     more = {(row["model"], row["critics"], row["scope"]): row["an objective more [MB a rank]"] for row in rows}
     assert {row["figures"] for row in rows if row["model"] == "tiny"} == {"measured"}
     assert {row["figures"] for row in rows if row["model"] != "tiny"} == {"planned"}
