@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.benchmarks import __main__ as command
+from tests.benchmarks import critic_free
 from tests.benchmarks.arguments import parse_settings
 from tests.benchmarks.generation import SHARES, generation_rows
 from tests.benchmarks.measure import Ratio, ratio_of
@@ -37,13 +38,17 @@ def test_every_section_fills_its_table(
     """The command, in this process; what it measures runs in processes of its own."""
     path = tmp_path / "tables.json"
     # Section plan: see test_dry_run.py; generation: below, for here it would compile.
-    sections = ("step", "memory", "loading", "growth", "accumulation", "rollout", "pieces")
+    sections = (
+        "step", "critic_free", "memory", "objectives_memory", "loading", "growth", "pama", "accumulation", "rollout",
+        "pieces",
+    )  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["benchmarks", *flags(**TINY, sections=sections, output=path)])
     command.main()
     said = capsys.readouterr()
     sections = json.loads(path.read_text())["sections"]
     assert {name: len(section["rows"]) for name, section in sections.items()} == {
-        "step": 1, "memory": 1, "loading": 2, "growth": 3, "accumulation": 4, "rollout": 3, "pieces": 10,
+        "step": 1, "critic_free": 1, "memory": 1, "objectives_memory": 15, "loading": 2, "growth": 3, "pama": 8,
+        "accumulation": 4, "rollout": 3, "pieces": 10,
     }  # fmt: skip
     for name, section in sections.items():
         assert section["title"] in said.out
@@ -56,6 +61,29 @@ def test_every_section_fills_its_table(
     step, memory = sections["step"]["rows"][0], sections["memory"]["rows"][0]
     assert (step["ZeRO"], step["ranks"], step["m"]) == (memory["ZeRO"], memory["ranks"], memory["m"]) == (3, 1, 2)
     assert (step["last_layer: step"]["bar"], step["full: step"]["bar"]) == pytest.approx((1.1, 1.6))
+    passes = {(row["m"], row["method"]): row["backward passes"] for row in sections["pama"]["rows"]}
+    assert passes.pop((3, "mgda, full")) == 3 and set(passes.values()) == {1}
+    check_memory_of_objectives(sections["objectives_memory"]["rows"])
+
+
+def check_memory_of_objectives(rows: list[dict[str, Any]]) -> None:
+    """A critic each takes memory with every objective, no critics none; what is planned says so."""
+    more = {(row["model"], row["critics"], row["scope"]): row["an objective more [MB a rank]"] for row in rows}
+    assert {row["figures"] for row in rows if row["model"] == "tiny"} == {"measured"}
+    assert {row["figures"] for row in rows if row["model"] != "tiny"} == {"planned"}
+    for model in ("7b", "7b, --offload"):
+        assert more[model, "one each", "last_layer"] > 9000 and more[model, "none", "last_layer"] == 0
+
+
+@pytest.mark.parametrize(("objectives", "bar"), [(2, 1.35), (4, 1.75)])
+def test_a_share_of_the_responses_has_a_bar_and_coefficients_that_are_kept_their_mean(
+    objectives: int, bar: float
+) -> None:
+    seconds = {f"{variant} {objectives}": torch.tensor([2.0]).double() for variant in critic_free.FLAGS}
+    seconds[f"full {objectives}"] *= 3
+    cells = critic_free.compare(seconds, objectives)
+    assert cells[critic_free.SHARE].bar == pytest.approx(bar) and cells[critic_free.KEPT].bar is None
+    assert (cells["full"].median, cells[critic_free.KEPT].median, cells["morlhf [s]"]) == (3.0, 1.5, 2.0)
 
 
 @pytest.mark.parametrize(

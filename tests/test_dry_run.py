@@ -18,7 +18,7 @@ from tests.helpers import STEP3, Workshop, flags, run_function, run_script
 from utils.engines.engines import Engine, make_training_engine
 from utils.gradients.zero import gradient_shards, step_if_finite
 from utils.memory.advice import cheapest_fit, excess
-from utils.memory.plan import flattened, phases_of
+from utils.memory.plan import flattened, phases_of, policy_moments
 from utils.memory.sizes import DEVICE, GIB, HOST, Memory, PlannedModel, Shape, Surroundings, shape_of
 from utils.process.distributed import init_distributed
 
@@ -432,3 +432,17 @@ def test_objectives_gradients_of_the_full_scope_are_shared_out() -> None:
     models, args = seven_b(gradient_scope="full")
     (update,) = (p for p in phases_of(models, args, around(8, on_gpu=True, objectives=2)) if p.name == "policy update")
     assert update.ledger[DEVICE, "objectives' gradients"] == 2 * 4 * (SEVEN_B.parameters // 8)
+
+
+def test_of_a_share_of_the_responses_graphs_are_kept() -> None:
+    """Where several objectives' gradients are compared; the other responses have one backward pass."""
+    models, args = seven_b(gradient_scope="full", gram_fraction=0.25, gradient_accumulation_steps=1)
+    memory, rows = Memory(models, args, around(1, objectives=2, compares=True)), args.per_device_train_batch_size
+    assert (memory.compared_rows(), memory.other_rows()) == (rows // 4, rows - rows // 4)
+    moments = list(policy_moments(memory))
+    parts = (rows // 4, rows // 4, rows // 4, 0, rows - rows // 4, 0)
+    assert [m[DEVICE, "activations"] for m in moments] == [memory.activations(models[0], part) for part in parts]
+    copies = 3 * 4 * SEVEN_B.parameters
+    assert [m[DEVICE, "objectives' gradients"] for m in moments] == [0, *[copies] * 5]
+    vars(args).update(gradient_accumulation_steps=8)
+    assert (memory.compared_rows(), memory.other_rows()) == (rows, rows)

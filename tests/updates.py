@@ -8,9 +8,12 @@ from step3_gapo.update import ActorUpdate, Scalars, StepBatches, accumulate_crit
 from utils.gradients.zero import step_if_finite
 
 
-def policy_step(update: ActorUpdate, batches: list[Experience], on_policy: bool = False) -> Scalars | None:
+def policy_step(
+    update: ActorUpdate, batches: StepBatches | list[Experience], on_policy: bool = False
+) -> Scalars | None:
     """The policy's step; None where it was skipped."""
-    scalars, not_finite = optimizer_step(update, [], StepBatches(batches), on_policy, update.args)
+    batches = batches if isinstance(batches, StepBatches) else StepBatches(batches)
+    scalars, not_finite = optimizer_step(update, [], batches, on_policy, update.args)
     return None if not_finite else scalars
 
 

@@ -12,14 +12,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import accumulation, generation, growth, loading, memory, peers, pieces, plan, rollout, step
+from tests.benchmarks import (
+    accumulation,
+    critic_free,
+    generation,
+    growth,
+    loading,
+    memory,
+    objectives_memory,
+    pama,
+    peers,
+    pieces,
+    plan,
+    rollout,
+    step,
+)
 from tests.benchmarks.arguments import parse_settings
 from tests.benchmarks.ranks import run_ranks
 from tests.benchmarks.section import Job, Settings
 from tests.benchmarks.tables import as_data, heading, markdown
 from utils.process.errors import run_main
 
-MODULES = (step, memory, loading, plan, growth, accumulation, rollout, generation, pieces, peers)
+MODULES = (
+    step, critic_free, memory, objectives_memory, loading, plan, growth, pama, accumulation, rollout, generation,
+    pieces, peers,
+)  # fmt: skip
 SECTIONS = {module.__name__.rpartition(".")[2]: module.SECTION for module in MODULES}
 
 

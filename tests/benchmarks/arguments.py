@@ -34,7 +34,7 @@ def parse_settings(sections: list[str], argv: list[str] | None = None) -> Settin
     parser = Parser(
         prog="python -m tests.benchmarks",
         description="Time and memory of gradient-level algorithms against fixed weights, and what single tricks bring."
-        " Models are random; every ratio is measured side by side. Prints tables; about 10 minutes on 2 cores.",
+        " Models are random; every ratio is measured side by side. Prints tables; about 15 minutes on 2 cores.",
         formatter_class=argparse.HelpFormatter,
     )
     parser.add_argument(
@@ -80,9 +80,11 @@ def add_size_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--prompt_length", type=positive_int, help=f"tokens {default_of('prompt_length')}")
     group.add_argument("--response_length", type=positive_int, help=f"tokens {default_of('response_length')}")
-    for section in ("memory", "loading"):
-        name = f"{section}_size"
-        group.add_argument(f"--{name}", choices=SIZES, help=f"model of section {section} {default_of(name)}")
+    for name, sections in (
+        ("memory_size", "sections memory and objectives_memory"),
+        ("loading_size", "section loading"),
+    ):
+        group.add_argument(f"--{name}", choices=SIZES, help=f"model of {sections} {default_of(name)}")
     group.add_argument(
         "--growth_sizes",
         nargs="+",
@@ -98,8 +100,8 @@ def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for name, what in (
         ("ranks", "numbers of ranks"),
-        ("objectives", "numbers of objectives"),
-        ("growth_objectives", "numbers of objectives in section growth"),
+        ("objectives", "numbers of objectives in sections step, critic_free and memory"),
+        ("growth_objectives", "numbers of objectives in sections growth and pama"),
     ):
         group.add_argument(
             f"--{name}", type=positive_int, nargs="+", metavar=name[0].upper(), help=f"{what} {default_of(name)}"

@@ -22,8 +22,12 @@ def step_peak(load: Load, stage: int, ranks: int, objectives: int, variant: str)
     experience = make_experience(actor, load, args, objectives)
     update = make_update(actor, args, objectives, **FLAGS[variant])
     policy_step(update, experience)
-    peak = peak_bytes(lambda: policy_step(update, experience))
-    return int(all_reduce_sum(torch.tensor(peak, dtype=torch.float64, device=device())).item())
+    return over_ranks(peak_bytes(lambda: policy_step(update, experience)))
+
+
+def over_ranks(size: int) -> int:
+    """The sum over ranks of what each of them has."""
+    return int(all_reduce_sum(torch.tensor(size, dtype=torch.float64, device=device())).item())
 
 
 def cases(settings: Settings) -> list[tuple[int, int, int, str]]:

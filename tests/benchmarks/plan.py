@@ -21,6 +21,8 @@ ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "655
 DEVICES = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR")}
 LONG = {"per_device_train_batch_size": 16, "per_device_eval_batch_size": 8}
 MANY = {"per_device_prompt_batch_size": 16, "per_device_train_batch_size": 16, "max_new_tokens": 48}
+GROUP = {"advantage": "group", "responses_per_prompt": 4}
+LARGE = {"per_device_train_batch_size": 16, "max_new_tokens": 48}
 
 # size, script, ranks, flags that differ from `arguments`
 CASES: list[tuple[str, str, int, dict[str, Any]]] = [
@@ -42,6 +44,13 @@ CASES: list[tuple[str, str, int, dict[str, Any]]] = [
     ("50m", STEP3, 1, {"zero_stage": 1, "monitor": "harmlessness"}),
     ("50m", STEP3, 1, {"critic": "shared", "micro_batch_tokens": 160, "logits_chunk_size": 64, **MANY}),
     ("50m", STEP3, 1, {"park_frozen_models": True, "critic": "shared", "algorithm": "morlhf"}),
+    ("tiny", STEP3, 1, GROUP),
+    ("50m", STEP3, 1, GROUP),
+    ("50m", STEP3, 1, {"zero_stage": 2, "gradient_accumulation_steps": 2, **GROUP}),
+    ("50m", STEP3, 2, {"zero_stage": 3, **GROUP}),
+    ("50m", STEP3, 1, {"gradient_scope": "full", **GROUP, **LARGE}),
+    ("50m", STEP3, 1, {"gradient_scope": "full", "gram_fraction": 0.25, **GROUP, **LARGE}),
+    ("50m", STEP3, 1, {"zero_stage": 2, "gradient_scope": "full", "gram_fraction": 0.25, **GROUP}),
     ("50m", STEP2, 1, {}),
     ("50m", STEP1, 1, {"per_device_train_batch_size": 8}),
     ("50m", STEP1, 1, LONG),

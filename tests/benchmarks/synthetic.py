@@ -9,16 +9,17 @@ from typing import Any
 from unittest import mock
 
 import torch
-from transformers import GenerationConfig, MistralForCausalLM, PreTrainedModel
+from transformers import GenerationConfig, MistralForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from step3_gapo.arguments import algorithm_of, parse_args
-from step3_gapo.critics import Critic, zero_head
+from step3_gapo.critics import Critic, critic_groups, zero_head
 from step3_gapo.experience import Experience
 from step3_gapo.needs import needs_of
 from step3_gapo.update import ActorUpdate
 from tests.helpers import flags
 from utils.engines import engines
 from utils.engines.engines import make_training_engine
+from utils.memory.sizes import Shape, shape_of
 from utils.models.configs import DTYPES
 from utils.models.token_head import TokenHead
 from utils.policy.actor import Actor
@@ -91,17 +92,26 @@ def arguments_of(load: Load, ranks: int, zero_stage: int, accumulation: int = 1,
 
 def make_decoder(load: Load, architecture: type[PreTrainedModel] = MistralForCausalLM) -> PreTrainedModel:
     """Random weights, the same on every rank, in the shape of Mistral's decoder or of one like it, such as Llama's."""
-    size = SIZES[load.size]
     seed_everything(0)
-    config = architecture.config_class(
+    with device() if SIZES[load.size].parameters > LARGE else torch.device("cpu"):
+        return architecture(decoder_config(load, architecture)).to(DTYPES[load.dtype])
+
+
+def decoder_config(load: Load, architecture: type[PreTrainedModel]) -> PreTrainedConfig:
+    size = SIZES[load.size]
+    return architecture.config_class(
         vocab_size=size.vocabulary, hidden_size=size.hidden, num_hidden_layers=size.layers,
         num_attention_heads=size.heads, num_key_value_heads=size.kv_heads, intermediate_size=size.intermediate,
         max_position_embeddings=load.prompt + load.response, initializer_range=0.5 * size.hidden**-0.5,
         sliding_window=None, tie_word_embeddings=False, use_cache=False,
         bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD,
     )  # fmt: skip
-    with device() if size.parameters > LARGE else torch.device("cpu"):
-        return architecture(config).to(DTYPES[load.dtype])
+
+
+def shape_without_memory(load: Load) -> Shape:
+    """Of `make_decoder`, for plans."""
+    with torch.device("meta"):
+        return shape_of(MistralForCausalLM(decoder_config(load, MistralForCausalLM)))
 
 
 def make_actor(load: Load, args: argparse.Namespace, **generation: Any) -> Actor:
@@ -123,12 +133,12 @@ def everything_partitioned() -> Iterator[None]:
 
 
 def make_critics(load: Load, args: argparse.Namespace, objectives: int) -> list[Critic]:
-    """A critic an objective, each as large as the policy."""
+    """A critic an objective, or with `--critic shared` one with a head an objective; each as large as the policy."""
     critics = []
-    for name in objective_names(objectives):
+    for names in critic_groups(args, objective_names(objectives)):
         trunk = make_decoder(load).model
-        module = TokenHead(trunk, zero_head(trunk.config.hidden_size, 1, DTYPES[load.dtype]))
-        critics.append(Critic([name], make_training_engine(module, args, args.critic_learning_rate, TOTAL_STEPS)))
+        module = TokenHead(trunk, zero_head(trunk.config.hidden_size, len(names), DTYPES[load.dtype]))
+        critics.append(Critic(names, make_training_engine(module, args, args.critic_learning_rate, TOTAL_STEPS)))
     return critics
 
 

@@ -132,45 +132,79 @@ def scoring_moments(memory: Memory) -> Iterator[Ledger]:
 
 
 def policy_moments(memory: Memory) -> Iterator[Ledger]:
-    """The objectives' gradients are compared; the backward pass begins; it ends."""
-    policy, around, rows = memory.models[0], memory.around, memory.rows()
-    tokens = rows * around.longest[1]
-    base = memory.resident() + memory.visitor(policy) + kept_states(memory)
-    full = memory.args.gradient_scope == "full"
-    activations = Ledger({(DEVICE, "activations"): memory.activations(policy, rows)})
-    shards = Ledger()
-    if full:
-        part = memory.trained_numbers(policy) // around.ranks
-        gradients = around.objectives + ((memory.args.gram_fraction or 1) < 1)  # and that of what is not compared
-        shards[memory.place(memory.offload), "objectives' gradients"] = gradients * part * FLOAT
-    elif around.compares:
-        head = policy.shape.vocabulary * policy.shape.hidden
-        chunk = 3 * min(tokens, HEAD_CHUNK) * policy.shape.vocabulary
-        compared = Ledger({(DEVICE, "objectives' gradients"): FLOAT * (around.objectives * head + chunk)})
-        compared[DEVICE, "logits"] = memory.logits(policy, tokens, 1)
-        yield base + activations + compared
-    begins = base + activations + shards
-    begins[DEVICE, "logits"] += memory.logits(policy, tokens, 2)
-    if memory.accumulates:
-        begins[DEVICE, "gradients"] += memory.gradient(policy)
-    yield begins
-    ends = base + shards
-    if full and memory.stage < 3 and around.objectives > 1:
-        ends = ends + activations  # kept for the next objective's backward pass
-        ends[DEVICE, "logits"] += memory.logits(policy, tokens, 1)
-    ends[DEVICE, "gradients"] += memory.gradient(policy)
-    ends[DEVICE, "reduction"] += memory.reduction(policy)
-    yield ends
+    """The objectives' gradients are compared; a backward pass of their combination."""
+    base = memory.resident() + memory.visitor(memory.models[0]) + kept_states(memory)
+    if memory.args.gradient_scope == "full":
+        yield from full_comparison(memory, base)
+        return
+    if memory.around.compares:
+        yield base + head_comparison(memory)
+    yield from backward_moments(memory, base, memory.rows(), memory.accumulates)
+
+
+def head_comparison(memory: Memory) -> Ledger:
+    """A forward pass over a micro-batch, and the gradients of the output head."""
+    policy, tokens = memory.models[0], memory.rows() * memory.around.longest[1]
+    head = policy.shape.vocabulary * policy.shape.hidden
+    chunk = 3 * min(tokens, HEAD_CHUNK) * policy.shape.vocabulary
+    numbers = memory.around.objectives * head + chunk
+    return graph(memory, memory.rows(), 1) + Ledger({(DEVICE, "objectives' gradients"): FLOAT * numbers})
+
+
+def full_comparison(memory: Memory, base: Ledger) -> Iterator[Ledger]:
+    """The first loss's backward pass ends, and memory for the gradients of all is made; a later pass begins, and ends
+    with that; then those of what is not compared, as whose forward pass begins the last loss's gradient is there."""
+    rows, objectives = memory.compared_rows(), memory.around.objectives
+    kept = graph(memory, rows, 1) if memory.stage < 3 and objectives > 1 else Ledger()  # for the next loss
+    reduced = gradient(memory) + Ledger({(DEVICE, "reduction"): memory.reduction(memory.models[0])})
+    copies, several = objectives_gradients(memory), memory.step_rows_compared > rows
+    yield base + kept + reduced
+    yield base + kept + gradient(memory) + copies
+    if objectives > 2 or several:
+        yield base + kept + reduced + copies
+    yield from backward_moments(memory, base + copies, rows, several)
+    if others := memory.other_rows():
+        yield from backward_moments(memory, base + copies, others, True)
+
+
+def backward_moments(memory: Memory, base: Ledger, rows: int, after: bool) -> Iterator[Ledger]:
+    """A backward pass of the policy begins, after others whose gradient is there or not; it ends.
+
+    Args:
+        base: what is there beside it.
+        rows: of the micro-batch.
+    """
+    yield base + graph(memory, rows, 2) + (gradient(memory) if after else Ledger())
+    yield base + gradient(memory) + Ledger({(DEVICE, "reduction"): memory.reduction(memory.models[0])})
+
+
+def graph(memory: Memory, rows: int, copies: int) -> Ledger:
+    """Of the policy's forward pass over so many sequences, with its logits."""
+    policy = memory.models[0]
+    logits = memory.logits(policy, rows * memory.around.longest[1], copies)
+    return Ledger({(DEVICE, "activations"): memory.activations(policy, rows), (DEVICE, "logits"): logits})
+
+
+def gradient(memory: Memory) -> Ledger:
+    """That of the policy."""
+    return Ledger({(DEVICE, "gradients"): memory.gradient(memory.models[0])})
+
+
+def objectives_gradients(memory: Memory) -> Ledger:
+    """Those of all objectives at scope full, and that of what is not compared."""
+    count = memory.around.objectives + (memory.other_rows() > 0)
+    part = memory.trained_numbers(memory.models[0]) // memory.around.ranks
+    return Ledger({(memory.place(memory.offload), "objectives' gradients"): count * part * FLOAT})
 
 
 def critic_moments(memory: Memory) -> Iterator[Ledger]:
     """Every critic's backward pass begins, and ends; the gradients before it stay."""
-    there = memory.gradient(memory.models[0])
+    there, rows = memory.gradient(memory.models[0]), max(memory.compared_rows(), memory.other_rows())
     for critic in memory.in_turn[1:]:
         base = memory.resident() + memory.visitor(critic) + kept_states(memory)
         own = memory.gradient(critic)
         begins, ends = Ledger(base), Ledger(base)
-        begins[DEVICE, "activations"] += memory.activations(critic, memory.rows())
+        begins[DEVICE, "activations"] += memory.activations(critic, rows)
         begins[DEVICE, "gradients"] += there + (own if memory.accumulates else 0)
         ends[DEVICE, "gradients"] += there + own
         ends[DEVICE, "reduction"] += memory.reduction(critic)

@@ -18,6 +18,7 @@ While a model is loaded, one of its parameters at a time lies in the host's memo
 
 import argparse
 import copy
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -266,8 +267,25 @@ class Memory:
         args, budget = self.args, getattr(self.args, "micro_batch_tokens", 0)
         if not budget:
             return args.per_device_train_batch_size
-        most = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        return min(max(1, budget // sum(self.around.longest)), most)
+        return min(max(1, budget // sum(self.around.longest)), self.step_rows)
+
+    @property
+    def step_rows(self) -> int:
+        """Sequences of an optimizer step on a rank."""
+        return self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+
+    @property
+    def step_rows_compared(self) -> int:
+        """Those whose gradients are compared (`--gram_fraction`)."""
+        return math.ceil((self.args.gram_fraction or 1.0) * self.step_rows)
+
+    def compared_rows(self) -> int:
+        """Sequences of a micro-batch of these."""
+        return min(self.rows(), self.step_rows_compared)
+
+    def other_rows(self) -> int:
+        """Sequences of a micro-batch of the others, which only descend; 0 where there are none."""
+        return min(self.rows(), self.step_rows - self.step_rows_compared)
 
     def activations(self, model: PlannedModel, rows: int) -> int:
         """Bytes that a forward pass over a micro-batch keeps for its backward pass, without logits."""
