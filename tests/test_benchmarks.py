@@ -15,7 +15,7 @@ from tests.benchmarks.arguments import parse_settings
 from tests.benchmarks.generation import SHARES, generation_rows
 from tests.benchmarks.measure import Ratio, ratio_of
 from tests.benchmarks.peer_turns import PHASES, Case
-from tests.benchmarks.peers import GAPO, MORLHF, PROJECT_SIDE, RATE, TRL, rows_of, working
+from tests.benchmarks.peers import GAPO, GROUP, MORLHF, PROJECT_SIDE, RATE, TRL, copy_score_models, rows_of, working
 from tests.benchmarks.plan import make_models
 from tests.benchmarks.ranks import BenchmarkError, run_ranks
 from tests.benchmarks.rollout import rollout_rows
@@ -115,11 +115,12 @@ def test_peers_are_asked_for_by_their_environment(tmp_path: Path) -> None:
 
 def test_steps_of_this_project_are_timed_by_phase(workshop: Workshop, tmp_path: Path) -> None:
     make_models("tiny", tmp_path, workshop.base)
+    copy_score_models(tmp_path)
     (tmp_path / "prompts.jsonl").write_text(workshop.prompts.read_text().splitlines(keepends=True)[0])
     case = Case(str(tmp_path), "fp32", responses=4, generations=4, response=5)
     with working(sys.executable, PROJECT_SIDE, case) as worker:
-        counted = {name: worker.take_turn(name) for name in (GAPO, MORLHF)}
-        timed = {name: worker.take_turn(name) for name in (GAPO, MORLHF)}
+        counted = {name: worker.take_turn(name) for name in (GAPO, MORLHF, GROUP)}
+        timed = {name: worker.take_turn(name) for name in (GAPO, MORLHF, GROUP)}
         assert worker.take_turn(RATE)[RATE] > 0
     for name, figures in timed.items():
         assert figures["step"] == pytest.approx(sum(figures[phase] for phase in PHASES))
@@ -142,6 +143,7 @@ def test_rows_of_peers_pair_the_figures_of_a_round() -> None:
 
     rate = [{RATE: rate} for rate in (60.0, 40.0, 30.0)]
     sides = {GAPO: figures(2.0, 3.0, 4.0), MORLHF: figures(1.0, 1.0, 1.0), TRL: figures(1.0, 2.0, 2.0)}
+    sides[GROUP] = figures(1.0, 1.0, 2.0)
     rows = rows_of(Load("tiny", "fp32", 8, 0, 5), {RATE: rate} | sides)
     assert [row["phase"] for row in rows] == ["step", *PHASES]
     assert (rows[0][f"{GAPO} / {TRL}"].median, rows[0][f"{MORLHF} / {TRL}"].median) == (2.0, 0.5)

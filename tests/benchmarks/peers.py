@@ -76,11 +76,16 @@ def make_case(folder: Path, load: Load) -> Case:
     folders = {"tokenizer_dir": folder / "tokenizer", "model_dir": base}
     run([sys.executable, "utils/make_base.py", *flags(**vocabulary, **folders)])
     make_models(load.size, folder, base)
-    for number in range(OBJECTIVES):  # what has one folder would be loaded once
-        shutil.copytree(folder / "score", folder / f"score_{number}")
+    copy_score_models(folder)
     lines = (data / "prompts_train.jsonl").read_text().splitlines(keepends=True)
     (folder / "prompts.jsonl").write_text("".join(lines[: load.batch // GENERATIONS]))
     return Case(str(folder), load.dtype, load.batch, GENERATIONS, load.response)
+
+
+def copy_score_models(folder: Path) -> None:
+    """One an objective: objectives of one folder would share a model."""
+    for number in range(OBJECTIVES):
+        shutil.copytree(folder / "score", folder / f"score_{number}")
 
 
 def run(command: list[str]) -> None:

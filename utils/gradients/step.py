@@ -71,7 +71,7 @@ class ObjectiveStep:
         self.head: HeadGradients | None = None
         # The combined gradient of what is not compared comes after those of the objectives.
         self.full = ObjectiveGradients(actor.engine, objectives + rest) if scope == "full" else None
-        self.rest_has_begun = False
+        self.rest = rest
 
     def compare(self, batch: MicroBatch, output: PolicyOutput, slopes: torch.Tensor) -> None:
         """Add a micro-batch's part to the gradients that are compared.
@@ -107,6 +107,8 @@ class ObjectiveStep:
     def gram(self) -> torch.Tensor | None:
         """Gram matrix [m, m] float64 on the host, over all ranks, of what was compared since the last one."""
         if self.scope == "full":
+            if self.rest:
+                self.forget()  # of the last loss; the combined one comes in its place
             return self.full.gram(self.objectives)
         if self.head is None:
             return None
@@ -121,12 +123,8 @@ class ObjectiveStep:
             slope: [rows, time] of the combined loss.
             boundary: whether it is the step's last.
         """
-        if self.scope == "full" and compared:
-            return
-        if self.scope == "full" and not self.rest_has_begun:
-            forget_gradients(self.engine)  # of the last loss
-            self.rest_has_begun = True
-        self.backward(output.log_probs, slope, boundary)
+        if not (self.scope == "full" and compared):
+            self.backward(output.log_probs, slope, boundary)
 
     def finish(self, coefficients: torch.Tensor, share: torch.Tensor) -> None:
         """Leave the gradient of the combined loss in the engine.
@@ -138,7 +136,7 @@ class ObjectiveStep:
         if self.scope != "full":
             return
         coefficients = coefficients * share.to(coefficients)
-        if self.rest_has_begun:
+        if self.rest:
             self.full.add(self.objectives)
             coefficients = torch.cat([coefficients, coefficients.new_ones(1)])
         self.full.combine(coefficients)

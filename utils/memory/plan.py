@@ -153,7 +153,7 @@ def head_comparison(memory: Memory) -> Ledger:
 
 def full_comparison(memory: Memory, base: Ledger) -> Iterator[Ledger]:
     """The first loss's backward pass ends, and memory for the gradients of all is made; a later pass begins, and ends
-    with that; then those of what is not compared, as whose forward pass begins the last loss's gradient is there."""
+    with that; then those of what is not compared."""
     rows, objectives = memory.compared_rows(), memory.around.objectives
     kept = graph(memory, rows, 1) if memory.stage < 3 and objectives > 1 else Ledger()  # for the next loss
     reduced = gradient(memory) + Ledger({(DEVICE, "reduction"): memory.reduction(memory.models[0])})
@@ -164,7 +164,9 @@ def full_comparison(memory: Memory, base: Ledger) -> Iterator[Ledger]:
         yield base + kept + reduced + copies
     yield from backward_moments(memory, base + copies, rows, several)
     if others := memory.other_rows():
-        yield from backward_moments(memory, base + copies, others, True)
+        yield from backward_moments(
+            memory, base + copies, others, memory.step_rows - memory.step_rows_compared > others
+        )
 
 
 def backward_moments(memory: Memory, base: Ledger, rows: int, after: bool) -> Iterator[Ledger]:
