@@ -24,6 +24,7 @@ from utils.cli.arguments import (
 from utils.cli.types import (
     adam_beta,
     by_name,
+    condition,
     fraction,
     named_condition,
     named_number,
@@ -123,7 +124,7 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=OTHER:T",
         help="in training, an objective's score counts only where that of another one is at least T, in original units;"
-        " elsewhere it is 0 (conditioned rewards of GDPO)",
+        " elsewhere it is 0 (conditioned rewards of GDPO, whose rewards are never negative)",
     )
     group.add_argument(
         "--critic",
@@ -404,8 +405,7 @@ def conditions_of(args: argparse.Namespace, names: list[str]) -> dict[str, Condi
     Raises:
         UserError: an unknown name (where `names` are known), one given twice, a condition on itself.
     """
-    given = [(name, (other, least)) for name, other, least in args.conditioned]
-    conditions = by_name("--conditioned", given)
+    conditions = {name: condition(text) for name, text in by_name("--conditioned", args.conditioned).items()}
     for name, (other, least) in conditions.items():
         words = f"--conditioned {name}={other}:{least:g}"
         for unknown in (n for n in (name, other) if names and n not in names):
@@ -414,7 +414,7 @@ def conditions_of(args: argparse.Namespace, names: list[str]) -> dict[str, Condi
             raise UserError(f"{words}: an objective is no condition of itself")
         if name in args.monitor:
             raise UserError(f"{words}: {name} is not optimized (--monitor)")
-    return {name: Condition(*condition) for name, condition in conditions.items()}
+    return {name: Condition(*parts) for name, parts in conditions.items()}
 
 
 def check_tokens(

@@ -6,7 +6,6 @@ deepspeed --num_accelerators 2 step3_gapo/main.py --help      several ranks
 
 import argparse
 import inspect
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -34,6 +33,7 @@ from utils.cli.arguments import check_deepspeed_arguments, note_warmup
 from utils.cli.plugins import fingerprint_of
 from utils.combining.algorithm import Algorithm
 from utils.data import load_prompts
+from utils.data.batching import share_of
 from utils.data.encoding import Encoded, data_fingerprint, fit_lengths
 from utils.data.records import Prompt
 from utils.data.summaries import ReadingSummary
@@ -319,7 +319,7 @@ def prompt_batches(prompts: list[Encoded], args: argparse.Namespace) -> Iterator
 def optimizer_batches(experience: Experience, args: argparse.Namespace) -> Iterator[StepBatches]:
     """The micro-batches of one optimizer step after another, `--ppo_epochs` times through the experience."""
     size = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    compared = math.ceil((args.gram_fraction or 1.0) * size)  # of the step's responses, the same number on every rank
+    compared = share_of(args.gram_fraction or 1.0, size)  # of the step's responses, the same number on every rank
     for _ in range(args.ppo_epochs):
         rows = torch.randperm(len(experience.mask)).to(experience.mask.device)
         for part in rows.split(size):

@@ -131,9 +131,9 @@ def add_advantages(
         algorithm.observe(*seen)
     columns, counted, estimator = scores, judged, estimator_of(args)
     if isinstance(algorithm, ScoreLevel):
-        mixed = algorithm.mix_scores(scores, judged)
-        columns = checked(mixed, scores.shape[:1], algorithm, "mix_scores").unsqueeze(-1)
-        counted = judged.any(dim=-1, keepdim=True)
+        mixed = checked(algorithm.mix_scores(scores, judged), scores.shape[:1], algorithm, "mix_scores")
+        counted = algorithm.counts(judged).unsqueeze(-1)
+        columns = mixed.unsqueeze(-1).masked_fill(~counted, 0.0)
     kl_coeff = args.kl_coeff if kl_in(args) == "reward" else 0.0
     for i, loss in enumerate(algorithm.losses):
         experience.counted[loss] = counted[:, i].float()

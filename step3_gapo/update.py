@@ -128,7 +128,8 @@ class ActorUpdate:
             self.settle(looks)
             coefficients, scalars = self.weigh(step.gram(), looks)
             if scalars is None:
-                return step.forget()
+                step.forget()
+                return None
             logged.append(scalars)
             for look in looks + others:
                 output = look.output or self.forward(step, look.batch)
@@ -211,7 +212,7 @@ class ActorUpdate:
                 self.not_finite = f"what --algorithm {self.algorithm.name} makes of the gradients"
                 return None, None
             self.kept.values = coefficients
-        self.warn_of_zero_gradients(gram)
+            self.warn_of_zero_gradients(gram)
         scalars = gram_scalars(gram, coefficients, self.names) | self.named("coefficient", coefficients)
         if weighs_gradients:
             scalars |= self.named("alpha", self.algorithm.alpha(gram, coefficients))
@@ -240,7 +241,7 @@ class ActorUpdate:
         actions, `units` [rows, time] of them here; scalar."""
         loss = self.policy_loss(log_probs, batch, advantage, units, total, self.args)
         if self.kl_coeff:
-            kl = ppo.kl_estimate(log_probs, batch.ref_log_probs)
+            kl = ppo.kl_estimate(log_probs * batch.mask, batch.ref_log_probs)  # both 0 on padding
             loss = loss + self.kl_coeff * ppo.masked_mean(kl, units, total)
         return loss
 

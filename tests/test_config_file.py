@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from step3_gapo.arguments import parse_args
+from step3_gapo.needs import METHODS
 from tests.helpers import STEP3, Workshop, distance, flags, read_metrics, run_script, untimed
 from tests.test_soup import fine_tuned
 from utils.cli.arguments import Parser
@@ -49,6 +51,16 @@ def test_a_run_is_repeated_from_its_settings(workshop: Workshop, tmp_path: Path,
     assert weights_of(first) == weights_of(again)
     assert settings_of(first) == settings_of(again)
     assert untimed(read_metrics(first)) == untimed(read_metrics(again))
+
+
+@pytest.mark.parametrize("algorithm", METHODS)
+def test_the_settings_of_every_method_are_taken(tmp_path: Path, algorithm: str) -> None:
+    words = flags(actor_model="x", data="x", output_dir="x", algorithm=algorithm, responses_per_prompt=4,
+                  conditioned="a=b:0.5", gram_every=2)  # fmt: skip
+    first = parse_args(words)
+    (tmp_path / "args.json").write_text(json.dumps(vars(first)))
+    again = parse_args(flags(config=tmp_path / "args.json"))
+    assert json.loads(json.dumps(vars(again))) == json.loads(json.dumps(vars(first)))
 
 
 def test_another_number_of_ranks_and_another_algorithm_are_taken(workshop: Workshop, tmp_path: Path) -> None:

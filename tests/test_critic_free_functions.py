@@ -15,7 +15,9 @@ from step3_gapo.arguments import parse_args
 from step3_gapo.critic_free import group_relative, leave_one_out
 from step3_gapo.experience import Experience
 from step3_gapo.needs import METHODS, needs_of
+from step3_gapo.policy_losses import clipped_surrogate
 from step3_gapo.rollout import add_advantages, training_scores
+from step3_gapo.update import ActorUpdate
 from tests.helpers import flags
 from utils.combining.algorithm import AdvantageLevel, Algorithm, build
 from utils.gradients.multi_objective import min_norm_weights
@@ -205,7 +207,7 @@ def test_one_objective_is_that_objective() -> None:
     column = [1.0, 2.0, 4.0, 0.5, 3.0, -1.0, 2.0, 2.5]
     alone = group_relative(*scored(column), 4, True)
     for name in ("grpo", "mo_grpo", "saw", "ctwa", "pama", "morlhf"):
-        options = {"pama_noon": False} if name == "pama" else {}
+        options = {"pama_noon": "off"} if name == "pama" else {}
         assert torch.equal(advantages_of(make(name, ["a"], 4, **options), {"a": column}), alone), name
     by_batch = advantages_of(make("pama", ["a"], 4, pama_level="batch"), {"a": column})
     close(by_batch, alone.clamp(min=0).mean().expand(8))
@@ -255,7 +257,7 @@ TOKENS = {  # by no-negative advantages, and by all; ratios of 1.3 and 1.21 are 
 
 @pytest.mark.parametrize("noon", [True, False])
 def test_pama_by_token(noon: bool) -> None:
-    pama = make("pama", ["a", "b"], pama_noon=noon)
+    pama = make("pama", ["a", "b"], pama_noon="on" if noon else "off")
     assert pama.mix(ADVANTAGES, RATIO, MASK, JUDGED).tolist() == TOKENS[noon] and not pama.pools
     negative = -ADVANTAGES.abs()
     found = pama.mix(negative, torch.ones_like(RATIO), MASK, JUDGED)
@@ -267,7 +269,7 @@ def test_pama_by_token(noon: bool) -> None:
 @pytest.mark.parametrize("noon", [True, False])
 def test_pama_by_batch_is_one_number_of_the_whole_step(noon: bool) -> None:
     """Means over what each objective has judged, however the rows are dealt to micro-batches."""
-    pama = make("pama", ["a", "b"], pama_level="batch", pama_noon=noon)
+    pama = make("pama", ["a", "b"], pama_level="batch", pama_noon="on" if noon else "off")
     # Clipped sums: a 2 + 5 (and -1 - 2) in the first row, 1 + 1 + 4 in the second; b 1 + 2 + 4 (and -3).
     means = (13 / 9, 7 / 5) if noon else (10 / 9, 4 / 5)
     parts = [
@@ -348,10 +350,48 @@ def test_fast_rl_on_raw_rewards_is_mirror_descent_as_published() -> None:
     close(fast.weights, expected / expected.sum())
 
 
-def test_an_objective_without_judgements_has_no_raw_reward() -> None:
+def test_an_objective_without_judgements_is_neither_better_nor_worse_off() -> None:
+    """By raw rewards: it has the reward of its history, or that of the others as long as there is none."""
     fast = make("fast_rl", ["a", "b"], mirror_step_size=0.5, mirror_rewards="raw")
-    fast.observe(*rows([2.0, 2.0], [None, None]))
-    close(fast.weights, torch.tensor([-1.0, 0.0], dtype=torch.float64).softmax(0))
+    fast.observe(*rows([10.0, 10.0], [None, None]))
+    close(fast.weights, [0.5, 0.5])
+    fast.observe(*rows([10.0, 10.0], [12.0, 12.0]))
+    weights = torch.tensor([-5.0, -6.0], dtype=torch.float64).softmax(0)
+    close(fast.weights, weights)
+    fast.observe(*rows([11.0, 11.0], [None, None]))
+    close(fast.weights, (weights.log() - torch.tensor([5.5, 6.0], dtype=torch.float64)).softmax(0))
+
+
+def test_ctwa_learns_nothing_of_what_is_not_judged() -> None:
+    ctwa, signal = make("ctwa", ["a", "b"], ctwa_target=2.0), torch.tensor([[1.0], [-1.0]] * 2)
+    ctwa.observe_advantages(*rows([1.0, -1.0] * 2, [None] * 4), signal)
+    first = ctwa.log_weights.clone()
+    assert first[0] > math.log(0.5) and first[1] == pytest.approx(math.log(0.5))
+    assert "ctwa/covariance/b" not in ctwa.scalars() and ctwa.state_dict()["covariances"] == [1.0, None]
+    ctwa.observe_advantages(*rows([None] * 4, [0.5, -0.5] * 2), signal)
+    assert ctwa.log_weights[0] == first[0] and ctwa.log_weights[1] > first[1]
+    close(ctwa.covariances, [1.0, 0.5])
+
+
+def test_what_only_objectives_without_weight_have_judged_is_in_no_group() -> None:
+    judged = torch.tensor([[True, True], [False, True], [True, False], [False, False]])
+    grpo = build(METHODS["grpo"], ["a", "b"], ["reward"] * 2, {"a": 1.0, "b": 0.0}, {}, responses=4)
+    assert grpo.counts(judged).tolist() == [True, False, True, False]
+    saw = make("saw", ["a", "b"], 4)
+    saw.observe(*rows([1.0, 2.0, 3.0, 4.0], [5.0, 5.0, 5.0, 5.0]))  # of which b teaches nothing
+    assert saw.counts(judged).tolist() == [True, False, True, False]
+
+
+def test_the_penalty_of_padding_is_nothing() -> None:
+    """Whatever a policy thinks of padding: e to that would be infinite."""
+    log_probs = torch.tensor([[-1.0, -200.0]], requires_grad=True)
+    mask = torch.tensor([[1.0, 0.0]])
+    batch = Namespace(mask=mask, log_probs=log_probs.detach() * mask, ref_log_probs=torch.tensor([[-1.5, 0.0]]))
+    update = Namespace(policy_loss=clipped_surrogate, kl_coeff=0.5, args=Namespace(clip_range_ratio=0.2))
+    loss = ActorUpdate.loss(update, log_probs, batch, torch.zeros(1, 2), mask, torch.tensor(1.0))
+    (slope,) = torch.autograd.grad(loss, log_probs)
+    close(loss.detach().double(), 0.5 * (math.exp(-0.5) + 0.5 - 1))
+    assert slope.isfinite().all() and slope[0, 1] == 0 and slope[0, 0] != 0
 
 
 # --- conditions
@@ -361,7 +401,7 @@ def test_a_conditioned_score_counts_where_the_other_one_is_high_enough() -> None
     """In the units of the other one, before it is clipped or scaled; what is not judged is not high enough."""
     words = flags(actor_model="x", algorithm="gdpo", data="x", output_dir="x", clip_range_score=3, conditioned="a=b:4")
     args = parse_args(words)
-    assert args.conditioned == [("a", "b", 4.0)]
+    assert args.conditioned == [("a", "b:4")]
     columns = {"a": [1.0, 2.0, 5.0, 2.0, None, -1.0], "b": [3.9, 4.0, 9.0, None, 5.0, -8.0]}
     conditioned = Objective("a", "reward", "x", scale=2.0, condition=Condition("b", 4.0))
     objectives = [conditioned, Objective("b", "reward", "x")]

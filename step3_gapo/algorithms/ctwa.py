@@ -11,6 +11,7 @@ by task: targets (.08-.15 there) and η (.02-.05). Their code drops outliers of 
 bounded, and none is dropped here.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -40,12 +41,14 @@ class CTWA(ScoreLevel):
         options = setting.options
         self.step_size, self.target, self.share = (options[f"ctwa_{n}"] for n in ("step_size", "target", "average"))
         caps = by_name("--ctwa_cap", options["ctwa_cap"])
-        for name in caps:
+        for name, cap in caps.items():
             if name not in setting.names:
                 raise UserError(f"--ctwa_cap {name}: no such objective (there are {', '.join(setting.names)})")
+            if math.isnan(cap):
+                raise UserError(f"--ctwa_cap {name}={cap}: is no number")
         self.caps = torch.tensor([caps.get(name, torch.inf) for name in setting.names], dtype=torch.float64)
         self.log_weights = setting.preference.double().log()
-        self.covariances: torch.Tensor | None = None  # [m] float64, averages
+        self.covariances = torch.full_like(self.log_weights, torch.nan)  # averages; NaN where there is none yet
 
     def mix_scores(self, scores: torch.Tensor, judged: torch.Tensor) -> torch.Tensor:
         return weighted_scores(scores, judged, self.log_weights.exp())
@@ -56,30 +59,32 @@ class CTWA(ScoreLevel):
             covariance(column, signal, there, self.setting.responses)
             for column, there in zip(scores.T, judged.T, strict=True)
         ])  # fmt: skip
-        before = newest if self.covariances is None else self.covariances
-        self.covariances = (1 - self.share) * before + self.share * newest
+        before = torch.where(self.covariances.isnan(), newest, self.covariances)
+        averaged = (1 - self.share) * before + self.share * newest
+        self.covariances = torch.where(newest.isnan(), self.covariances, averaged)
         means = (scores * judged).sum(dim=0) / judged.sum(dim=0).clamp(min=1)
-        behind = (self.target - self.covariances).clamp(min=0) * (means < self.caps)
+        rises = ~newest.isnan() & (means < self.caps)
+        behind = torch.where(rises, (self.target - self.covariances).clamp(min=0), 0.0)
         self.log_weights = self.log_weights + self.step_size * behind
 
     def scalars(self) -> dict[str, float]:
-        shown = {"weight": self.log_weights.exp()}
-        if self.covariances is not None:
-            shown["covariance"] = self.covariances
+        shown = {"weight": self.log_weights.exp(), "covariance": self.covariances}
         return {
             f"ctwa/{tag}/{name}": value
             for tag, values in shown.items()
             for name, value in zip(self.setting.names, values.tolist(), strict=True)
+            if math.isfinite(value)
         }
 
     def state_dict(self) -> dict[str, Any]:
-        covariances = None if self.covariances is None else self.covariances.tolist()
-        return {"log_weights": self.log_weights.tolist(), "covariances": covariances}
+        seen = [None if math.isnan(value) else value for value in self.covariances.tolist()]
+        return {"log_weights": self.log_weights.tolist(), "covariances": seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.log_weights = torch.tensor(state["log_weights"], dtype=torch.float64)
-        seen = state["covariances"]
-        self.covariances = None if seen is None else torch.tensor(seen, dtype=torch.float64)
+        seen = [math.nan if value is None else value for value in state["covariances"]]
+        self.log_weights, self.covariances = (
+            torch.tensor(values, dtype=torch.float64) for values in (state["log_weights"], seen)
+        )
 
 
 def covariance(scores: torch.Tensor, signal: torch.Tensor, judged: torch.Tensor, group_size: int) -> torch.Tensor:
@@ -91,7 +96,7 @@ def covariance(scores: torch.Tensor, signal: torch.Tensor, judged: torch.Tensor,
         scores, signal: [n] float64, a prompt's responses are neighbours; judged: [n] bool.
 
     Returns:
-        Scalar; 0 where there is nothing to compare.
+        Scalar; NaN where there is nothing to compare.
     """
     width = group_size if group_size > 1 else len(scores)
     there = judged.reshape(-1, width).double()
@@ -102,4 +107,4 @@ def covariance(scores: torch.Tensor, signal: torch.Tensor, judged: torch.Tensor,
         centered.append((rows - rows.sum(dim=-1, keepdim=True) / count.clamp(min=1)) * there)
     found = (centered[0] * centered[1]).sum(dim=-1) / count[:, 0].clamp(min=1)
     enough = count[:, 0] >= 2
-    return found[enough].mean() if enough.any() else found.new_zeros(())
+    return found[enough].mean()

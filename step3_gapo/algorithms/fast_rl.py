@@ -5,22 +5,12 @@ paper's r_i is the raw reward. The default here is ours: rewards normalized by t
 scale decides. The step size is not stated in what we could read.
 """
 
-import argparse
 from typing import Any
 
 import torch
 
-from utils.cli.types import non_negative_float
+from utils.cli.types import non_negative_float, one_of
 from utils.combining.algorithm import Option, Setting, WeightedAdvantages
-
-REWARDS = ("normalized", "raw")
-
-
-def kind_of_rewards(text: str) -> str:
-    """argparse type of `--mirror_rewards`."""
-    if text not in REWARDS:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(REWARDS)}")
-    return text
 
 
 class FastRL(WeightedAdvantages):
@@ -34,8 +24,9 @@ class FastRL(WeightedAdvantages):
     options = (
         Option("mirror_step_size", non_negative_float, 0.1, "step size of mirror descent, once a rollout", "ETA"),
         Option(
-            "mirror_rewards", kind_of_rewards, "normalized",
-            "raw rewards, as published, or normalized by their own history, which is ours", "{normalized,raw}",
+            "mirror_rewards", one_of("normalized", "raw"), None,
+            "raw rewards, as published, or normalized by their own history, which is ours, and the default",
+            "{normalized,raw}",
         ),
     )  # fmt: skip
     least_objectives = 2
@@ -63,7 +54,9 @@ class FastRL(WeightedAdvantages):
         self.mean, self.count = self.mean + distance * number / count.clamp(min=1), count
         deviation = (self.squares / count.clamp(min=1)).sqrt()
         normalized = torch.where(deviation > 0, (mean - self.mean) / deviation, 0.0)
-        rewards = torch.where(number > 0, mean if self.raw else normalized, 0.0)
+        rewards = mean if self.raw else normalized
+        if (unseen := count == 0).any() and not unseen.all():
+            rewards = torch.where(unseen, rewards[~unseen].mean(), rewards)  # neither better nor worse off
         self.current = descend_mirror(self.current, rewards, self.step_size)
 
     def state_dict(self) -> dict[str, Any]:

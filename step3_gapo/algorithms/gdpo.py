@@ -4,8 +4,6 @@ The batch are all responses of a rollout, those of all ranks. Whitening is by re
 would dominate. Conditioned rewards are `--conditioned`, for every method.
 """
 
-from typing import Any
-
 import torch
 
 from utils.combining.algorithm import Setting, WeightedAdvantages
@@ -22,7 +20,7 @@ class GDPO(WeightedAdvantages):
 
     def __init__(self, setting: Setting):
         super().__init__(setting)
-        self.mean, self.deviation = 0.0, 1.0  # of the rollout at work
+        self.mean, self.deviation = 0.0, 1.0  # of the rollout at work alone
 
     @property
     def weights(self) -> torch.Tensor:
@@ -37,12 +35,6 @@ class GDPO(WeightedAdvantages):
     ) -> torch.Tensor:
         mixed = super().mix(advantages, ratio, mask, judged)
         return (mixed - self.mean) / (self.deviation + EPSILON) * mask
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"mean": self.mean, "deviation": self.deviation}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.mean, self.deviation = state["mean"], state["deviation"]
 
 
 def moments(values: torch.Tensor) -> tuple[float, float]:

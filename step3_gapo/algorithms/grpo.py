@@ -20,6 +20,14 @@ class GRPO(ScoreLevel):
     def mix_scores(self, scores: torch.Tensor, judged: torch.Tensor) -> torch.Tensor:
         return weighted_scores(scores, judged, self.setting.preference)
 
+    def counts(self, judged: torch.Tensor) -> torch.Tensor:
+        return judged_with_weight(judged, self.setting.preference)
+
+
+def judged_with_weight(judged: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Whether an objective that has weight has judged a response: [rows, m] bool and [m] -> [rows] bool."""
+    return judged[:, (weights > 0).to(judged.device)].any(dim=-1)
+
 
 def weighted_scores(scores: torch.Tensor, judged: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Σ w_i r_i over what is judged, scaled up by the weight that is missing.

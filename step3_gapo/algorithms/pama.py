@@ -10,28 +10,10 @@ credit of an action, by batch, as a port of others does, gives all actions one n
 reference policy, is that to the policy that sampled; what has not judged a response is left out.
 """
 
-import argparse
-
 import torch
 
-from utils.cli.types import positive_float
+from utils.cli.types import one_of, positive_float
 from utils.combining.algorithm import AdvantageLevel, Option, Setting
-
-LEVELS = ("token", "batch")
-
-
-def level(text: str) -> str:
-    """argparse type of `--pama_level`."""
-    if text not in LEVELS:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(LEVELS)}")
-    return text
-
-
-def switch(text: str) -> bool:
-    """argparse type of on or off."""
-    if text not in ("on", "off"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither on nor off")
-    return text == "on"
 
 
 class PAMA(AdvantageLevel):
@@ -39,14 +21,21 @@ class PAMA(AdvantageLevel):
 
     name, summary = "pama", "of the objectives' advantages, the combination nearest to zero"
     options = (
-        Option("pama_level", level, "token", "combined for every token, or one number for all", "{token,batch}"),
-        Option("pama_noon", switch, True, "'no negative' advantages: on or off", "{on,off}"),
+        Option(
+            "pama_level",
+            one_of("token", "batch"),
+            "token",
+            "combined for every token, or one number for all",
+            "{token,batch}",
+        ),
+        Option("pama_noon", one_of("on", "off"), "on", "'no negative' advantages", "{on,off}"),
         Option("pama_clip", positive_float, 0.2, "ε: advantages of ratios above 1 + ε count as 0"),
     )
 
     def __init__(self, setting: Setting):
         super().__init__(setting)
-        self.by_token, self.no_negative = setting.options["pama_level"] == "token", setting.options["pama_noon"]
+        self.by_token = setting.options["pama_level"] == "token"
+        self.no_negative = setting.options["pama_noon"] == "on"
         self.clip = setting.options["pama_clip"]
         self.nearest: float | None = None  # of the step at work, by batch
 

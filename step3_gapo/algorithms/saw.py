@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from step3_gapo.algorithms.grpo import weighted_scores
+from step3_gapo.algorithms.grpo import judged_with_weight, weighted_scores
 from utils.combining.algorithm import ScoreLevel, Setting
 
 EPSILON = 1e-8
@@ -40,6 +40,9 @@ class SAW(ScoreLevel):
 
     def mix_scores(self, scores: torch.Tensor, judged: torch.Tensor) -> torch.Tensor:
         return weighted_scores(scores, judged, self.current)
+
+    def counts(self, judged: torch.Tensor) -> torch.Tensor:
+        return judged_with_weight(judged, self.current)
 
     def scalars(self) -> dict[str, float]:
         return {f"saw/weight/{n}": w for n, w in zip(self.setting.names, self.current.tolist(), strict=True)}

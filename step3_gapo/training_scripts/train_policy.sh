@@ -21,6 +21,7 @@ prompts_at_once() { # of run $1 with flags $2: PROMPT_BATCH_SIZE counts response
     local responses=1 word before=
     for word in $2; do
         if [ "$before" = --responses_per_prompt ]; then responses=$word; fi
+        if [[ $word == --responses_per_prompt=* ]]; then responses=${word#*=}; fi
         before=$word
     done
     if ! [[ $responses =~ ^[1-9][0-9]{0,5}$ ]] || ((PROMPT_BATCH_SIZE % responses)); then

@@ -19,7 +19,7 @@ FREE_FLAGS = {
 }  # fmt: skip
 # Engines of other kinds, other objectives: nothing goes on with these.
 FIXED = (
-    "stage ", "objectives ", "--dtype ", "--critic ", "--export ", "--lora_dim ", "--lora_alpha ",
+    "stage ", "objectives ", "--dtype ", "--advantage ", "--critic ", "--export ", "--lora_dim ", "--lora_alpha ",
     "--lora_target_modules ", "base of the adapters (--actor_model) ",
 )  # fmt: skip
 # Told by their content: see `Facts`.

@@ -1,7 +1,9 @@
 """argparse types: one word of the command line to a value, or what is wrong with it."""
 
 import argparse
+import math
 import unicodedata
+from collections.abc import Callable
 from typing import Any
 
 from utils.process.errors import UserError
@@ -24,6 +26,17 @@ def safe_name(text: str) -> str:
     return text
 
 
+def one_of(*choices: str) -> Callable[[str], str]:
+    """argparse type of one of these words."""
+
+    def choice(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(choices)}")
+        return text
+
+    return choice
+
+
 def named_value(text: str) -> tuple[str, str]:
     """argparse type of `NAME=VALUE`; see `safe_name`."""
     name, separator, value = text.partition("=")
@@ -41,17 +54,24 @@ def named_number(text: str) -> tuple[str, float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NUMBER") from None
 
 
-def named_condition(text: str) -> tuple[str, str, float]:
-    """argparse type of `NAME=OTHER:NUMBER`."""
+def named_condition(text: str) -> tuple[str, str]:
+    """argparse type of `NAME=OTHER:NUMBER`: the name, and 'OTHER:NUMBER' (see `condition`)."""
     name, value = named_value(text)
-    other, separator, number = value.rpartition(":")
     try:
-        least = float(number)
+        finite = math.isfinite(condition(value)[1])
     except ValueError:
-        separator = ""
-    if not separator:
+        finite = False
+    if not finite:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=OTHER:NUMBER")
-    return name, safe_name(other), least
+    return name, value
+
+
+def condition(text: str) -> tuple[str, float]:
+    """The two parts of 'OTHER:NUMBER'; raises ValueError where it is none."""
+    other, separator, number = text.rpartition(":")
+    if not separator:
+        raise ValueError(f"{text!r} is not OTHER:NUMBER")
+    return safe_name(other), float(number)
 
 
 def by_name(flag: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -164,8 +164,15 @@ class ScoreLevel(Algorithm, ABC):
             judged: [rows, m] bool, where there is one.
 
         Returns:
-            [rows] float32; of a response that nobody has judged, whatever is finite.
+            [rows] float32; of a response that does not count, whatever.
         """
+
+    def counts(self, judged: torch.Tensor) -> torch.Tensor:
+        """Which responses have a mixed score: those that any objective has judged, unless overridden.
+
+        [rows, m] bool -> [rows] bool.
+        """
+        return judged.any(dim=-1)
 
 
 class AdvantageLevel(Algorithm, ABC):

@@ -1,5 +1,6 @@
 """Batches: padding on either side, and grouping by length so that little padding is computed on."""
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -7,6 +8,11 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 MEGABATCH = 50  # batches sorted together: enough to group well, few enough to stay random
+
+
+def share_of(fraction: float, number: int) -> int:
+    """The least whole number that is at least so much of another one, whatever the rounding of floats."""
+    return math.ceil(fraction * number - 1e-9)
 
 
 def right_pad(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

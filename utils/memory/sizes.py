@@ -18,11 +18,12 @@ While a model is loaded, one of its parameters at a time lies in the host's memo
 
 import argparse
 import copy
-import math
 import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
+
+from utils.data.batching import share_of
 
 BUCKET = 5 * 10**8  # numbers that DeepSpeed reduces at once
 LIVE = 10**9  # gathered numbers that ZeRO-3 keeps at most while a model computes
@@ -277,7 +278,7 @@ class Memory:
     @property
     def step_rows_compared(self) -> int:
         """Those whose gradients are compared (`--gram_fraction`)."""
-        return math.ceil((self.args.gram_fraction or 1.0) * self.step_rows)
+        return share_of(self.args.gram_fraction or 1.0, self.step_rows)
 
     def compared_rows(self) -> int:
         """Sequences of a micro-batch of these."""

@@ -131,9 +131,8 @@ def micro_batch_rows(attention_mask: torch.Tensor, mask: torch.Tensor, args: arg
     if not args.micro_batch_tokens:
         rows = torch.arange(len(mask), device=mask.device)
         if sorts_by_length(args):
-            rows = attention_mask.sum(dim=-1).argsort(
-                descending=True, stable=True
-            )  # what takes most memory comes first
+            # What takes most memory comes first.
+            rows = attention_mask.sum(dim=-1).argsort(descending=True, stable=True)
         return list(rows.split(args.per_device_train_batch_size))
     responses = mask.sum(dim=-1).long()
     prompts = attention_mask.sum(dim=-1) - responses
