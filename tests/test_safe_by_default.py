@@ -102,7 +102,7 @@ def test_tokenizers_that_split_differently_are_not_the_same(bench: Bench) -> Non
 def test_a_response_is_text_in_tensorboard() -> None:
     """TensorBoard renders markdown and lets some html through."""
     record = SimpleNamespace(messages=[{"role": "user", "content": ATTACK}])
-    experience = SimpleNamespace(scores={"helpfulness": torch.tensor([1.0])})
+    experience = SimpleNamespace(scores={"helpfulness": torch.tensor([1.0])}, judged={"helpfulness": torch.ones(1)})
     table = sample_table(
         SimpleNamespace(experience=experience, prompts=[SimpleNamespace(record=record)], responses=[ATTACK])
     )
