@@ -22,7 +22,7 @@ from step3_gapo.arguments import algorithm_of, check_batch_sizes, check_lora_opt
 from step3_gapo.critics import Critic
 from step3_gapo.dry_run import print_gapo_dry_run
 from step3_gapo.experience import Experience
-from step3_gapo.needs import compares_gradients, method_of, needs_of
+from step3_gapo.needs import compares_gradients, method_of, needs_of, step_sizes
 from step3_gapo.rlhf_engine import RLHFEngine
 from step3_gapo.rollout import Rollout, make_rollout
 from step3_gapo.tracking import Tracker, mean_scalars, rollout_scalars
@@ -318,7 +318,7 @@ def prompt_batches(prompts: list[Encoded], args: argparse.Namespace) -> Iterator
 
 def optimizer_batches(experience: Experience, args: argparse.Namespace) -> Iterator[StepBatches]:
     """The micro-batches of one optimizer step after another, `--ppo_epochs` times through the experience."""
-    size = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    _, size = step_sizes(args)
     compared = share_of(args.gram_fraction or 1.0, size)  # of the step's responses, the same number on every rank
     for _ in range(args.ppo_epochs):
         rows = torch.randperm(len(experience.mask)).to(experience.mask.device)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from step3_gapo.advantages import ESTIMATORS, Estimator
 from utils.combining.algorithm import AdvantageLevel, Algorithm, GradientLevel, ScoreLevel
 from utils.combining.registry import find_methods, method_called
+from utils.data.batching import accumulates
 
 METHODS = find_methods("step3_gapo.algorithms", "utils.combining")
 
@@ -73,11 +74,6 @@ def needs_of(args: argparse.Namespace, algorithm: Algorithm) -> Needs:
 def kl_in(args: argparse.Namespace) -> str:
     """Where the KL penalty goes: "reward" or "loss"."""
     return args.kl_in or estimator_of(args).kl_in
-
-
-def accumulates(args: argparse.Namespace) -> bool:
-    """Whether an optimizer step has several micro-batches."""
-    return args.gradient_accumulation_steps > 1 or args.micro_batch_tokens > 0
 
 
 def looks_before(args: argparse.Namespace, needs: Needs) -> bool:

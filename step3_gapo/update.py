@@ -18,14 +18,7 @@ from utils.gradients.step import ObjectiveStep, loss_slopes
 from utils.gradients.zero import step_if_finite
 from utils.policy.actor import Actor
 from utils.policy.forward import PolicyOutput
-from utils.process.distributed import (
-    all_reduce_max,
-    all_reduce_sum,
-    broadcast_from_main,
-    device,
-    print_main,
-    world_size,
-)
+from utils.process.distributed import all_reduce_max, all_reduce_sum, broadcast_from_main, print_main, world_size
 
 POLICY_GRADIENT = "the gradient of the policy"
 Scalars = dict[str, float]
@@ -140,7 +133,7 @@ class ActorUpdate:
                 output = look.output = None  # its graph and logits, before another pass makes them
         step.finish(coefficients, (total / units)[:-1])
         self.kept.age = 1 if scope else self.kept.age + 1
-        return mean_over_groups(logged) | self.step_scalars(batches.all, losses, statistics, told)
+        return mean_over_groups(logged) | self.step_scalars(losses, statistics, told)
 
     @property
     def scope(self) -> str | None:
@@ -281,39 +274,37 @@ class ActorUpdate:
 
     # --- what is logged, and what is kept
 
-    def step_scalars(
-        self, batches: list[Experience], losses: list[torch.Tensor], statistics: list[Statistics], told: bool
-    ) -> Scalars:
+    def step_scalars(self, losses: list[torch.Tensor], statistics: list[Statistics], told: bool) -> Scalars:
         """Metrics of the step, over micro-batches and ranks.
 
         Args:
             told: whether the step's own passes have told the log-probabilities of what was sampled, a whole rollout.
         """
         sums, maxima = zip(*statistics, strict=True)
-        actions, responses = count_actions(batches), count_responses(batches)
-        sums = all_reduce_sum(sum(sums))
-        entropy, clipped, kl, _ = (sums / actions).tolist()
+        *sums, kl, actions, responses = all_reduce_sum(sum(sums))
+        entropy, clipped, moved = (torch.stack(sums) / actions).tolist()
         scalars = {
             "loss/actor": all_reduce_sum(sum(losses)).item(),
             "entropy": entropy,
             "clip_fraction": clipped,
-            "approximate_kl": kl,
+            "approximate_kl": moved,
             "ratio_error": all_reduce_max(max(maxima)).item(),
             "learning_rate/actor": self.actor.engine.get_lr()[0],
         }
-        return scalars | ({"kl": (sums[3] / responses).item()} if told else {})
+        return scalars | ({"kl": (kl / responses).item()} if told else {})
 
     @torch.no_grad()
     def statistics(self, batch: Experience, output: PolicyOutput) -> Statistics:
-        """[4] sums of entropy, clipped ratios, log-ratio to the policy that sampled and of that to the reference over
-        actions; scalar maximum of |ratio - 1|."""
+        """[6] sums: of entropy, clipped ratios, log-ratio to the policy that sampled, and of that to the reference over
+        actions; numbers of actions and of responses. Scalar maximum of |ratio - 1|."""
         log_probs = output.log_probs.detach()
         entropy = (output.entropy * batch.mask).sum()
         clipped = ppo.clip_fraction(log_probs, batch.log_probs, batch.mask, self.args.clip_range_ratio, 1.0)
         moved = ((batch.log_probs - log_probs) * batch.mask).sum()
         kl = ((batch.log_probs - batch.ref_log_probs) * batch.mask).sum()
         ratio_error = ((torch.exp(log_probs - batch.log_probs) - 1.0).abs() * batch.mask).max()
-        return torch.stack([entropy, clipped, moved, kl]), ratio_error
+        actions, responses = batch.mask.sum(), batch.mask.new_tensor(len(batch.mask))
+        return torch.stack([entropy, clipped, moved, kl, actions, responses]), ratio_error
 
     def warn_of_zero_gradients(self, gram: torch.Tensor) -> None:
         """One line, once an objective: it has weight 0 as long as its gradient vanishes."""
@@ -352,16 +343,6 @@ def mean_over_groups(groups: list[Scalars]) -> Scalars:
     """Mean over groups of micro-batches, tag by tag; what is the same in all of them is left as it is."""
     columns = {tag: [scalars[tag] for scalars in groups] for tag in groups[0]}
     return {tag: v[0] if min(v) == max(v) else sum(v) / len(v) for tag, v in columns.items()}
-
-
-def count_actions(batches: list[Experience]) -> torch.Tensor:
-    """Actions in these micro-batches of all ranks; scalar."""
-    return all_reduce_sum(sum(batch.mask.sum() for batch in batches))
-
-
-def count_responses(batches: list[Experience]) -> torch.Tensor:
-    """Responses in these micro-batches of all ranks; scalar."""
-    return all_reduce_sum(torch.tensor(float(sum(len(batch.mask) for batch in batches)), device=device()))
 
 
 def count_units(batches: list[Experience], losses: list[str]) -> torch.Tensor:

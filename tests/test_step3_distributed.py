@@ -156,7 +156,7 @@ def batch_sizes(**changes: int) -> argparse.Namespace:
     return argparse.Namespace(**{
         "per_device_prompt_batch_size": 3, "generation_batches": 2, "num_train_epochs": 2, "max_steps": None,
         "seed": 1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "ppo_epochs": 2,
-        "gram_fraction": None,
+        "gram_fraction": None, "responses_per_prompt": None, "gram_per": "step",
     } | changes)  # fmt: skip
 
 

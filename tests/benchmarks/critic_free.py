@@ -9,7 +9,7 @@ from step3_gapo.experience import Experience
 from step3_gapo.main import optimizer_batches
 from step3_gapo.update import StepBatches
 from tests.benchmarks.measure import Ratio, Seconds, ratio_of, time_in_turns
-from tests.benchmarks.section import Job, Row, Section, Settings, in_order
+from tests.benchmarks.section import Row, Section, by_layout, in_order
 from tests.benchmarks.step import BASELINE
 from tests.benchmarks.synthetic import Load, arguments_of, make_actor, make_experience, make_update
 from tests.updates import policy_step
@@ -85,25 +85,11 @@ def critic_free_rows(load: Load, stage: int, ranks: int, objectives: tuple[int, 
     return [{"ZeRO": stage, "ranks": ranks, "m": m} | compare(seconds, m) for m in objectives]
 
 
-def jobs(settings: Settings) -> list[Job]:
-    return [
-        Job(
-            f"ZeRO-{stage}, ranks: {ranks}",
-            critic_free_rows,
-            (settings.load, stage, ranks, settings.objectives, settings.rounds),
-            ranks,
-            weight=30,
-        )
-        for stage in settings.stages
-        for ranks in settings.ranks
-    ]
-
-
 SECTION = Section(
     title="Time of one optimizer step without critics, over that of morlhf without critics",
     note="The policy's update alone, which is all there is: one advantage a response, the KL penalty in the loss."
     f" --gram_fraction {FRACTION}: the gradients of that share of the step's responses are compared; --gram_every"
     f" {EVERY}: those of one step in {EVERY}; the mean of {EVERY} steps.",
-    jobs=jobs,
+    jobs=by_layout(critic_free_rows, weight=30),
     rows=in_order,
 )

@@ -58,6 +58,24 @@ class Section:
     rows: Callable[[Settings, list[Any]], list[Row]]
 
 
+def by_layout(rows: Callable[..., list[Row]], weight: float) -> Callable[[Settings], list[Job]]:
+    """The jobs of a section with a table for every ZeRO stage and number of ranks.
+
+    Args:
+        rows: of (load, stage, ranks, objectives, rounds).
+    """
+
+    def jobs(settings: Settings) -> list[Job]:
+        load, objectives, rounds = settings.load, settings.objectives, settings.rounds
+        return [
+            Job(f"ZeRO-{stage}, ranks: {ranks}", rows, (load, stage, ranks, objectives, rounds), ranks, weight)
+            for stage in settings.stages
+            for ranks in settings.ranks
+        ]
+
+    return jobs
+
+
 def in_order(settings: Settings, answers: list[list[Row]]) -> list[Row]:
     """The rows of one job after another."""
     return [row for answer in answers for row in answer]

@@ -8,7 +8,7 @@ import torch
 from step3_gapo.critics import Critic
 from step3_gapo.experience import Experience
 from tests.benchmarks.measure import Ratio, Seconds, ratio_of, time_in_turns
-from tests.benchmarks.section import Job, Row, Section, Settings, in_order
+from tests.benchmarks.section import Row, Section, by_layout, in_order
 from tests.benchmarks.synthetic import (
     Load,
     arguments_of,
@@ -84,24 +84,10 @@ def step_rows(load: Load, stage: int, ranks: int, objectives: tuple[int, ...], r
     return [{"ZeRO": stage, "ranks": ranks, "m": m} | compare(seconds, m, bars=True) for m in objectives]
 
 
-def jobs(settings: Settings) -> list[Job]:
-    return [
-        Job(
-            f"ZeRO-{stage}, ranks: {ranks}",
-            step_rows,
-            (settings.load, stage, ranks, settings.objectives, settings.rounds),
-            ranks,
-            weight=25,
-        )
-        for stage in settings.stages
-        for ranks in settings.ranks
-    ]
-
-
 SECTION = Section(
     title="Time of one optimizer step, over that of morlhf",
     note="The policy's update and those of m critics of its size, on the same experience, without the rollout. One"
     " after the other and timed one by one: the policy's in every variant, the critics' once a round for all variants.",
-    jobs=jobs,
+    jobs=by_layout(step_rows, weight=25),
     rows=in_order,
 )

@@ -1,5 +1,6 @@
 """Batches: padding on either side, and grouping by length so that little padding is computed on."""
 
+import argparse
 import math
 import random
 from collections.abc import Sequence
@@ -8,6 +9,11 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 MEGABATCH = 50  # batches sorted together: enough to group well, few enough to stay random
+
+
+def accumulates(args: argparse.Namespace) -> bool:
+    """Whether an optimizer step has several micro-batches, under the flags of any stage."""
+    return args.gradient_accumulation_steps > 1 or getattr(args, "micro_batch_tokens", 0) > 0
 
 
 def share_of(fraction: float, number: int) -> int:

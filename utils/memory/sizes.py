@@ -23,7 +23,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from utils.data.batching import share_of
+from utils.data.batching import accumulates, share_of
 
 BUCKET = 5 * 10**8  # numbers that DeepSpeed reduces at once
 LIVE = 10**9  # gathered numbers that ZeRO-3 keeps at most while a model computes
@@ -257,7 +257,7 @@ class Memory:
     @property
     def accumulates(self) -> bool:
         """Whether a step has several micro-batches."""
-        return self.args.gradient_accumulation_steps > 1 or getattr(self.args, "micro_batch_tokens", 0) > 0
+        return accumulates(self.args)
 
     @property
     def responses_per_prompt(self) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
-from utils.data.batching import groups_by_tokens, left_pad
+from utils.data.batching import accumulates, groups_by_tokens, left_pad
 from utils.data.encoding import Encoded, end_ids, response_text
 from utils.policy.log_probs import finished, response_mask
 from utils.policy.sampling import repeated
@@ -114,8 +114,7 @@ def sorts_by_length(args: argparse.Namespace) -> bool:
     Always where an optimizer step has several: the step stays the same. Not where each has coefficients of its own,
     which would depend on the length.
     """
-    several = args.gradient_accumulation_steps > 1 and args.gram_per == "step"
-    return several or args.micro_batch_tokens > 0
+    return accumulates(args) and args.gram_per == "step"
 
 
 def micro_batch_rows(attention_mask: torch.Tensor, mask: torch.Tensor, args: argparse.Namespace) -> list[torch.Tensor]:
