@@ -8,6 +8,7 @@ from step3_gapo.advantages import ESTIMATORS, Estimator
 from utils.combining.algorithm import AdvantageLevel, Algorithm, GradientLevel, ScoreLevel
 from utils.combining.registry import find_methods, method_called
 from utils.data.batching import accumulates
+from utils.memory.plan import keeps_head_inputs
 
 METHODS = find_methods("step3_gapo.algorithms", "utils.combining")
 
@@ -79,8 +80,7 @@ def kl_in(args: argparse.Namespace) -> str:
 def looks_before(args: argparse.Namespace, needs: Needs) -> bool:
     """Whether all micro-batches of a step have a forward pass without gradients before the one that goes on, as what
     the step's coefficients follow from is known only then."""
-    compares = needs.gram and args.gradient_scope == "last_layer" and args.gram_per == "step"
-    return accumulates(args) and (compares or needs.pools)
+    return keeps_head_inputs(args, needs.gram) or (needs.pools and accumulates(args))
 
 
 def step_sizes(args: argparse.Namespace) -> tuple[int, int]:

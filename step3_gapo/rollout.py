@@ -10,11 +10,12 @@ import torch
 from step3_gapo import ppo
 from step3_gapo.critics import Critic
 from step3_gapo.experience import Experience, NamedTensors
-from step3_gapo.needs import Needs, estimator_of, kl_in, looks_before, update_tells_log_probs
+from step3_gapo.needs import Needs, estimator_of, kl_in, update_tells_log_probs
 from step3_gapo.rlhf_engine import RLHFEngine
 from utils.combining.algorithm import Algorithm, ScoreLevel, checked
 from utils.data.encoding import Encoded
 from utils.engines.parking import resident
+from utils.memory.plan import keeps_head_inputs
 from utils.policy.actor import Actor
 from utils.policy.forward import PolicyForward
 from utils.policy.sampled import Sampled, by_micro_batch, sample_responses
@@ -83,7 +84,7 @@ def actor_log_probs(
     Where micro-batches accumulate, their gradients are compared before the first backward pass. For the first
     optimizer step the pass made here serves: the policy is still the same.
     """
-    useful = looks_before(args, needs) and needs.gram
+    useful = keeps_head_inputs(args, needs.gram)
     kept: list[torch.Tensor] = []
 
     def run(*micro_batch: Any) -> torch.Tensor:

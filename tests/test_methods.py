@@ -35,6 +35,16 @@ def bash(script: str, **variables: str) -> subprocess.CompletedProcess:
     )
 
 
+def test_runs_that_need_other_memory_are_planned_apart() -> None:
+    """A dry run plans one run of every shape in full: with critics and without, of all parameters and not."""
+    alike = [["gapo_p1", "safe_rlhf", "p_gapo_0.2", "pama", "mgda@imbalanced"], ["gapo_p1_full", "mgda_full"],
+             ["gapo_group", "grpo#43", "p_gapo_group_0.6"], ["gapo_group_full"], ["ppo_helpfulness"]]  # fmt: skip
+    runs = [run for group in alike for run in group]
+    shapes = bash(f"{SETTLED} source utils/launch/plan.sh; for run in {' '.join(runs)}; do shape_of $run; done")
+    found = dict(zip(runs, shapes.stdout.splitlines(), strict=True))
+    assert [len({found[run] for run in group}) for group in alike] == [1] * 5 and len(set(found.values())) == 5
+
+
 def commands(objectives: str, runs: list[str], **variables: str) -> list[list[str]]:
     """What preset tiny's script would start for each run: [[script, log, flags ...]]."""
     script = (ROOT / "step3_gapo/training_scripts/tiny_policy.sh").read_text()

@@ -118,13 +118,14 @@ check_policies() { # one run of every shape in full: they differ in weights and 
     done
 }
 
-shape_of() { # run $1: what it needs beyond the others, one critic less or gradients of all parameters; own rows apart
+shape_of() { # run $1: what makes it need more or less than others: critics, gradients of all parameters; own rows apart
+    local flags shape=all_objectives
     if is_own "$1"; then echo "row $ROW"; return; fi
-    case $(run_flags "$1") in
-        *--monitor*) echo one_objective ;;
-        *"scope full"*) echo full_scope ;;
-        *) echo all_objectives ;;
-    esac
+    flags=$(run_flags "$1")
+    if [[ $flags == *--monitor* ]]; then shape=one_objective; fi
+    if [[ $flags == *"scope full"* ]]; then shape+=_full_scope; fi
+    if [[ $flags == *--responses_per_prompt* ]]; then shape+=_groups; fi
+    echo "$shape"
 }
 
 check_evaluation() { # flags of its commands; test prompts, unless they are still to be made

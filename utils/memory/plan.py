@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from utils.data.batching import accumulates
 from utils.memory.sizes import DEVICE, FLOAT, HEAD_CHUNK, HOST, Ledger, Memory, PlannedModel, Surroundings
 
 
@@ -106,15 +107,16 @@ def generation_moments(memory: Memory) -> Iterator[Ledger]:
     yield memory.resident() + now
 
 
+def keeps_head_inputs(args: argparse.Namespace, compares: bool) -> bool:
+    """Whether a rollout of step 3 keeps them: where micro-batches accumulate and last-layer gradients are compared, as
+    they are before the first backward pass."""
+    return compares and accumulates(args) and args.gram_per == "step" and args.gradient_scope == "last_layer"
+
+
 def kept_states(memory: Memory) -> Ledger:
-    """The head inputs of a rollout, where micro-batches accumulate and last-layer gradients are compared."""
+    """The head inputs of a rollout, where it keeps them."""
     args, policy = memory.args, memory.models[0]
-    if not (
-        memory.accumulates
-        and args.gram_per == "step"
-        and memory.around.compares
-        and args.gradient_scope == "last_layer"
-    ):
+    if not keeps_head_inputs(args, memory.around.compares):
         return Ledger()
     responses = args.per_device_prompt_batch_size * args.generation_batches * memory.responses_per_prompt
     tokens = responses * memory.around.longest[1]
