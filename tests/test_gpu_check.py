@@ -20,7 +20,7 @@ from tests.helpers import flags, run_script
 
 pytestmark = pytest.mark.slow
 
-WITHOUT_GPU = {"device", "CUDA toolkit", "the same with cuDNN's attention", "Llama: hybrid engine"}
+WITHOUT_GPU = {"device", "CUDA toolkit", "Llama: hybrid engine"}
 
 
 def rows_of(path: Path) -> list[list[str]]:

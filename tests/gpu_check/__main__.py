@@ -20,22 +20,21 @@ from utils.output.files import check_writable
 from utils.process.errors import run_main
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+PROBED = {"TORCH_CUDA_ARCH_LIST": ""}  # build for the GPU that is there: DeepSpeed cannot read "9.0a"
 JOBS = [
     Job("versions", "machine and libraries", "tests.gpu_check.versions:version_checks", share=20),
     Job("parity", "the step on the CPU", "tests.gpu_check.parity:cpu_checks", share=20, environment=NO_GPU),
     Job("parity", "the step on the GPU", "tests.gpu_check.parity:gpu_checks", share=15),
     *(Job("update", f"ZeRO-{stage}", "tests.gpu_check.updates:update_checks", (stage,), share=20) for stage in (0, 2)),
     Job("update", "ZeRO-3", "tests.gpu_check.updates:update_checks", (3,), share=30),
+    Job("critic-free", "ZeRO-2", "tests.gpu_check.updates:critic_free_checks", (2,), share=20),
+    Job("critic-free", "7B with LoRA", "tests.gpu_check.updates:largest_checks", share=50),
     Job("memory", "logits in chunks", "tests.gpu_check.updates:chunk_checks", share=12),
-    Job("memory", "LoRA", "tests.gpu_check.updates:lora_checks", share=12),
-    *(
-        Job("memory", f"offload under ZeRO-{stage}", "tests.gpu_check.updates:offload_checks", (stage,), share=25)
-        for stage in (2, 3)
-    ),
+    Job("memory", "offload under ZeRO-2", "tests.gpu_check.updates:offload_checks", (2,), share=20),
     Job("recovery", "NaN", "tests.gpu_check.recovery:nan_checks", share=15),
-    Job("recovery", "resume", "tests.gpu_check.recovery:resume_checks", share=80),
-    Job("rollout", "generation", "tests.gpu_check.rollouts:generation_checks", share=100),
-    Job("rollout", "hybrid engine", "tests.gpu_check.rollouts:hybrid_checks", share=50),
+    Job("recovery", "resume", "tests.gpu_check.recovery:resume_checks", share=90),
+    Job("rollout", "generation", "tests.gpu_check.rollouts:generation_checks", share=65),
+    Job("rollout", "hybrid engine", "tests.gpu_check.rollouts:hybrid_checks", share=75, environment=PROBED),
 ]
 SECTIONS = tuple(dict.fromkeys(job.section for job in JOBS))
 

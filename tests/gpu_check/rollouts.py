@@ -32,21 +32,9 @@ def with_static_cache(prompts: Prompts) -> list[int]:
     return prompts.lengths(prompts.answer(**static_cache() if on_gpu else {"cache_implementation": "static"}))
 
 
-def with_cudnn(prompts: Prompts) -> list[int]:
-    """cuDNN's attention where torch would choose it, which training leaves out (`init_distributed`)."""
-    if not torch.cuda.is_available():
-        raise NotThere("cuDNN needs CUDA")
-    torch.backends.cuda.enable_cudnn_sdp(True)
-    try:
-        return through_step3(prompts)
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(False)
-
-
 # name -> generates for all prompts; the lengths of the responses
 ENGINES: dict[str, Callable[[Prompts], list[int]]] = {
     "generate, ended responses leave (step 3)": through_step3,
-    "the same with cuDNN's attention": with_cudnn,
     "generate, all responses stay": lambda prompts: prompts.lengths(prompts.answer()),
     "generate_batch (continuous batching)": Prompts.answer_continuously,
     "generate, static cache, compiled on a GPU": with_static_cache,

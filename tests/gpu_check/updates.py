@@ -1,8 +1,8 @@
-"""Time and peak memory of optimizer steps: algorithms and ZeRO stages, logits in chunks, LoRA, offload."""
+"""Time and peak memory of optimizer steps: algorithms, ZeRO stages, logits in chunks, LoRA, offload, no critics."""
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -11,6 +11,7 @@ from step3_gapo.critics import Critic
 from step3_gapo.experience import Experience
 from step3_gapo.needs import compares_gradients
 from step3_gapo.update import ActorUpdate, StepBatches, optimizer_step
+from tests.benchmarks import critic_free
 from tests.benchmarks.measure import peak_bytes, seconds_of
 from tests.benchmarks.step import BASELINE, FLAGS
 from tests.benchmarks.synthetic import (
@@ -23,17 +24,21 @@ from tests.benchmarks.synthetic import (
     make_decoder,
     make_experience,
     make_update,
+    shape_without_memory,
 )
 from tests.gpu_check.jobs import Checks, Settings
 from tests.gpu_check.rates import TERA, matrix_rate
 from utils.memory.plan import critic_moments, fullest, policy_moments, step_moments
-from utils.memory.sizes import DEVICE, GIB, Memory, PlannedModel, Surroundings, shape_of
+from utils.memory.sizes import DEVICE, GIB, Memory, PlannedModel, Surroundings
 from utils.models.lora import with_adapters
 from utils.policy.actor import Actor
 from utils.process.distributed import init_distributed
 
 OBJECTIVES = 2
 CHUNK, LORA_DIM, ROUNDS = 512, 16, 3
+SMALL, USUAL = Load("tiny", "bf16", 4, 8, 8), Load("300m", "bf16", 32, 256, 256)
+AT_MOST = {name: FLAGS[name] for name in (BASELINE, "full")}
+LARGEST = Load("7b", "bf16", 48, 256, 256)  # with adapters: on one GPU of 80 GB
 
 
 @dataclass
@@ -59,9 +64,10 @@ class Bench:
 
     def measured(self, name: str, update: ActorUpdate) -> str:
         """What the steps of an update are like, policy and critics."""
+        batches = self.batches(update.args)
 
         def step() -> None:
-            _, not_finite = optimizer_step(update, self.critics, StepBatches(self.experience), False, update.args)
+            _, not_finite = optimizer_step(update, self.critics, batches, False, update.args)
             assert not not_finite, f"{not_finite} is not finite"
 
         step()  # after it the optimizer's memory is complete
@@ -79,10 +85,16 @@ class Bench:
             f" ({planned / peak:.2f})"
         )
 
+    def batches(self, args: argparse.Namespace) -> StepBatches:
+        """The experience as an update under these flags gets it."""
+        if args.gram_fraction is None:
+            return StepBatches(self.experience)
+        (experience,) = self.experience
+        return critic_free.batches_of(experience, args)
+
     def planned_bytes(self, args: argparse.Namespace) -> int:
         """Of the fullest phase of an update, by the memory plan, without the libraries on a GPU."""
-        with torch.device("meta"):
-            shape = shape_of(make_decoder(self.load))
+        shape = shape_without_memory(self.load)
         models = [PlannedModel("policy", shape), *(PlannedModel("critic", shape) for _ in self.critics)]
         on_gpu = torch.cuda.is_available()
         memory = torch.cuda.get_device_properties(0).total_memory if on_gpu else 2**50
@@ -109,36 +121,40 @@ def step_operations(size: str, critics: int, tokens: int) -> float:
 
 
 def make_bench(
-    settings: Settings, stage: int, critics: int = OBJECTIVES, rounds: int = ROUNDS, **changes: object
+    settings: Settings, stage: int, critics: int = OBJECTIVES, rounds: int = ROUNDS, load: Load = USUAL, **changes: Any
 ) -> Bench:
     init_distributed()
     overhead = 0 if torch.cuda.is_available() else peak_bytes(lambda: None)
-    load = Load("tiny", "bf16", 4, 8, 8) if settings.small else Load("300m", "bf16", 32, 256, 256)
+    load = SMALL if settings.small else load
     args = arguments_of(load, 1, stage, **changes)
     if args.lora_dim:
         policy = with_adapters(make_decoder(load), args)
         actor = Actor(policy, GenerationConfig(), args, TOTAL_STEPS)
     else:
         actor = make_actor(load, args)
-    experience = make_experience(actor, load, args, OBJECTIVES)
+    if args.advantage in (None, "gae"):
+        experience = make_experience(actor, load, args, OBJECTIVES)
+    else:
+        experience = [critic_free.make_responses(actor, load, args, OBJECTIVES)]
     made = make_critics(load, args, critics)
     rate = matrix_rate(settings.small)
     return Bench(load, actor, made, experience, args, overhead, rate, 1 if settings.small else rounds)
 
 
-def variants(bench: Bench, prefix: str, names: list[str]) -> Checks:
-    """A check for each of `FLAGS` that is named."""
+def variants(bench: Bench, prefix: str, flags: dict[str, dict[str, Any]]) -> Checks:
+    """A check for every variant, by what it changes."""
 
-    def check(name: str) -> Callable[[], str]:
-        return lambda: bench.measured(name, make_update(bench.actor, bench.args, OBJECTIVES, **FLAGS[name]))
+    def check(name: str) -> str:
+        return bench.measured(name, make_update(bench.actor, bench.args, OBJECTIVES, **flags[name]))
 
-    label = {BASELINE: BASELINE, "last_layer": "gapo, last_layer", "full": "gapo, full"}
-    return {f"{prefix}: {label[name]}": check(name) for name in names}
+    return {
+        f"{prefix}: {name if name == BASELINE else f'gapo, {name}'}": lambda name=name: check(name) for name in flags
+    }
 
 
 def update_checks(settings: Settings, stage: int) -> Checks:
     """Fixed weights and gapo at both scopes."""
-    return variants(make_bench(settings, stage), f"ZeRO-{stage}", list(FLAGS))
+    return variants(make_bench(settings, stage), f"ZeRO-{stage}", FLAGS)
 
 
 def chunk_checks(settings: Settings) -> Checks:
@@ -153,12 +169,21 @@ def chunk_checks(settings: Settings) -> Checks:
     return {f"{label} {chunk}": lambda chunk=chunk: check(chunk) for chunk in (CHUNK, 0)}
 
 
-def lora_checks(settings: Settings) -> Checks:
-    bench = make_bench(settings, stage=0, critics=0, lora_dim=LORA_DIM)
-    return variants(bench, f"--lora_dim {LORA_DIM}, policy alone", [BASELINE, "full"])
+def critic_free_checks(settings: Settings, stage: int) -> Checks:
+    """All that there is without critics is the policy's step."""
+    bench = make_bench(settings, stage, critics=0, **critic_free.WITHOUT_CRITICS)
+    return variants(bench, f"ZeRO-{stage}, group", critic_free.FLAGS)
+
+
+def largest_checks(settings: Settings) -> Checks:
+    """Seven billion parameters, adapters and no critics: what fits one GPU."""
+    lora = {"lora_dim": LORA_DIM, "gradient_checkpointing": True}
+    bench = make_bench(settings, 0, critics=0, rounds=1, load=LARGEST, **lora, **critic_free.WITHOUT_CRITICS)
+    flags = {name: critic_free.FLAGS[name] for name in (BASELINE, "full", critic_free.SHARE)}
+    return variants(bench, f"7B, --lora_dim {LORA_DIM}, group", flags)
 
 
 def offload_checks(settings: Settings, stage: int) -> Checks:
     """The policy alone, once: AdamW on the host takes seconds a step."""
     bench = make_bench(settings, stage, critics=0, rounds=1, offload=True)
-    return variants(bench, f"--offload, ZeRO-{stage}, policy alone", [BASELINE, "full"])
+    return variants(bench, f"--offload, ZeRO-{stage}, policy alone", AT_MOST)

@@ -2,6 +2,8 @@
 
 import argparse
 import copy
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -102,6 +104,9 @@ def hybrid_engine_obstacle(model: PreTrainedModel) -> str | None:
         return "its inference kernels need CUDA"
     if not deepspeed.ops.__compatible_ops__.get("transformer_inference", False):
         return "its inference kernels cannot be built here (see ds_report)"
+    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";")
+    if re.search(r"\d[a-z]", architectures):  # such as 9.0a
+        return f"DeepSpeed cannot read TORCH_CUDA_ARCH_LIST={architectures} when it builds them: unset it"
     return missing_inference_policy(model)
 
 
