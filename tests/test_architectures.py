@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from tests.architectures import ARCHITECTURES, Architecture, make_language_model
+from tests.cases import cases
 from tests.helpers import ROOT, STEP3, Result, flags, run_script
 from utils.data.batching import left_pad, right_pad
 from utils.data.encoding import encode_prompt
@@ -27,13 +28,17 @@ pytestmark = pytest.mark.slow
 
 DOCS = ROOT / "docs/models.md"
 SWEPT = [row for row in ARCHITECTURES if row.close_to is None or os.environ.get("UPDATE_DOCS")]
+ALWAYS = [row for row in SWEPT if row.name in (
+    "gpt2", "gpt_neox", "opt_projected", "bloom", "falcon", "mistral", "qwen3", "gemma2", "gemma3_vision",
+    "deepseek_v3",
+)]  # fmt: skip
 QUESTIONS = ["How do I make a pie?", "Why?", "Tell me how to fix my old lamp.", "Grow a tulip?"]
 ANSWERS = ["Add water to the pie.", "No.", "Switch off the lamp.", "Put it in soil."]
 RESPONSE = 9  # tokens
 STAGE = {"per_device_train_batch_size": 2, "learning_rate": 1e-3, "num_warmup_steps": 0, "max_length": 160}
 
 
-@pytest.mark.parametrize("architecture", SWEPT, ids=lambda architecture: architecture.name)
+@pytest.mark.parametrize("architecture", cases(SWEPT, always=ALWAYS), ids=lambda architecture: architecture.name)
 def test_three_stages(architecture: Architecture, tmp_path: Path) -> None:
     base = make_language_model(architecture, tmp_path / "base")
     write_data(tmp_path)

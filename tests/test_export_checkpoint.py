@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GPT2Config
 
+from tests.cases import cases
 from tests.helpers import Result, Workshop, flags, read_weights, run_function, run_script
 from utils import export_checkpoint
 from utils.process.errors import run_main
@@ -40,9 +41,10 @@ def check_refused(result: Result, *words: str) -> None:
 # --- the same weights
 
 
-@pytest.mark.parametrize(("stage", "ranks", "dtype"), [
-    (0, 1, "fp32"), (0, 2, "bf16"), (1, 2, "bf16"), (3, 3, "fp32"), (3, 2, "bf16"),
-])  # fmt: skip
+@pytest.mark.parametrize(("stage", "ranks", "dtype"), cases(
+    [(0, 1, "fp32"), (0, 2, "bf16"), (1, 2, "bf16"), (3, 3, "fp32"), (3, 2, "bf16")],
+    always=[(0, 1, "fp32"), (1, 2, "bf16"), (3, 2, "bf16")],
+))  # fmt: skip
 def test_policy_of_step_3(workshop: Workshop, tmp_path: Path, stage: int, ranks: int, dtype: str) -> None:
     name = f"exported_{stage}_{dtype}"
     run = workshop.step3(name, ranks, max_steps=1, zero_stage=stage, dtype=dtype, **KEPT)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tests import architectures
+from tests.cases import cases
 from tests.helpers import STEP3, Result, flags, run_script
 from tests.test_architectures import STAGE, write_data
 from tests.test_export_checkpoint import KEPT, check_same_files, exported
@@ -29,7 +30,9 @@ def row_of(name: str) -> architectures.Architecture:
     return next(row for row in architectures.ARCHITECTURES if row.name == name)
 
 
-@pytest.mark.parametrize(("stage", "dtype", "lora"), [(0, "bf16", 0), (2, "fp32", 0), (3, "fp32", 0), (3, "fp32", 2)])
+@pytest.mark.parametrize(("stage", "dtype", "lora"), cases(
+    [(0, "bf16", 0), (2, "fp32", 0), (3, "fp32", 0), (3, "fp32", 2)], always=[(0, "bf16", 0), (3, "fp32", 2)]
+))  # fmt: skip
 def test_buffers_go_along(tmp_path: Path, stage: int, dtype: str, lora: int) -> None:
     """What routes tokens to experts is exported as it was, by the run and from its checkpoint, on two ranks."""
     base = make("deepseek_v3", tmp_path / "base")

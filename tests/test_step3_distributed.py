@@ -15,6 +15,7 @@ import torch
 from step3_gapo.experience import Experience
 from step3_gapo.main import count_rollouts, optimizer_batches, prompt_batches
 from step3_gapo.rollout import whiten_advantages
+from tests.cases import cases
 from tests.helpers import (
     STEP3,
     Workshop,
@@ -67,7 +68,7 @@ def check_finished(output: Path, steps: int = 2) -> None:
 # --- the launcher
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks", cases([1, 2, 3], always=[1, 2]))
 def test_all_zero_stages_end_in_the_same_weights_and_metrics(workshop: Workshop, ranks: int) -> None:
     reference = workshop.step3(f"zero0_{ranks}", ranks=ranks, zero_stage=0)
     check_finished(reference)
@@ -120,8 +121,9 @@ def test_steps_are_those_of_plain_torch_on_all_ranks_responses(
     assert result.code == 0, result.stderr
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(("stage", "ranks"), cases(
+    itertools.product((0, 1, 2, 3), (1, 2, 3)), always=[(0, 1), (1, 2), (2, 1), (3, 2)]
+))  # fmt: skip
 def test_bf16(workshop: Workshop, stage: int, ranks: int) -> None:
     output = workshop.step3("bf16", ranks=ranks, zero_stage=stage, dtype="bf16", gradient_checkpointing=True)
     check_finished(output)
