@@ -20,6 +20,7 @@ from tests.benchmarks.plan import make_models
 from tests.benchmarks.ranks import BenchmarkError, run_ranks
 from tests.benchmarks.rollout import rollout_rows
 from tests.benchmarks.synthetic import SIZES, Load, make_decoder
+from tests.cases import EXHAUSTIVE
 from tests.helpers import Workshop, flags
 from utils.process.distributed import rank
 from utils.process.errors import UserError
@@ -32,6 +33,7 @@ TINY = {
 }  # fmt: skip
 
 
+@EXHAUSTIVE
 def test_every_section_fills_its_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

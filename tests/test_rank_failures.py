@@ -21,6 +21,7 @@ import psutil
 import pytest
 import torch
 
+from tests.cases import EXHAUSTIVE
 from tests.helpers import ROOT, STEP3, Result, Workshop, free_port, launch, read_metrics, run_function
 from utils.process import errors, rank_watch
 from utils.process.distributed import all_reduce_sum, init_distributed, rank, shutdown_distributed
@@ -374,6 +375,7 @@ def test_killing_one_of_three_ranks_ends_the_command(train: Callable[..., Run]) 
     assert len(errors) == 1 and re.fullmatch(line, errors[0]), run.log.read_text()
 
 
+@EXHAUSTIVE
 def test_killing_the_launcher_of_the_ranks_ends_them_and_is_no_good_end(
     train: Callable[..., Run], tmp_path: Path
 ) -> None:
@@ -396,6 +398,7 @@ def test_killing_the_shell_script_ends_its_rank(train: Callable[..., Run], tmp_p
     assert line in (tmp_path / "launch.log").read_text()
 
 
+@EXHAUSTIVE
 def test_killing_a_rank_that_has_not_got_far_is_told(train: Callable[..., Run], tmp_path: Path) -> None:
     run = train(*launch_script(2, tmp_path), begun=False)
     deadline = time.monotonic() + SECONDS_TO_END

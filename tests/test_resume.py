@@ -12,7 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from step3_gapo.health import AVERAGED, RECENT, SILENT, Health
-from tests.cases import cases
+from tests.cases import EXHAUSTIVE, cases
 from tests.helpers import STEP3, Result, Workshop, flags, read_metrics, run_killed, run_script, untimed
 
 pytestmark = pytest.mark.slow
@@ -73,7 +73,9 @@ BEFORE_A_CHECKPOINT = STEP3_RUNS[-1][1]  # is killed there, too: nothing of that
 
 
 @pytest.mark.parametrize(
-    ("ranks", "changes"), cases(STEP3_RUNS, always=STEP3_RUNS[2:]), ids=[str(changes) for _, changes in STEP3_RUNS]
+    ("ranks", "changes"),
+    cases(STEP3_RUNS, always=[*STEP3_RUNS[2:5], STEP3_RUNS[6]]),
+    ids=[str(changes) for _, changes in STEP3_RUNS],
 )
 def test_step3_goes_on(workshop: Workshop, tmp_path: Path, ranks: int, changes: dict[str, Any]) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -202,6 +204,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert_same_run(interrupted[0], copy)
 
 
+@EXHAUSTIVE
 def test_only_damaged_checkpoints_are_not_started_over(workshop: Workshop, copy: Path) -> None:
     for step in whole_checkpoints(copy):
         (copy / "checkpoints" / step / "state.json").unlink()

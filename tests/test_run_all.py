@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cases import cases
+from tests.cases import EXHAUSTIVE, cases
 
 pytestmark = pytest.mark.slow
 
@@ -147,6 +147,7 @@ def test_seeds_are_further_runs_and_nothing_is_done_twice(run_all) -> None:
     assert len(trained(run_all(**runs, SEEDS="3")[2])) == len(once)
 
 
+@EXHAUSTIVE
 def test_a_soup_is_made_again_when_an_expert_is(run_all, tmp_path: Path) -> None:
     runs = {"RUNS": "ppo_helpfulness ppo_harmlessness rewarded_soup_0.4"}
     assert run_all(**runs)[0] == 0

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from step3_gapo.tracking import drawing_library
-from tests.cases import cases
+from tests.cases import EXHAUSTIVE, cases
 from tests.helpers import (
     STEP3,
     Result,
@@ -247,6 +247,7 @@ def test_accumulated_micro_batches_are_one_batch(workshop: Workshop, algorithm: 
 
 
 @pytest.mark.slow
+@EXHAUSTIVE
 def test_the_scale_of_an_objective_does_not_move_gapo(workshop: Workshop) -> None:
     """A critic starts at the scale of its objective, so the advantages are four times as large, not more."""
     changes = {"per_device_train_batch_size": 8, "max_steps": 1}
@@ -322,6 +323,7 @@ COSINE = "gradient/cosine/helpfulness_harmlessness"
 
 
 @pytest.mark.slow
+@EXHAUSTIVE
 def test_all_gradients_on_several_ranks(workshop: Workshop) -> None:
     """GAPO with p = 1 still is P-GAPO with equal preferences, and other numbers are compared than the last layer's."""
     shape = {"ranks": 2, "zero_stage": 3, "gradient_accumulation_steps": 2, "max_steps": 1}

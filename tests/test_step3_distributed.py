@@ -15,7 +15,7 @@ import torch
 from step3_gapo.experience import Experience
 from step3_gapo.main import count_rollouts, optimizer_batches, prompt_batches
 from step3_gapo.rollout import whiten_advantages
-from tests.cases import cases
+from tests.cases import EXHAUSTIVE, cases
 from tests.helpers import (
     STEP3,
     Workshop,
@@ -140,6 +140,7 @@ def test_bf16(workshop: Workshop, stage: int, ranks: int) -> None:
         assert step["first_minibatch/ratio_error"] <= 0.05
 
 
+@EXHAUSTIVE
 def test_bf16_scores_as_fp32_does(workshop: Workshop) -> None:
     """At next to no temperature both sample the same responses, and the scores differ by rounding only."""
     changes = {"ranks": 2, "zero_stage": 3, "max_steps": 1, "temperature": 0.01, "max_new_tokens": 4}
