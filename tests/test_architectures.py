@@ -1,7 +1,7 @@
 """Architectures of the table through the three stages, against plain transformers.
 
-docs/models.md holds the table of what came out; `UPDATE_DOCS=1 bash tests/run.sh --all -k architectures` writes it anew, and
-takes those that are nearly the same as another one, too.
+docs/models.md holds the table of what came out; `UPDATE_DOCS=1 bash tests/run.sh --all -k architectures` writes it
+anew, and takes those that are nearly the same as another one, too.
 """
 
 import json
