@@ -305,6 +305,7 @@ if_current() { # the mark of model $1, for \`piece\`, or nothing
 report_if_current() { # the report's path if it is of all models as they are, else nothing
     local run model scores report=$OUTPUT/report/results.json
     if [ -n "${JUDGE:-}" ]; then return; fi # it keeps its answers, and knows what is new to it
+    if [ -n "${METHODS:-}" ] && [ "$METHODS" -nt "$report" ]; then return; fi
     for run in sft $RUNS; do
         model=$(folder_of "$run") scores=$OUTPUT/eval/$run.json
         if { [ "$run" != sft ] && ! is_current "policies/$run"; } || ! is_current sft || ! [ "$report" -nt "$scores" ]; then return; fi

@@ -172,7 +172,8 @@ def add_algorithm_arguments(parser: argparse.ArgumentParser, methods: list[type[
     group.add_argument(
         "--group_without_std",
         action="store_true",
-        help="--advantage group: do not divide by the standard deviation of a prompt's scores (Dr. GRPO)",
+        help="--advantage group: do not divide by the standard deviation of a prompt's scores (Dr. GRPO); better for"
+        " methods that rescale gradients themselves (docs/critic_free.md)",
     )
     group.add_argument(
         "--kl_in",

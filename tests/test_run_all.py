@@ -126,11 +126,15 @@ def test_rows_of_a_users_own_go_with_the_outputs(run_all, tmp_path: Path) -> Non
     row = "my_{w} | Mine | {w} | front | #123456 P | | step3_gapo | sft scores | --algorithm p_gapo"
     row += " --preference {preference}"
     (tmp_path / "my.txt").write_text(row)
-    code, said, calls = run_all(RUNS="my_0.3 gapo_p1", METHODS=str(tmp_path / "my.txt"))
+    runs = {"RUNS": "my_0.3 gapo_p1", "METHODS": str(tmp_path / "my.txt")}
+    code, said, calls = run_all(**runs)
     assert code == 0, said
     assert trained(calls) == ["gapo_p1", "my_0.3"] and "my_0.3" not in of("eval/judge", calls)[0]
     assert any("--preference helpfulness=0.3 harmlessness=0.7 " in call for call in of("step3_gapo/main", calls))
     assert (tmp_path / "out put/methods.txt").read_text() == row, "for the report"
+    assert run_all(**runs)[2] == []
+    (tmp_path / "my.txt").write_text(row.replace("#123456", "#654321"))
+    assert "eval/report.py" in run_all(**runs)[2][-1]
 
 
 def test_seeds_are_further_runs_and_nothing_is_done_twice(run_all) -> None:
