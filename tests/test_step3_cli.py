@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -35,6 +36,7 @@ from tests.helpers import (
     untimed,
 )
 from utils.models.fingerprint import weights_fingerprint
+from utils.policy import actor
 
 OBJECTIVES = ("helpfulness", "harmlessness")
 COMMON_TAGS = {
@@ -269,6 +271,20 @@ def test_the_hybrid_engine_says_why_not_and_changes_nothing(gapo_run: tuple[Path
     (line,) = [line for line in result.stdout.splitlines() if "hybrid" in line and "/" not in line]
     assert line.startswith("--enable_hybrid_engine: its inference kernels need CUDA; generating natively")
     assert same_weights(workshop.folder / "hybrid", gapo_run[0])
+
+
+@pytest.mark.parametrize(("architectures", "obstacle"), [
+    ("9.0a", "DeepSpeed cannot read TORCH_CUDA_ARCH_LIST=9.0a when it builds them: unset it"), ("8.0 9.0+PTX", None),
+])  # fmt: skip
+def test_gpus_that_deepspeed_cannot_build_for(
+    monkeypatch: pytest.MonkeyPatch, architectures: str, obstacle: str | None
+) -> None:
+    """Said of a machine with CUDA, which is made up here: nothing is built."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(deepspeed.ops.__compatible_ops__, "transformer_inference", True)
+    monkeypatch.setattr(actor, "missing_inference_policy", lambda model: None)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", architectures)
+    assert actor.hybrid_engine_obstacle(torch.nn.Linear(1, 1)) == obstacle
 
 
 def test_a_shared_critic_has_a_head_an_objective(workshop: Workshop) -> None:
