@@ -28,7 +28,7 @@ class CTWA(ScoreLevel):
     name, summary = "ctwa", "weights of the scores that keep them covarying with the advantage"
     options = (
         Option("ctwa_step_size", non_negative_float, 0.05, "η of the log-weights, once a rollout", "ETA"),
-        Option("ctwa_target", non_negative_float, 0.1, "covariance, in units of the scores, below which a weight rises", "C"),
+        Option("ctwa_target", non_negative_float, 0.1, "covariance, in score units, below which a weight rises", "C"),
         Option("ctwa_average", fraction, 0.1, "τ: share of the newest covariance in its average", "TAU"),
         Option("ctwa_cap", named_number, [], "mean training score above which a weight no longer rises", "NAME=R"),
     )
