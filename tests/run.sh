@@ -4,7 +4,7 @@
 #   --quick       without the tests that are marked slow: for daily work
 #   --all         also the rest of the grids of cases, of which a choice runs otherwise: before a release, and where
 #                 something deep has changed
-#   TEST_JOBS=N   test files side by side (default 2; each may start up to three ranks)
+#   TEST_JOBS=N   test files side by side (default 3: each may start up to three ranks, and waits at times)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source utils/launch/setup_environment.sh
@@ -15,4 +15,4 @@ case "${1:-}" in
     *) set -- -m "not exhaustive" "$@" ;;
 esac
 # Files go to the workers in the order of tests/conftest.py: what takes longest comes first.
-exec "$PYTHON" -m pytest tests -q -n "${TEST_JOBS:-2}" --dist loadfile --no-loadscope-reorder --durations=15 "$@"
+exec "$PYTHON" -m pytest tests -q -n "${TEST_JOBS:-3}" --dist loadfile --no-loadscope-reorder --durations=15 "$@"

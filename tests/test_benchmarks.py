@@ -115,6 +115,7 @@ def test_peers_are_asked_for_by_their_environment(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+@EXHAUSTIVE
 def test_steps_of_this_project_are_timed_by_phase(workshop: Workshop, tmp_path: Path) -> None:
     make_models("tiny", tmp_path, workshop.base)
     copy_score_models(tmp_path)

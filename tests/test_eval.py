@@ -28,6 +28,7 @@ from eval import generate, score
 from eval.results import answers, grading
 from eval.results.answers import Answers
 from eval.results.partial import PartialFile, checked_line, model_identity, partial_path
+from tests.cases import EXHAUSTIVE
 from tests.helpers import run_function
 from utils import make_base
 from utils.data.encoding import Encoded, encode_prompt
@@ -283,6 +284,7 @@ def partial_lines(file: Path) -> int:
     return partial.read_bytes().count(b"\n") if partial.is_file() else 0
 
 
+@EXHAUSTIVE
 def test_a_killed_generation_goes_on(models: Path, tmp_path: Path, monkeypatch, capsys):
     """The real command, killed in the middle; nine batches of one prompt."""
     changes = ["--batch_size", 1, "--max_new_tokens", 30]

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.cases import EXHAUSTIVE
 from tests.gpu_check import __main__ as command
 from tests.gpu_check.jobs import FAILED, LATE, MISSING, OK, Checks, Job, NotThere, Settings, run_jobs
 from tests.gpu_check.record import Record
@@ -37,6 +38,7 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, **options: object) -> int
     return end.value.code
 
 
+@EXHAUSTIVE
 def test_every_section_has_its_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import EXHAUSTIVE
 from tests.helpers import Workshop, run_command
 
 pytestmark = pytest.mark.slow
@@ -146,6 +147,7 @@ def test_what_the_hub_refuses_is_told_in_one_line(hub: str, home: Path, tmp_path
     assert json.loads((tmp_path / "pins.json").read_text()) == {"org/policy": COMMIT, "datasets/org/prompts": OTHER}
 
 
+@EXHAUSTIVE
 def test_an_unreachable_hub_costs_seconds_and_the_cache_still_serves(home: Path) -> None:
     """Nothing listens on the port; without asking once, the libraries would try for minutes."""
     variables = {"HF_HOME": str(home), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import EXHAUSTIVE
 from tests.helpers import ROOT, STEP3, Result, Workshop, run_command, run_script
 from tests.test_run_all import STAND_IN
 
@@ -111,6 +112,7 @@ def test_a_dry_run_goes_through_everything_before_it_fails(variables: dict[str, 
     assert "passed" not in result.stdout
 
 
+@EXHAUSTIVE
 def test_a_dry_run_shows_all_plans_of_what_does_not_fit(variables: dict[str, str], tmp_path: Path) -> None:
     result = dry_run(variables, tmp_path, RUNS="gapo_p1 ppo_helpfulness", GPU_MEMORY="16", FRACTION="0.5")
     assert result.code == 1 and result.stdout.count("largest phase (") == 3, result.stdout + result.stderr

@@ -79,16 +79,16 @@ BEFORE_A_CHECKPOINT = STEP3_RUNS[-1][1]  # is killed there, too: nothing of that
 )
 def test_step3_goes_on(workshop: Workshop, tmp_path: Path, ranks: int, changes: dict[str, Any]) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    result = run_script(STEP3, step3_run(workshop, whole, **changes), ranks, pictures=False)
+    result = run_script(STEP3, step3_run(workshop, whole, max_steps=4, **changes), ranks, pictures=False)
     assert result.code == 0, result.stderr
-    arguments = step3_run(workshop, killed, **changes)
+    arguments = step3_run(workshop, killed, max_steps=4, **changes)
     if changes is BEFORE_A_CHECKPOINT:
         run_killed(STEP3, arguments, ranks, lambda: metrics_lines(killed) >= 1, pictures=False)
-    run_killed(STEP3, arguments, ranks, lambda: metrics_lines(killed) >= 5, pictures=False)
-    assert (killed / "unfinished").is_file() and whole_checkpoints(killed) == ["step_00000002", "step_00000004"]
+    run_killed(STEP3, arguments, ranks, lambda: metrics_lines(killed) >= 3, pictures=False)
+    assert (killed / "unfinished").is_file() and whole_checkpoints(killed) == ["step_00000002"]
     result = run_script(STEP3, arguments, ranks, pictures=False)
     assert result.code == 0, result.stderr
-    assert f"going on from {killed / 'checkpoints/step_00000004'}" in result.stdout
+    assert f"going on from {killed / 'checkpoints/step_00000002'}" in result.stdout
     assert_same_run(whole, killed)
     assert not (killed / "checkpoints").exists() and not (killed / "unfinished").exists()
 
@@ -117,7 +117,7 @@ SUPERVISED_RUNS = [
 ]
 
 
-@pytest.mark.parametrize(("stage", "ranks", "changes"), cases(SUPERVISED_RUNS, always=SUPERVISED_RUNS[1:4]))
+@pytest.mark.parametrize(("stage", "ranks", "changes"), cases(SUPERVISED_RUNS, always=SUPERVISED_RUNS[2:4]))
 def test_supervised_stages_go_on(
     workshop: Workshop, tmp_path: Path, stage: str, ranks: int, changes: dict[str, Any]
 ) -> None:
@@ -260,7 +260,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("what", cases(REFUSED, always=["algorithm", "batch", "data", "model"]))
+@pytest.mark.parametrize("what", cases(REFUSED, always=["algorithm", "model"]))
 def test_other_flags_are_refused(workshop: Workshop, copy: Path, tmp_path: Path, what: str) -> None:
     changes, said = REFUSED[what]
     lines = workshop.prompts.read_text().splitlines(keepends=True)
@@ -302,12 +302,14 @@ def test_allowed_changes_count(workshop: Workshop, copy: Path, layout: dict[str,
     assert again.code == 0 and "--allow_changed_flags" not in again.stdout, again.stderr
 
 
+@EXHAUSTIVE
 def test_what_makes_other_engines_cannot_be_allowed(workshop: Workshop, copy: Path) -> None:
     for changes in ({"dtype": "bf16"}, {"critic": "shared"}, {"monitor": "helpfulness", "algorithm": "ppo"}):
         result = go_on(workshop, copy, allow_changed_flags=True, **changes)
         assert result.code == 2 and "(--fresh starts over)" in result.stderr, result.stderr
 
 
+@EXHAUSTIVE
 def test_a_model_is_its_configuration_too(workshop: Workshop, copy: Path, tmp_path: Path) -> None:
     other = tmp_path / "reward"
     shutil.copytree(workshop.reward, other)

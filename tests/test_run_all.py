@@ -172,7 +172,7 @@ UNFINISHED = {
 }
 
 
-@pytest.mark.parametrize("folder", cases(UNFINISHED, always=["sft", "policies/gapo_p1"]))
+@pytest.mark.parametrize("folder", cases(UNFINISHED, always=["policies/gapo_p1"]))
 def test_what_a_killed_run_has_not_finished_goes_on(run_all, tmp_path: Path, folder: str) -> None:
     """An older result, complete, does not pass for that of the run that was killed."""
     runs = {"RUNS": "gapo_p1 ppo_helpfulness ppo_harmlessness rewarded_soup_0.4"}
@@ -191,7 +191,7 @@ def test_what_a_killed_run_has_not_finished_goes_on(run_all, tmp_path: Path, fol
     ("model", "notes"),
     cases(
         [("sft", 3), ("reward/helpfulness", 1), ("cost/harmlessness", 1), ("policies/gapo_p1", 0)],
-        always=[("sft", 3), ("policies/gapo_p1", 0)],
+        always=[("sft", 3)],
     ),
 )
 def test_what_comes_from_an_older_model_is_told(run_all, tmp_path: Path, model: str, notes: int) -> None:

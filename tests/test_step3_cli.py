@@ -356,6 +356,7 @@ def test_all_gradients_on_several_ranks(workshop: Workshop) -> None:
 
 
 @pytest.mark.slow
+@EXHAUSTIVE
 def test_fixed_weights_can_log_gradients(workshop: Workshop) -> None:
     plain = workshop.step3("morlhf_plain", algorithm="morlhf")
     logged = workshop.step3("morlhf_logged", algorithm="morlhf", log_gradients=True)

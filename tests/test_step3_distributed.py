@@ -15,7 +15,7 @@ import torch
 from step3_gapo.experience import Experience
 from step3_gapo.main import count_rollouts, optimizer_batches, prompt_batches
 from step3_gapo.rollout import whiten_advantages
-from tests.cases import EXHAUSTIVE, cases
+from tests.cases import EXHAUSTIVE, beyond, cases
 from tests.helpers import (
     STEP3,
     Workshop,
@@ -110,8 +110,8 @@ ACCUMULATED = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 
 
 
 @pytest.mark.parametrize(("ranks", "changes"), [
-    (2, {"zero_stage": 0, **ACCUMULATED}), (2, {"zero_stage": 2}), (2, {"zero_stage": 3, **ACCUMULATED}),
-    (3, {"zero_stage": 3}),
+    (2, {"zero_stage": 0, **ACCUMULATED}), beyond((2, {"zero_stage": 2})), (2, {"zero_stage": 3, **ACCUMULATED}),
+    beyond((3, {"zero_stage": 3})),
 ], ids=str)  # fmt: skip
 def test_steps_are_those_of_plain_torch_on_all_ranks_responses(
     workshop: Workshop, tmp_path: Path, ranks: int, changes: dict
@@ -122,7 +122,7 @@ def test_steps_are_those_of_plain_torch_on_all_ranks_responses(
 
 
 @pytest.mark.parametrize(("stage", "ranks"), cases(
-    itertools.product((0, 1, 2, 3), (1, 2, 3)), always=[(0, 1), (1, 2), (2, 1), (3, 2)]
+    itertools.product((0, 1, 2, 3), (1, 2, 3)), always=[(1, 2), (2, 1), (3, 2)]
 ))  # fmt: skip
 def test_bf16(workshop: Workshop, stage: int, ranks: int) -> None:
     output = workshop.step3("bf16", ranks=ranks, zero_stage=stage, dtype="bf16", gradient_checkpointing=True)
