@@ -61,7 +61,7 @@ def test_three_stages(architecture: Architecture, tmp_path: Path) -> None:
         gradient_scope="full" if step2.code == 0 else None, data=tmp_path / "sft.jsonl", max_prompt_length=64,
         max_new_tokens=8, per_device_prompt_batch_size=2, per_device_train_batch_size=2, max_steps=2,
         actor_learning_rate=1e-3, critic_learning_rate=1e-3, num_warmup_steps=0, output_dir=tmp_path / "policy",
-    ))  # fmt: skip
+    ), pictures=False)  # fmt: skip
     assert step3.code == 0, step3.stderr
     check_export(base, tmp_path / "policy")
     check_documented(architecture, base, step2)

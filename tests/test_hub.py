@@ -131,6 +131,7 @@ def hub() -> Iterator[str]:
     server.shutdown()
 
 
+@EXHAUSTIVE
 def test_what_the_hub_refuses_is_told_in_one_line(hub: str, home: Path, tmp_path: Path) -> None:
     names = [("model", "org/gated"), ("model", "org/nothing"), ("model", f"org/policy@{OTHER}")]
     (tmp_path / "pins.json").write_text(json.dumps({"org/policy": COMMIT}))

@@ -21,6 +21,7 @@ from scipy.stats import binomtest
 from eval import judge
 from eval.judging.client import read_retry_after
 from eval.judging.criteria import BUILT_IN, read_scores
+from tests.cases import EXHAUSTIVE
 from tests.helpers import ROOT, Result, Workshop, flags, free_port, run_function, run_script
 from utils.process.errors import run_main
 from utils.process.plain_text import printable
@@ -333,6 +334,7 @@ def assert_secret(folder: Path, ended: Result) -> None:
     assert KEY not in ended.stdout + ended.stderr
 
 
+@EXHAUSTIVE
 def test_killed_and_resumed(start: Callable[[Behavior], Server], tmp_path: Path) -> None:
     """No answered request is made again, although the killed run left half a line."""
     resumed = threading.Event()

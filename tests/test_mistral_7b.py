@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cases import EXHAUSTIVE
+from tests.cases import EXHAUSTIVE, cases
 from tests.helpers import ROOT, STEP3, Result, Workshop, run_command, run_script
 from tests.test_run_all import STAND_IN
 
@@ -134,7 +134,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("case", cases(BAD, always=["unknown objective", "three labels"]))
 def test_a_dry_run_that_fails_says_why_in_one_line(variables: dict[str, str], tmp_path: Path, case: str) -> None:
     """The preset's command line, run in a forked process."""
     changes, named = BAD[case]

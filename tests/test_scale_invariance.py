@@ -80,7 +80,7 @@ def test_the_scale_of_a_reward_does_not_move_gapo_and_p_gapo(workshop: Workshop,
 
 
 @pytest.mark.parametrize("changes", [
-    {"algorithm": "morlhf"}, {"algorithm": "mgda"}, {"algorithm": "gapo", "rescale_power": 2},
+    {"algorithm": "morlhf"}, beyond({"algorithm": "mgda"}), {"algorithm": "gapo", "rescale_power": 2},
     beyond({"algorithm": "mgda", "gradient_scope": "full"}),
 ], ids=str)  # fmt: skip
 def test_the_scale_of_a_reward_moves_the_others(workshop: Workshop, changes: dict) -> None:
