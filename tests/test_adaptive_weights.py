@@ -127,6 +127,7 @@ def test_a_restored_state_goes_on_exactly(make) -> None:
 # --- whole runs
 
 
+@pytest.mark.slow
 def test_without_multiplier_it_is_ppo_on_the_reward(workshop: Workshop) -> None:
     """The multiplier starts at 0 and stays there, whatever the costs."""
     unconstrained = workshop.step3("unconstrained", **SAFE, lambda_init=0)
@@ -168,6 +169,7 @@ def test_every_rank_has_the_scores_of_all(workshop: Workshop) -> None:
     )
 
 
+@pytest.mark.slow
 def test_fast_rl_without_steps_is_morlhf(workshop: Workshop) -> None:
     still = workshop.step3("still", algorithm="fast_rl", mirror_step_size=0)
     assert same_weights(still, workshop.step3("equal_weights", algorithm="morlhf"))

@@ -160,6 +160,7 @@ BAD_RUNS = ["gapo_p1@unbalanced", "ppo_full", "#43", "gapo_p1#", "gapo_p1#4#3", 
             f"rewarded_soup_{UP}", f"mgda@imbalanced{UP}"]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", cases(BAD_RUNS, always=BAD_RUNS[::2]))
 def test_a_bad_run_is_refused_before_anything_is_written(tmp_path: Path, run: str) -> None:
     for script in (f"step3_gapo/training_scripts/tiny_policy.sh '{run}'", "run_all.sh tiny"):
@@ -169,6 +170,7 @@ def test_a_bad_run_is_refused_before_anything_is_written(tmp_path: Path, run: st
         assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_launcher_keeps_the_exit_code_and_copies_the_output(tmp_path: Path) -> None:
     result = bash("bash step1_sft/training_scripts/tiny.sh", ROOT, OUTPUT=str(tmp_path))
     assert result.returncode == 2

@@ -218,6 +218,7 @@ def test_the_shortest_vector_is_that_of_exact_arithmetic(m: int, features: int) 
         assert ((gram @ alpha - expected).abs() <= 1e-10 * (size + alpha @ size)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("m", [3, 6])
 def test_no_longer_than_what_frank_wolfe_approaches(m: int) -> None:
     """torchjd's MGDA: after 10,000 steps its squared length is still up to 4e-4 longer than the shortest."""

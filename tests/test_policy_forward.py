@@ -144,6 +144,7 @@ def two_epochs(ranks: int) -> dict[str, int]:
             "per_device_train_batch_size": 4 // ranks}  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "changes"),
     [

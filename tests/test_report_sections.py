@@ -333,6 +333,7 @@ def test_moves_between_conditions():
     assert [(start.name.text, end.name.text) for start, end in find_moves(groups, "x")] == [("mgda", "mgda@x")]
 
 
+@pytest.mark.slow
 def test_every_condition_has_its_pictures_and_tables(tmp_path: Path, monkeypatch):
     """Two conditions and two seeds: names of files, and a page and a markdown that show both conditions."""
     runs = [noisy_run(f"{base}{suffix}", (0.5, 1.0), metrics={"reward/helpfulness": [(1, 0.0), (2, 1.0)]})

@@ -90,6 +90,7 @@ def test_the_source_is_part_of_a_run(workshop: Workshop, tmp_path: Path) -> None
             assert part in failed.stderr
 
 
+@pytest.mark.slow
 def test_three_objectives_from_training_to_the_report(workshop: Workshop, tmp_path: Path) -> None:
     """A reward model, a cost model and a function: gapo and p_gapo, responses, scores, and the page about them.
 
