@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from step3_gapo.critics import Critic
 from step3_gapo.experience import Experience
 from step3_gapo.needs import compares_gradients
-from step3_gapo.update import ActorUpdate, StepBatches, optimizer_step
+from step3_gapo.update import ActorUpdate, optimizer_step
 from tests.benchmarks import critic_free
 from tests.benchmarks.measure import peak_bytes, seconds_of
 from tests.benchmarks.step import BASELINE, FLAGS
@@ -22,7 +22,6 @@ from tests.benchmarks.synthetic import (
     make_actor,
     make_critics,
     make_decoder,
-    make_experience,
     make_update,
     shape_without_memory,
 )
@@ -55,7 +54,7 @@ class Bench:
     load: Load
     actor: Actor
     critics: list[Critic]
-    experience: list[Experience]
+    experience: Experience
     args: argparse.Namespace
     overhead: int
     rate: float
@@ -64,7 +63,7 @@ class Bench:
 
     def measured(self, name: str, update: ActorUpdate) -> str:
         """What the steps of an update are like, policy and critics."""
-        batches = self.batches(update.args)
+        batches = critic_free.batches_of(self.experience, update.args)
 
         def step() -> None:
             _, not_finite = optimizer_step(update, self.critics, batches, False, update.args)
@@ -75,7 +74,7 @@ class Bench:
         seconds = sorted(seconds_of(step) for _ in range(self.rounds))
         self.seconds[name] = median = seconds[self.rounds // 2]
         planned = self.planned_bytes(update.args)
-        tokens = sum(batch.attention_mask.sum().item() for batch in self.experience)
+        tokens = self.experience.attention_mask.sum().item()
         share = step_operations(self.load.size, len(self.critics), tokens) / median / self.rate
         compared = name != BASELINE and BASELINE in self.seconds
         against = f", {median / self.seconds[BASELINE]:.2f} × {BASELINE}" if compared else ""
@@ -84,13 +83,6 @@ class Bench:
             f" {share:.1%} of {self.rate / TERA:.3g} TFLOP/s, peak {peak / GIB:.2f} GiB, planned {planned / GIB:.2f}"
             f" ({planned / peak:.2f})"
         )
-
-    def batches(self, args: argparse.Namespace) -> StepBatches:
-        """The experience as an update under these flags gets it."""
-        if args.gram_fraction is None:
-            return StepBatches(self.experience)
-        (experience,) = self.experience
-        return critic_free.batches_of(experience, args)
 
     def planned_bytes(self, args: argparse.Namespace) -> int:
         """Of the fullest phase of an update, by the memory plan, without the libraries on a GPU."""
@@ -132,10 +124,7 @@ def make_bench(
         actor = Actor(policy, GenerationConfig(), args, TOTAL_STEPS)
     else:
         actor = make_actor(load, args)
-    if args.advantage in (None, "gae"):
-        experience = make_experience(actor, load, args, OBJECTIVES)
-    else:
-        experience = [critic_free.make_responses(actor, load, args, OBJECTIVES)]
+    experience = critic_free.make_responses(actor, load, args, OBJECTIVES)
     made = make_critics(load, args, critics)
     rate = matrix_rate(settings.small)
     return Bench(load, actor, made, experience, args, overhead, rate, 1 if settings.small else rounds)
