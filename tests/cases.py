@@ -13,7 +13,7 @@ def cases(every: Iterable[Any], always: Collection[Any]) -> list[Any]:
 
     Args:
         every: a case is one value, or a tuple of the values of several arguments.
-        always: as many of them that each value of each argument occurs, at least.
+        always: those that stand for the others in every run.
 
     Raises:
         AssertionError: a case that is to run always does not exist.

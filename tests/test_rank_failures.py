@@ -21,7 +21,7 @@ import psutil
 import pytest
 import torch
 
-from tests.cases import EXHAUSTIVE
+from tests.cases import EXHAUSTIVE, cases
 from tests.helpers import ROOT, STEP3, Result, Workshop, free_port, launch, read_metrics, run_function
 from utils.process import errors, rank_watch
 from utils.process.distributed import all_reduce_sum, init_distributed, rank, shutdown_distributed
@@ -366,12 +366,13 @@ def launch_script(ranks: int, folder: Path) -> list[str]:
     return ["bash", "-c", script, "utils/launch/launch.sh"]
 
 
-def test_killing_one_of_two_ranks_ends_the_command(train: Callable[..., Run]) -> None:
-    run = train(*deepspeed(2), zero_stage=2)
-    run.rank(1).kill()
+@pytest.mark.parametrize("ranks", cases([2, 3], always=[2]))
+def test_killing_one_of_several_ranks_ends_the_command(train: Callable[..., Run], ranks: int) -> None:
+    run = train(*deepspeed(ranks), zero_stage=2)
+    run.rank(ranks - 1).kill()
     code, errors = run.ended()
     assert code != 0
-    line = rf'error: rank 1 {KILLED}; its last message: "step \d+: .*" \d s ago'
+    line = rf'error: rank {ranks - 1} {KILLED}; its last message: "step \d+: .*" \d s ago'
     assert len(errors) == 1 and re.fullmatch(line, errors[0]), run.log.read_text()
 
 
@@ -412,12 +413,13 @@ def test_killing_a_rank_that_has_not_got_far_is_told(train: Callable[..., Run], 
     assert errors == [f"error: a rank of {STEP3} was killed (SIGKILL: by hand, or there was no memory left)"]
 
 
-def test_the_launcher_passes_on_what_ranks_refuse_together(workshop: Workshop) -> None:
+@pytest.mark.parametrize("attempt", cases([1, 2], always=[1]))
+def test_the_launcher_passes_on_what_ranks_refuse_together(workshop: Workshop, attempt: int) -> None:
     """Beyond the flags: a checkpoint of another run, which the ranks meet when they are a group.
 
-    Its threads abort an interpreter that shuts down around them, every third time or so, unless they leave at once.
+    Its threads abort an interpreter that shuts down around them, every third time or so: two tries.
     """
-    name = "refused_together"
+    name = f"refused_together_{attempt}"
     workshop.step3(name, ranks=2, zero_stage=2, max_steps=1, checkpoint_interval=1, keep_checkpoints=True)
     output = workshop.folder / name
     (output / "config.json").unlink()
