@@ -289,7 +289,7 @@ def test_flags_that_do_not_fit_are_refused_in_one_line(
 
 def test_a_dry_run_names_all_of_them(workshop: Workshop) -> None:
     changes = {"advantage": "group", "critic": "shared", "gram_fraction": 0.5, "conditioned": "helpfulness=truth:1"}
-    result = run_script(STEP3, workshop.step3_flags("refused", **changes, dry_run=True))
-    assert result.code == 2 and not (workshop.folder / "refused").exists()
+    result = run_script(STEP3, workshop.step3_flags("dry_run_refused", **changes, dry_run=True))
+    assert result.code == 2 and not (workshop.folder / "dry_run_refused").exists()
     for flag in ("--advantage group compares", "--critic shared:", "--gram_fraction:", "--conditioned helpfulness="):
         assert flag in result.stderr, result.stderr
