@@ -13,6 +13,7 @@ from utils.engines.engines import Engine, engine_config, make_training_engine
 from utils.models.configs import DTYPES
 from utils.models.loading import trunk_of
 from utils.models.lora import with_adapters
+from utils.models.shared_prompts import shares_prompts
 from utils.models.token_head import TokenHead
 from utils.scoring.objectives import Objective
 from utils.scoring.score_models import ScoreModel
@@ -31,6 +32,8 @@ def build_critics(
     args: argparse.Namespace, names: list[str], modules: list[TokenHead], total_steps: int
 ) -> list[Critic]:
     """The value models in their engines."""
+    for module in modules:
+        module.shares_prompts = shares_prompts(args, module.trunk.config)
     return [
         Critic(group, make_training_engine(module, args, args.critic_learning_rate, total_steps))
         for group, module in zip(critic_groups(args, names), modules, strict=True)

@@ -11,6 +11,7 @@ from utils.data.encoding import Encoded
 from utils.memory.dry_run import Described, optimizer_lines, print_dry_run, surroundings
 from utils.models.checking import check_causal_lm
 from utils.models.configs import load_config, skeleton
+from utils.models.shared_prompts import shares_prompts
 from utils.policy.actor import hybrid_engine_obstacle, missing_inference_policy
 from utils.policy.sampling import compaction_obstacle
 from utils.scoring.objectives import Objective, by_source
@@ -35,7 +36,8 @@ def print_gapo_dry_run(
     """
     models = [policy_of(args, needs), *score_models_of(args, objectives, needs, tokenizer)]
     longest = max(len(prompt.prompt) for prompt in prompts), args.max_new_tokens
-    around = surroundings(args, longest, len(needs.losses), needs.gram)
+    shares = shares_prompts(args, models[0].model.config)
+    around = surroundings(args, longest, len(needs.losses), needs.gram, shares_prompts=shares)
     steps, responses = rollouts * steps_a_rollout * args.ppo_epochs, args.responses_per_prompt or 1
     batches = {
         "prompts": len(prompts),
@@ -47,6 +49,8 @@ def print_gapo_dry_run(
         "objectives": ", ".join(o.name + ("" if o.optimized else " (monitored)") for o in objectives),
         **optimizer_lines(args, steps),
     }
+    if shares:
+        batches["a prompt"] = "is read once for all of its responses in a micro-batch"
     if args.enable_hybrid_engine:
         batches["hybrid engine"] = hybrid_engine_outlook(models[0].model)
     elif args.compact_at and (obstacle := compaction_obstacle(models[0].model)):

@@ -14,6 +14,7 @@ from utils.models.configs import DTYPES
 from utils.models.export import export_model
 from utils.models.loading import load_causal_lm
 from utils.models.lora import export_adapted_model, with_adapters
+from utils.models.shared_prompts import shares_prompts
 from utils.output.files import finished_files, mark_finished
 from utils.policy.actor import Actor
 from utils.policy.forward import PolicyForward
@@ -50,7 +51,8 @@ class RLHFEngine:
         frozen = make_frozen_engine(reference, args)
         if args.park_frozen_models and not args.lora_dim and args.zero_stage < 3:
             park(frozen.module)
-        self.reference = PolicyForward(frozen, args.temperature, args.logits_chunk_size)
+        shares = shares_prompts(args, reference.config)
+        self.reference = PolicyForward(frozen, args.temperature, args.logits_chunk_size, shares)
         self.critics = build_critics(args, needs.critics, critics, total_steps)
         self.actor = Actor(policy, generation, args, total_steps)
 

@@ -111,7 +111,7 @@ def values_of_states(engine: RLHFEngine, sampled: Sampled, args: argparse.Namesp
     for critic in engine.critics:
 
         def run(ids: torch.Tensor, attention: torch.Tensor, time: int, critic: Critic = critic) -> torch.Tensor:
-            return critic.engine(ids, attention)[:, -time - 1 : -1]
+            return critic.engine(ids, attention, ids.shape[1] - time)[:, -time - 1 : -1]
 
         outputs = by_micro_batch(run, sampled, args)  # [batch, time, heads]
         values |= {name: outputs[..., head] * sampled.mask for head, name in enumerate(critic.names)}

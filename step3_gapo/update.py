@@ -408,7 +408,9 @@ def accumulate_critic_gradient(critic: Critic, batches: list[Experience], args: 
     actions = count_units(batches, critic.names)
     totals = torch.zeros(len(critic.names), device=batches[0].mask.device)
     for batch in batches:
-        values = critic.engine(batch.input_ids, batch.attention_mask)[:, -batch.mask.shape[1] - 1 : -1]
+        time = batch.mask.shape[1]
+        values = critic.engine(batch.input_ids, batch.attention_mask, batch.input_ids.shape[1] - time)
+        values = values[:, -time - 1 : -1]
         units = batch.units(critic.names)
         losses = torch.stack(
             [

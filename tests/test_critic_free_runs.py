@@ -137,7 +137,7 @@ def check_forward_passes(common: list[str]) -> None:
         args, engine, update, prompts = build([*common, *more])
         assert update_tells_log_probs(args, engine.needs) == told and not engine.critics
         passes = []
-        engine.actor.engine.module.model.layers[0].register_forward_pre_hook(lambda *_, p=passes: p.append(1))
+        engine.actor.engine.module.register_forward_pre_hook(lambda *_, p=passes: p.append(1))
         experience = make_rollout(engine, prompts[:2], update.algorithm, args).experience
         in_rollout = len(passes)
         batches = experience.micro_batches(torch.arange(8), args)

@@ -27,6 +27,7 @@ from utils.output.metrics import Progress
 
 GENERATIONS = 8  # responses to a prompt: GRPO compares them
 FEW, MANY, LARGE = 32, 128, 10**6  # responses of a step, many for fewer parameters than this
+RESPONSE = 48  # tokens, at most
 GAPO, MORLHF, GROUP = ALGORITHMS
 BARS = {  # of whole steps, by the number of responses
     MANY: {GAPO: 1.15, GROUP: 0.80},
@@ -167,7 +168,7 @@ def column(figures: list[dict[str, float]], name: str) -> torch.Tensor:
 
 def jobs(settings: Settings) -> list[Job]:
     loads = [
-        Load(size, settings.load.dtype, MANY if SIZES[size].parameters < LARGE else FEW, 0, settings.load.response)
+        Load(size, settings.load.dtype, MANY if SIZES[size].parameters < LARGE else FEW, 0, RESPONSE)
         for size in settings.peer_sizes
     ]
     return [

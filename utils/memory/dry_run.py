@@ -80,12 +80,13 @@ def surroundings(
     objectives: int = 1,
     compares: bool = False,
     sequences: int = 1,
+    shares_prompts: bool = False,
 ) -> Surroundings:
     """Where the run is planned: on GPUs where there are some or `--plan_memory` says so, else on this CPU."""
     ranks, machines = world_size(), args.plan_machines or 1
     on_gpu = torch.cuda.is_available() or args.plan_memory is not None
     common = {"longest": longest, "machines": machines, "sequences": sequences}
-    common |= {"objectives": objectives, "compares": compares}
+    common |= {"objectives": objectives, "compares": compares, "shares_prompts": shares_prompts}
     host: int | None = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if args.plan_host_memory is not None:
         host = int(args.plan_host_memory * GIB)

@@ -87,6 +87,7 @@ class Surroundings:
         sequences: rows of a batch that an example of supervised training takes.
         objectives: m.
         compares: whether the algorithm compares the objectives' gradients.
+        shares_prompts: whether rows with the same prompt read it together (`utils.models.shared_prompts`).
     """
 
     ranks: int
@@ -100,6 +101,7 @@ class Surroundings:
     sequences: int = 1
     objectives: int = 1
     compares: bool = False
+    shares_prompts: bool = False
 
     @property
     def ranks_here(self) -> int:
@@ -294,12 +296,22 @@ class Memory:
         attention = shape.heads * shape.head_size
         feed_forward = 4 * shape.intermediate if shape.gated else 5 * shape.intermediate
         norms = (6 if self.width == FLOAT else 8) * shape.hidden  # float32 within
-        layer = norms + 4 * attention + feed_forward + length  # the last: a row of the attention mask
+        tokens = self.tokens_read(rows)
+        seen = rows * length * 2 * attention  # keys and values
+        layer = tokens * (norms + 2 * attention + feed_forward + length) + seen  # `length`: a row of the attention mask
         if self.args.gradient_checkpointing:
-            kept = shape.layers * shape.hidden + layer
+            kept = tokens * shape.layers * shape.hidden + layer
         else:
             kept = shape.layers * layer
-        return rows * length * self.width * (kept + 4 * shape.hidden)
+        return self.width * (kept + tokens * 4 * shape.hidden)
+
+    def tokens_read(self, rows: int) -> int:
+        """Tokens of a pass over so many sequences, which may be those of all prompts of a rollout."""
+        prompt, response = self.around.longest
+        prompts = rows
+        if self.around.shares_prompts:
+            prompts = min(rows, self.args.per_device_prompt_batch_size * self.args.generation_batches)
+        return prompts * prompt + rows * response
 
     def working(self, model: PlannedModel, tokens: int) -> int:
         """Bytes of the layer that is being computed, without gradients."""

@@ -7,24 +7,33 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from utils.models.loading import position_ids_from_mask
+from utils.models.shared_prompts import read_prompts_once
 
 
 class TokenHead(nn.Module):
-    """A decoder trunk and a linear head on every token: a reward model, a cost model or a critic."""
+    """A decoder trunk and a linear head on every token: a reward model, a cost model or a critic.
+
+    Attributes:
+        shares_prompts: whether rows with the same prompt read it together, where a pass says how long it is.
+    """
 
     def __init__(self, trunk: nn.Module, head: nn.Linear):
         super().__init__()
-        self.trunk, self.head = trunk, head
+        self.trunk, self.head, self.shares_prompts = trunk, head, False
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """[batch, time] ids and mask -> [batch, time, heads] float32."""
-        hidden = self.trunk(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids_from_mask(attention_mask),
-            use_cache=False,
-        ).last_hidden_state
-        return self.head(hidden).float()
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, prompt: int = 0) -> torch.Tensor:
+        """[batch, time] ids and mask -> [batch, time, heads] float32.
+
+        Args:
+            prompt: so many columns at first are a prompt, which need not be in the result, but for the last of them.
+        """
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs["position_ids"] = position_ids_from_mask(attention_mask)
+        if prompt and self.shares_prompts:
+            output = read_prompts_once(self.trunk, prompt, **inputs)
+        else:
+            output = self.trunk(**inputs, use_cache=False)
+        return self.head(output.last_hidden_state).float()
 
 
 class Rows(nn.Module):
@@ -46,7 +55,7 @@ class PooledHead(nn.Module):
         super().__init__()
         self.model, self.labels = model, list(labels)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, prompt: int = 0) -> torch.Tensor:
         """[batch, time] ids and mask, padded on the right -> [batch, time, labels chosen] float32."""
         logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits  # [batch, labels]
         return logits[:, None, self.labels].expand(-1, input_ids.shape[1], -1).float()

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from utils.engines.engines import make_training_engine
+from utils.models.shared_prompts import shares_prompts
 from utils.policy.forward import PolicyForward
 from utils.policy.sampling import compaction_obstacle, decode, repeated
 from utils.process.distributed import device, print_main
@@ -48,7 +49,8 @@ class Actor:
         )
         for buffer in self.twin.buffers():
             buffer.data = buffer.data.to(device())
-        self.forward = PolicyForward(self.engine, args.temperature, args.logits_chunk_size)
+        shares = shares_prompts(args, model.config)
+        self.forward = PolicyForward(self.engine, args.temperature, args.logits_chunk_size, shares)
 
     @contextmanager
     def gathered_head(self) -> Iterator[nn.Module]:

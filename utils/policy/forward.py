@@ -7,6 +7,7 @@ the model calls it: ZeRO-3's hooks gather its weight for the pass.
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,8 @@ from torch.autograd.function import FunctionCtx
 from transformers import PreTrainedConfig
 
 from utils.engines.engines import Engine
-from utils.models.loading import position_ids_from_mask
+from utils.models.loading import position_ids_from_mask, trunk_of
+from utils.models.shared_prompts import SharedPrompts
 from utils.policy.log_probs import entropy_of, log_probs_and_entropy, log_probs_of
 from utils.process.distributed import print_main
 from utils.process.errors import UserError
@@ -54,15 +56,17 @@ def check_plain_head(config: PreTrainedConfig) -> None:
 class PolicyForward:
     """Forward passes of a policy, or of the reference, through its engine."""
 
-    def __init__(self, engine: Engine, temperature: float, chunk_size: int):
+    def __init__(self, engine: Engine, temperature: float, chunk_size: int, shares_prompts: bool = False):
         """
         Args:
             chunk_size: tokens whose logits exist at once; 0: all.
+            shares_prompts: whether rows with the same prompt read it together.
         """
         self.engine, self.temperature, self.chunk_size = engine, temperature, chunk_size
         self.has_plain_head: bool | None = None  # whether logits are just the head's output; known after a pass
         self.actions: torch.Tensor | None = None  # of the pass at work, while the head has to read them
         self.kept: torch.Tensor | None = None  # the head's input in the last pass
+        self.prompts = SharedPrompts(trunk_of(engine.module)) if shares_prompts else None
         head = engine.module.get_output_embeddings()
         self.plain_forward, head.forward = head.forward, self.head_forward
         head.register_forward_hook(self.keep)
@@ -92,7 +96,9 @@ class PolicyForward:
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Output and input of the head, [batch, time, ...] each, where it predicts the response."""
-        output = head_output(self.engine, input_ids, attention_mask, response_length)
+        prompt = input_ids.shape[1] - response_length
+        with self.prompts.of(prompt) if self.prompts else nullcontext():
+            output = head_output(self.engine, input_ids, attention_mask, response_length)
         hidden, self.kept = self.kept, None
         if self.has_plain_head is None:
             self.has_plain_head = bool((output[:, -1, :2] == PROBE.to(output)).all())

@@ -5,29 +5,19 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-from transformers.generation import GenerationMixin, LogitsProcessorList, StoppingCriteriaList
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.generation import LogitsProcessorList, StoppingCriteriaList
+
+from utils.models.shared_prompts import cache_obstacle
 
 COMPACT_AT = 0.25  # of the batch; docs/scaling.md has what shares bring
 
 
 def compaction_obstacle(model: PreTrainedModel) -> str | None:
-    """Why rows cannot leave a batch of `model` while it decodes; None where they can.
-
-    What it keeps of a row must be keys and values, by row: so do layers of attention, full or in a sliding window.
-    """
+    """Why rows cannot leave a batch of `model` while it decodes; None where they can."""
     if "generate" in vars(model):
         return f"{type(model).__name__} brings its own `generate`"
-    if not model._supports_default_dynamic_cache():
-        return f"{type(model).__name__} keeps states of its own"
-    layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
-    others = {type(layer).__name__ for layer in layers} - {DynamicLayer.__name__, DynamicSlidingWindowLayer.__name__}
-    if others:
-        return f"{type(model).__name__} keeps more than keys and values ({', '.join(sorted(others))})"
-    makes_positions = type(model)._prepare_position_ids_for_generation
-    if makes_positions is not GenerationMixin._prepare_position_ids_for_generation:
-        return f"{type(model).__name__} keeps positions of its own"
-    return None
+    return cache_obstacle(type(model), model.config)
 
 
 def decode(

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from utils.data.batching import right_pad
+from utils.data.batching import left_pad, right_pad
 from utils.engines.arrival import arriving, copy_of
 from utils.engines.engines import Engine, engine_config, make_frozen_engine
 from utils.engines.parking import park, resident
 from utils.models.configs import DTYPES, same_tokenizer
+from utils.models.shared_prompts import shares_prompts
 from utils.policy.sampled import Sampled, by_micro_batch
 from utils.process.distributed import device
 from utils.process.rank_watch import beat
@@ -95,10 +97,10 @@ class ModelScorer:
         """
         truncated = None
         if not self.reads_policy_tokens:
-            sampled, truncated = in_other_tokens(sampled, self.models[0])
+            sampled, truncated = in_other_tokens(sampled, self.models[0], args.responses_per_prompt or 1)
 
         def run(ids: torch.Tensor, attention: torch.Tensor, time: int) -> torch.Tensor:
-            return self.engine(ids, attention)[:, -time:]
+            return self.engine(ids, attention, ids.shape[1] - time)[:, -time:]
 
         with resident(self.engine.module):
             scores = by_micro_batch(run, sampled, args)  # [batch, time, columns]
@@ -150,6 +152,8 @@ def make_model_scorer(
         for objective, model in zip(objectives, models, strict=True)
         if same and objective.name in with_critics
     }
+    if first.scores_tokens:
+        first.module.shares_prompts = shares_prompts(args, first.module.trunk.config)
     engine = make_frozen_engine(first.module, args)
     if args.park_frozen_models and args.zero_stage < 3:
         park(engine.module)
@@ -165,17 +169,36 @@ def score_responses(scorers: Sequence[Scorer], sampled: Sampled, args: argparse.
     return scored
 
 
-def in_other_tokens(sampled: Sampled, model: ScoreModel) -> tuple[Sampled, torch.Tensor]:
-    """The same dialogues in a score model's own ids and chat template, and `Scored.truncated`."""
+def in_other_tokens(sampled: Sampled, model: ScoreModel, copies: int) -> tuple[Sampled, torch.Tensor]:
+    """The same dialogues in a score model's own ids and chat template, and `Scored.truncated`.
+
+    What begins all of the `copies` responses to a prompt, one after another in the batch, is the prompt of the result,
+    where the model reads it once for them.
+    """
     rows, truncated = model.encode_all(
         [prompt.record.messages for prompt in sampled.prompts],
         sampled.responses,
         [bool(finished) for finished in sampled.finished.tolist()],
         [prompt.record.source for prompt in sampled.prompts],
     )
-    ids, attention = (t.to(device()) for t in right_pad(rows, model.tokenizer.pad_token_id))
-    other = dataclasses.replace(sampled, input_ids=ids, attention_mask=attention, mask=attention.float())
+    padding = model.tokenizer.pad_token_id
+    shares = model.scores_tokens and model.module.shares_prompts
+    begun = beginnings(rows, copies) if shares else [0] * len(rows)
+    parts = [right_pad([ids[n:] for ids, n in zip(rows, begun, strict=True)], padding)]
+    if any(begun):
+        parts.insert(0, left_pad([ids[:n] for ids, n in zip(rows, begun, strict=True)], padding))
+    ids, attention = (torch.cat(columns, dim=1).to(device()) for columns in zip(*parts, strict=True))
+    mask = parts[-1][1].to(device()).float()
+    other = dataclasses.replace(sampled, input_ids=ids, attention_mask=attention, mask=mask)
     return other, torch.tensor(truncated, dtype=torch.float32, device=device())
+
+
+def beginnings(rows: Sequence[list[int]], copies: int) -> list[int]:
+    """How many ids so many neighbours have in common at their beginning, all but one at most; 0 everywhere if some
+    have none."""
+    groups = [rows[start : start + copies] for start in range(0, len(rows), copies)]
+    common = [min(len(os.path.commonprefix(group)), min(map(len, group)) - 1) for group in groups]
+    return [length for length in common for _ in range(copies)] if min(common) > 0 else [0] * len(rows)
 
 
 # --- responses as rows of a file
