@@ -50,6 +50,7 @@ class ProjectSteps:
         tokenizer = load_tokenizer(self.args.actor_model, "--actor_model")
         self.prompts = read_prompts(self.args, tokenizer)
         generation = sampling_config(tokenizer, self.args.temperature, case.response)
+        generation.suppress_tokens = case.never or None
         needs = needs_of(self.args, algorithm_of(self.args, objectives))
         self.engine = RLHFEngine(self.args, objectives, needs, tokenizer, generation, TOTAL_STEPS)
         self.updates = {

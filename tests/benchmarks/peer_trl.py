@@ -71,8 +71,9 @@ def make_trainer(case: Case, folder: str, callback: InTurns) -> TimedGRPO:
         num_generations=case.generations, max_completion_length=case.response, beta=case.kl_coeff,
         learning_rate=case.learning_rate, bf16=case.dtype == "bf16", model_init_kwargs={"dtype": DTYPES[case.dtype]},
         # The benchmarks' decoders are stored with the cache switched off, which models of the hub are not.
-        generation_kwargs={"use_cache": True}, gradient_checkpointing=False, use_cpu=not torch.cuda.is_available(),
-        save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
+        generation_kwargs={"use_cache": True, "suppress_tokens": case.never or None}, gradient_checkpointing=False,
+        use_cpu=not torch.cuda.is_available(), save_strategy="no", logging_strategy="no", report_to="none",
+        disable_tqdm=True,
     )  # fmt: skip
     trainer = TimedGRPO(
         model=f"{case.folder}/policy", reward_funcs=[f"{case.folder}/score"] * OBJECTIVES, args=config,

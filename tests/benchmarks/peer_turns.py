@@ -6,7 +6,7 @@ The standard library alone: each side is a process in an environment of its own.
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 PHASES = ("generation", "scoring", "update")
 
@@ -20,6 +20,7 @@ class Case:
         dtype: "fp32" or "bf16".
         responses: of a rollout; `generations` of them to every prompt.
         response: tokens that a response has at most.
+        never: token ids that are never sampled.
     """
 
     folder: str
@@ -29,6 +30,7 @@ class Case:
     response: int
     kl_coeff: float = 0.05
     learning_rate: float = 1e-6
+    never: list[int] = field(default_factory=list)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

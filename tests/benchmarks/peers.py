@@ -23,6 +23,8 @@ from tests.benchmarks.ranks import BenchmarkError
 from tests.benchmarks.section import Job, Row, Section, Settings, in_order
 from tests.benchmarks.synthetic import SIZES, Load
 from tests.helpers import ROOT, flags, run_command
+from utils.data.encoding import end_ids
+from utils.models.configs import load_tokenizer
 from utils.output.metrics import Progress
 
 GENERATIONS = 8  # responses to a prompt: GRPO compares them
@@ -80,7 +82,23 @@ def make_case(folder: Path, load: Load) -> Case:
     copy_score_models(folder)
     lines = (data / "prompts_train.jsonl").read_text().splitlines(keepends=True)
     (folder / "prompts.jsonl").write_text("".join(lines[: load.batch // GENERATIONS]))
-    return Case(str(folder), load.dtype, load.batch, GENERATIONS, load.response)
+    never = read_otherwise(base)
+    return Case(str(folder), load.dtype, load.batch, GENERATIONS, load.response, never=never)
+
+
+def read_otherwise(folder: Path) -> list[int]:
+    """Ids of all tokens but the end and whole words after a space.
+
+    Score models read texts. That of a random policy, which samples pieces of characters, has up to twice as many tokens
+    when it is read again, which no trained policy's has.
+    """
+    tokenizer = load_tokenizer(str(folder), "--actor_model")
+    words = [" word" + tokenizer.decode([i]) for i in range(len(tokenizer))]
+    kept = {
+        i for i, word in enumerate(words)
+        if word.removeprefix(" word ").isalpha() and tokenizer(word, add_special_tokens=False)["input_ids"][-1] == i
+    }  # fmt: skip
+    return [i for i in range(len(tokenizer)) if i not in {*kept, *end_ids(tokenizer)}]
 
 
 def copy_score_models(folder: Path) -> None:
