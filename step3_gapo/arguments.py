@@ -21,6 +21,7 @@ from utils.cli.arguments import (
     add_loading_arguments,
     add_optimization_arguments,
 )
+from utils.cli.free_flags import add_free
 from utils.cli.types import (
     adam_beta,
     by_name,
@@ -253,7 +254,8 @@ def add_rollout_arguments(parser: argparse.ArgumentParser) -> None:
         help="responses to each prompt, made at once; 1 unless given; --advantage group and rloo need 2 or more",
     )
     group.add_argument("--generation_batches", type=positive_int, default=1, help="such batches before each update")
-    group.add_argument(
+    add_free(
+        group,
         "--compact_at",
         type=fraction,
         default=COMPACT_AT,
@@ -262,7 +264,8 @@ def add_rollout_arguments(parser: argparse.ArgumentParser) -> None:
         f" decoded faster; the same distribution; 0: they stay until the longest has ended; default {COMPACT_AT:g}."
         " Not with --enable_hybrid_engine, nor models that keep more of a text than keys and values",
     )
-    group.add_argument(
+    add_free(
+        group,
         "--enable_hybrid_engine",
         action="store_true",
         help="generate with DeepSpeed's hybrid engine where it can; says why where it cannot",
@@ -305,7 +308,8 @@ def add_ppo_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("memory")
-    group.add_argument(
+    add_free(
+        group,
         "--logits_chunk_size",
         type=non_negative_int,
         default=512,
@@ -313,7 +317,8 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens whose logits exist at once in forward and backward passes; 0: those of the whole micro-batch"
         " (spares a product with the output head)",
     )
-    group.add_argument(
+    add_free(
+        group,
         "--micro_batch_tokens",
         type=non_negative_int,
         default=0,
@@ -321,7 +326,8 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
         help="form micro-batches of at most N tokens with padding, in place of --per_device_train_batch_size sequences"
         " each; the step stays the same; 0: off",
     )
-    group.add_argument(
+    add_free(
+        group,
         "--park_frozen_models",
         action="store_true",
         help="keep reference, reward and cost models in the host's memory but while they score",
@@ -348,7 +354,8 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="layers with adapters, such as q_proj v_proj (default: all linear layers of the decoder, not the head)",
     )
-    group.add_argument(
+    add_free(
+        group,
         "--lora_export",
         choices=("merged", "adapter"),
         default=None,

@@ -8,15 +8,8 @@ import deepspeed
 import torch
 import transformers
 
-# What a run may go on with otherwise: where and how often it writes, and how the models lie on the devices.
-FREE_FLAGS = {
-    "output_dir", "print_interval", "checkpoint_interval", "checkpoints_kept", "keep_checkpoints", "fresh",
-    "allow_changed_flags", "max_skipped_steps", "rank_timeout", "local_rank", "trust_remote_code", "allow_pickle",
-    "zero_stage", "offload", "gradient_checkpointing", "enable_hybrid_engine", "per_device_eval_batch_size",
-    "logits_chunk_size", "micro_batch_tokens", "park_frozen_models", "lora_export", "compact_at", "reward_retries",
-    "reward_retry_wait", "unfit",
-    "dry_run", "plan_ranks", "plan_devices", "plan_memory", "plan_host_memory", "plan_machines",
-}  # fmt: skip
+from utils.cli.free_flags import free_flags
+
 # Engines of other kinds, other objectives: nothing goes on with these.
 FIXED = (
     "stage ", "objectives ", "--dtype ", "--advantage ", "--critic ", "--export ", "--lora_dim ", "--lora_alpha ",
@@ -39,7 +32,7 @@ Facts = dict[str, Any]  # what a run's result depends on beside its flags: {desc
 def differences(manifest: dict[str, Any], flags: dict[str, Any], facts: Facts, ranks: int) -> list[str]:
     """What is other now than when the checkpoint was made, of all that changes the result."""
     other_ranks = manifest["world_size"] != ranks
-    unseen = FREE_FLAGS | FLAGS_BY_CONTENT | (BATCH_FLAGS if other_ranks else set())
+    unseen = free_flags() | FLAGS_BY_CONTENT | (BATCH_FLAGS if other_ranks else set())
     then, now = manifest["flags"], json.loads(json.dumps(flags))
     then, now = ({f"--{n}": v for n, v in part.items() if n not in unseen} for part in (then, now))
     then, now = then | manifest["facts"], now | json.loads(json.dumps(facts))

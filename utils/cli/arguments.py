@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from utils.cli import config_file
+from utils.cli.free_flags import add_free
 from utils.cli.types import (
     adam_beta,
     fraction,
@@ -126,7 +127,8 @@ def add_data_arguments(parser: argparse.ArgumentParser, what: str, required: boo
         default="error",
         help="a prompt longer than allowed: stop and name it, or drop and count it",
     )
-    group.add_argument(
+    add_free(
+        group,
         "--unfit",
         choices=("error", "drop"),
         default="error",
@@ -138,12 +140,10 @@ def add_data_arguments(parser: argparse.ArgumentParser, what: str, required: boo
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     """What model folders of others may do; `utils.models.configs.allow` grants it."""
     group = parser.add_argument_group("models from others")
-    group.add_argument(
-        "--trust_remote_code", action="store_true", help="run program code that a model folder brings along"
+    add_free(
+        group, "--trust_remote_code", action="store_true", help="run program code that a model folder brings along"
     )
-    group.add_argument(
-        "--allow_pickle", action="store_true", help="read pickled weights (.bin) too, not only safetensors"
-    )
+    add_free(group, "--allow_pickle", action="store_true", help="read pickled weights (.bin) too, not only safetensors")
     group.add_argument(
         "--attn_implementation",
         metavar="NAME",
@@ -165,9 +165,7 @@ def add_supervised_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max_length", type=positive_int, default=512, help="tokens of prompt and response together")
     group.add_argument("--num_train_epochs", type=positive_int, default=1, help="passes over the data")
     group.add_argument("--per_device_train_batch_size", type=positive_int, default=16, help="sequences a rank and step")
-    group.add_argument(
-        "--per_device_eval_batch_size", type=positive_int, default=32, help="sequences a rank, evaluation"
-    )
+    add_free(group, "--per_device_eval_batch_size", type=positive_int, default=32, help="sequences a rank, evaluation")
     group.add_argument(
         "--gradient_accumulation_steps", type=positive_int, default=1, help="micro-batches an optimizer step"
     )
@@ -196,36 +194,40 @@ def add_optimization_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max_grad_norm", type=non_negative_float, default=1.0, help="gradient clipping; 0 switches it off"
     )
-    group.add_argument("--gradient_checkpointing", action="store_true", help="recompute activations to save memory")
+    add_free(group, "--gradient_checkpointing", action="store_true", help="recompute activations to save memory")
     group.add_argument("--seed", type=seed, default=42, help="seed of everything random")
-    group.add_argument("--output_dir", required=True, help="where the result goes")
-    group.add_argument("--print_interval", type=positive_int, default=10, help="steps between progress lines")
+    add_free(group, "--output_dir", required=True, help="where the result goes")
+    add_free(group, "--print_interval", type=positive_int, default=10, help="steps between progress lines")
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser, interval: int, unit: str) -> None:
     """How a run is kept from losing work; `interval` is in the stage's `unit` of progress."""
     group = parser.add_argument_group("checkpoints and failures")
-    group.add_argument(
+    add_free(
+        group,
         "--checkpoint_interval",
         type=non_negative_int,
         default=interval,
         help=f"{unit} between checkpoints in <output_dir>/checkpoints, from which the same command goes on; 0: none",
     )
-    group.add_argument("--checkpoints_kept", type=positive_int, default=2, help="newest checkpoints that are kept")
-    group.add_argument("--keep_checkpoints", action="store_true", help="keep them when the run is finished, too")
-    group.add_argument("--fresh", action="store_true", help="start over, whatever checkpoints there are")
-    group.add_argument(
+    add_free(group, "--checkpoints_kept", type=positive_int, default=2, help="newest checkpoints that are kept")
+    add_free(group, "--keep_checkpoints", action="store_true", help="keep them when the run is finished, too")
+    add_free(group, "--fresh", action="store_true", help="start over, whatever checkpoints there are")
+    add_free(
+        group,
         "--allow_changed_flags",
         action="store_true",
         help="go on from a checkpoint although flags, data or models that change the result are others now",
     )
-    group.add_argument(
+    add_free(
+        group,
         "--max_skipped_steps",
         type=positive_int,
         default=20,
         help="optimizer steps in a row that may be skipped because something is not finite, before the run stops",
     )
-    group.add_argument(
+    add_free(
+        group,
         "--rank_timeout",
         type=seconds,
         default=600.0,
@@ -238,49 +240,49 @@ def add_deepspeed_arguments(parser: argparse.ArgumentParser) -> None:
     """How the models lie on the devices; what has these flags runs on several ranks."""
     expect_ranks()
     group = parser.add_argument_group("DeepSpeed")
-    group.add_argument(
-        "--zero_stage", type=int, choices=(0, 1, 2, 3), default=0, help="ZeRO stage: what is partitioned"
-    )
-    group.add_argument(
-        "--offload", action="store_true", help="keep optimizer states (and ZeRO-3 parameters) on the CPU"
-    )
+    add_free(group, "--zero_stage", type=int, choices=(0, 1, 2, 3), default=0, help="ZeRO stage: what is partitioned")
+    add_free(group, "--offload", action="store_true", help="keep optimizer states (and ZeRO-3 parameters) on the CPU")
     group.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="precision of the models")
-    group.add_argument("--local_rank", type=int, default=-1, help="set by the deepspeed launcher")
+    add_free(group, "--local_rank", type=int, default=-1, help="set by the deepspeed launcher")
 
 
 def add_dry_run_arguments(parser: argparse.ArgumentParser) -> None:
     """A look at a run before it: see `utils.memory.dry_run`."""
     group = parser.add_argument_group("dry run")
-    group.add_argument(
+    add_free(
+        group,
         "--dry_run",
         action="store_true",
         help="check everything that can be checked without weights, print models, batches and the memory plan, and end;"
         " nothing is written, no GPU is needed; exit code 0: it can start, 1: it does not fit in memory, 2: bad input,"
         " every mistake in a line",
     )
-    group.add_argument(
-        "--plan_ranks", type=positive_int, metavar="N", help="dry run: ranks to plan for (those of this command)"
+    add_free(
+        group, "--plan_ranks", type=positive_int, metavar="N", help="dry run: ranks to plan for (those of this command)"
     )
-    group.add_argument(
+    add_free(
+        group,
         "--plan_devices",
         type=positive_int,
         metavar="N",
         help="dry run: devices there will be (GPUs of this machine; without one, as many as ranks)",
     )
-    group.add_argument(
+    add_free(
+        group,
         "--plan_memory",
         type=positive_float,
         metavar="GIB",
         help="dry run: memory of a GPU to plan for (this machine's GPU; without one, plans for its CPU)",
     )
-    group.add_argument(
+    add_free(
+        group,
         "--plan_host_memory",
         type=positive_float,
         metavar="GIB",
         help="dry run: memory of a machine itself (this machine's; with --plan_memory, not known and not checked)",
     )
-    group.add_argument(
-        "--plan_machines", type=positive_int, metavar="N", help="dry run: machines that share the ranks (1)"
+    add_free(
+        group, "--plan_machines", type=positive_int, metavar="N", help="dry run: machines that share the ranks (1)"
     )
 
 

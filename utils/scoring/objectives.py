@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from utils.cli.free_flags import add_free
 from utils.cli.plugins import function_fingerprint
 from utils.cli.types import named_value, non_negative_int, seconds
 from utils.models.configs import load_config
@@ -154,14 +155,16 @@ def add_score_arguments(parser: argparse._ActionsContainer) -> None:
             metavar="NAME=LABEL" if choice == "label" else "NAME=FILE",
             help=what,
         )
-    parser.add_argument(
+    add_free(
+        parser,
         "--reward_retries",
         type=non_negative_int,
         default=3,
         metavar="N",
         help="times that a function which raises an exception is called again, before the run ends",
     )
-    parser.add_argument(
+    add_free(
+        parser,
         "--reward_retry_wait",
         type=seconds,
         default=1.0,
