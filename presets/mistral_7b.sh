@@ -40,7 +40,15 @@ refuse_both TRAIN_SFT ACTOR_MODEL
 refuse_both TRAIN_REWARD REWARD_MODEL
 refuse_both TRAIN_REWARD COST_MODEL
 if ! $TRAIN_SFT; then ACTOR_MODEL=${ACTOR_MODEL:-$READY_POLICY}; fi
-if ! $TRAIN_REWARD; then REWARD_MODEL=${REWARD_MODEL:-$READY_REWARD} COST_MODEL=${COST_MODEL:-$READY_COST}; fi
+source presets/objectives.sh
+ready_model() { # score model $1 is $3 where neither variable $2 nor its own says otherwise
+    local own=MODEL_${1#*/}
+    if [[ " $OBJECTIVES " == *" $1 "* ]] && [ -z "${!2:-}" ]; then printf -v "$own" %s "${!own:-$3}"; fi
+}
+if ! $TRAIN_REWARD; then # of other objectives there is none
+    ready_model reward/helpfulness REWARD_MODEL $READY_REWARD
+    ready_model cost/harmlessness COST_MODEL $READY_COST
+fi
 export BASE_MODEL=${BASE_MODEL:-mistralai/Mistral-7B-v0.1@26bca36bde8333b5d7f72e9ed20ccda6a618af24}
 export TOKENIZER=${TOKENIZER:-$READY_POLICY} # the base model's, with a chat template
 export SFT_DATA=${SFT_DATA:-HuggingFaceH4/ultrachat_200k@train_sft@$ULTRACHAT_COMMIT}
