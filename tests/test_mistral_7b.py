@@ -161,7 +161,7 @@ SHELL_BAD = {
     "more ranks than devices": ({"GPUS": "4"}, "RANKS=8: more ranks than GPUs (4) on a machine"),
     "a model that is trained": ({"TRAIN_SFT": "1"}, "ACTOR_MODEL: TRAIN_SFT trains that model; give one of the two"),
     "no GPU number": ({"GPUS": "many"}, "GPUS=many: not a whole number from 0 on"),
-    "an objective without a ready model": ({"OBJECTIVES": "reward/wit", "REWARD_MODEL": ""}, "MODEL_wit names no model"),
+    "no ready model": ({"OBJECTIVES": "reward/wit", "REWARD_MODEL": "", "RUNS": "mgda"}, "MODEL_wit names no model"),
 }
 
 
