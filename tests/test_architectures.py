@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 DOCS = ROOT / "docs/models.md"
 SWEPT = [row for row in ARCHITECTURES if row.close_to is None or os.environ.get("UPDATE_DOCS")]
 ALWAYS = [row for row in SWEPT if row.name in (
-    "gpt2", "opt_projected", "bloom", "mistral", "qwen3", "gemma3_vision", "deepseek_v3",
+    "gpt2", "bloom", "mistral", "gemma3_vision", "deepseek_v3",
 )]  # fmt: skip
 QUESTIONS = ["How do I make a pie?", "Why?", "Tell me how to fix my old lamp.", "Grow a tulip?"]
 ANSWERS = ["Add water to the pie.", "No.", "Switch off the lamp.", "Put it in soil."]

@@ -439,8 +439,7 @@ def run_layouts(library: Library, jobs: list[tuple[Problem, Layout]], ranks: int
 
 @pytest.mark.parametrize(("stage", "ranks", "dtype"), cases(
     itertools.product(STAGES, (1, 2, 3), DTYPE_NAMES),
-    always=[(0, 1, "bf16"), (0, 2, "fp32"), (1, 1, "fp32"), (2, 2, "fp32"), (2, 3, "bf16"), (3, 1, "bf16"),
-            (3, 2, "fp32")],
+    always=[(0, 2, "fp32"), (1, 1, "fp32"), (2, 3, "bf16"), (3, 2, "fp32")],
 ))  # fmt: skip
 def test_scopes_and_accumulation(library: Library, stage: int, ranks: int, dtype: str) -> None:
     layouts = [Layout(stage, 1), Layout(stage, 2, as_large=True), Layout(stage, 4)]
@@ -449,7 +448,7 @@ def test_scopes_and_accumulation(library: Library, stage: int, ranks: int, dtype
 
 @pytest.mark.parametrize(("stage", "ranks", "dtype"), cases(
     [(stage, *further) for stage in STAGES for further in ((3, "fp32"), (2, "bf16"))],
-    always=[(1, 2, "bf16"), (2, 3, "fp32"), (3, 2, "bf16")],
+    always=[(2, 3, "fp32"), (3, 2, "bf16")],
 ))  # fmt: skip
 def test_objectives_and_flags(library: Library, stage: int, ranks: int, dtype: str) -> None:
     """Any number of objectives, tied embeddings, coefficients a micro-batch, clipping, checkpointing, offload."""
@@ -620,7 +619,7 @@ def check_skips(library: Library, jobs: list[tuple[Problem, Layout]]) -> None:
 
 
 @pytest.mark.parametrize(("stage", "dtype"), cases(
-    itertools.product(STAGES, DTYPE_NAMES), always=[(2, "fp32"), (3, "bf16")]
+    itertools.product(STAGES, DTYPE_NAMES), always=[(3, "bf16")]
 ))  # fmt: skip
 def test_a_nan_on_one_rank_skips_the_step_on_all(library: Library, stage: int, dtype: str) -> None:
     jobs = [

@@ -14,6 +14,7 @@ from eval.results.methods import read_methods, use_methods
 from eval.results.runs import find_fronts, load_runs, parse_run_name, sort_names
 from step3_gapo.arguments import check_algorithm_options, parse_args
 from step3_gapo.needs import method_of
+from tests.cases import cases
 from tests.evaluations import make_run, noisy_run, write_runs
 from utils.combining.algorithm import build, options_of
 from utils.process.errors import UserError
@@ -196,7 +197,7 @@ BAD_ROWS = {
 }
 
 
-@pytest.mark.parametrize("case", BAD_ROWS)
+@pytest.mark.parametrize("case", cases(BAD_ROWS, always=["eight columns", "a name that is taken", "no marker"]))
 def test_what_is_no_row_is_refused_in_one_line(tmp_path: Path, case: str) -> None:
     row, line = BAD_ROWS[case]
     (tmp_path / "my.txt").write_text(row + "\n")

@@ -11,6 +11,7 @@ import torch
 from scipy.optimize import minimize
 from torchjd.aggregation import MGDAWeighting
 
+from tests.cases import beyond
 from utils.gradients.multi_objective import (
     cosine_matrix,
     gapo_coefficients,
@@ -143,7 +144,7 @@ def optimality_residual(alpha: torch.Tensor, gram: torch.Tensor, scale: torch.Te
     return (violation / (size + alpha @ size if scale is None else scale)).max().item()
 
 
-@pytest.mark.parametrize("spread", [0.0, 3.0, 6.0, 30.0])
+@pytest.mark.parametrize("spread", [beyond(0.0), 3.0, beyond(6.0), 30.0])
 def test_the_optimality_conditions_hold_at_every_scale(spread: float) -> None:
     """4 × 10 sizes × 10 kinds × 30 = 12,000 matrices.
 
@@ -219,7 +220,7 @@ def test_the_shortest_vector_is_that_of_exact_arithmetic(m: int, features: int) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("m", [3, 6])
+@pytest.mark.parametrize("m", [3, beyond(6)])
 def test_no_longer_than_what_frank_wolfe_approaches(m: int) -> None:
     """torchjd's MGDA: after 10,000 steps its squared length is still up to 4e-4 longer than the shortest."""
     approach = MGDAWeighting(epsilon=1e-6, max_iters=10000)

@@ -68,7 +68,7 @@ def check_finished(output: Path, steps: int = 2) -> None:
 # --- the launcher
 
 
-@pytest.mark.parametrize("ranks", cases([1, 2, 3], always=[1, 2]))
+@pytest.mark.parametrize("ranks", cases([1, 2, 3], always=[2]))
 def test_all_zero_stages_end_in_the_same_weights_and_metrics(workshop: Workshop, ranks: int) -> None:
     reference = workshop.step3(f"zero0_{ranks}", ranks=ranks, zero_stage=0)
     check_finished(reference)
@@ -110,8 +110,8 @@ ACCUMULATED = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 
 
 
 @pytest.mark.parametrize(("ranks", "changes"), [
-    (2, {"zero_stage": 0, **ACCUMULATED}), beyond((2, {"zero_stage": 2})), (2, {"zero_stage": 3, **ACCUMULATED}),
-    beyond((3, {"zero_stage": 3})),
+    beyond((2, {"zero_stage": 0, **ACCUMULATED})), beyond((2, {"zero_stage": 2})),
+    (2, {"zero_stage": 3, **ACCUMULATED}), beyond((3, {"zero_stage": 3})),
 ], ids=str)  # fmt: skip
 def test_steps_are_those_of_plain_torch_on_all_ranks_responses(
     workshop: Workshop, tmp_path: Path, ranks: int, changes: dict
@@ -122,7 +122,7 @@ def test_steps_are_those_of_plain_torch_on_all_ranks_responses(
 
 
 @pytest.mark.parametrize(("stage", "ranks"), cases(
-    itertools.product((0, 1, 2, 3), (1, 2, 3)), always=[(1, 2), (2, 1), (3, 2)]
+    itertools.product((0, 1, 2, 3), (1, 2, 3)), always=[(1, 1), (3, 2)]
 ))  # fmt: skip
 def test_bf16(workshop: Workshop, stage: int, ranks: int) -> None:
     output = workshop.step3("bf16", ranks=ranks, zero_stage=stage, dtype="bf16", gradient_checkpointing=True)
