@@ -8,7 +8,15 @@ from collections.abc import Collection
 from transformers import PreTrainedTokenizerBase
 
 from step3_gapo.advantages import ESTIMATORS
-from step3_gapo.needs import METHODS, critics_start_from_scores, estimator_of, method_named, method_of, step_sizes
+from step3_gapo.needs import (
+    METHODS,
+    critics_start_from_scores,
+    estimator_of,
+    kl_in,
+    method_named,
+    method_of,
+    step_sizes,
+)
 from step3_gapo.policy_losses import DEFAULT as DEFAULT_LOSS
 from step3_gapo.policy_losses import POLICY_LOSSES
 from utils.cli.arguments import (
@@ -332,6 +340,13 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep reference, reward and cost models in the host's memory but while they score",
     )
+    add_free(
+        group,
+        "--keep_graphs",
+        action="store_true",
+        help="where a rollout is one micro-batch of one optimizer step: the update goes on from the rollout's passes of"
+        " policy and critics, for the memory of all their activations at once",
+    )
 
 
 def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
@@ -461,6 +476,7 @@ def algorithm_of(
         problems.add("--monitor: no objective is left to optimize")
     check_algorithm_options(args, problems)
     check_estimator(args, problems)
+    check_kept_graphs(args, problems)
     if not optimized:
         return None
     method, names = method_of(args), [objective.name for objective in optimized]
@@ -512,6 +528,24 @@ def check_estimator(args: argparse.Namespace, problems: Problems = AT_ONCE) -> N
         problems.add(f"--group_without_std: --advantage {estimator.name} divides by none")
     if args.critic == "shared" and not estimator.learns_values:
         problems.add(f"--critic shared: --advantage {estimator.name} has no critics")
+
+
+def check_kept_graphs(args: argparse.Namespace, problems: Problems = AT_ONCE) -> None:
+    """Problems: `--keep_graphs` where passes of the rollout cannot serve the update."""
+    if not args.keep_graphs:
+        return
+    rollout, _ = step_sizes(args)
+    needed = {"per_device_train_batch_size": rollout, "gradient_accumulation_steps": 1, "ppo_epochs": 1}
+    needed |= {"micro_batch_tokens": 0}
+    others = [f"--{name} {value}" for name, value in needed.items() if getattr(args, name) != value]
+    if others:
+        problems.add(f"--keep_graphs: a rollout is to be one micro-batch of one step: {', '.join(others)}")
+    if args.gram_fraction is not None:
+        problems.add("--keep_graphs: --gram_fraction makes two micro-batches of a step")
+    if args.zero_stage == 3:
+        problems.add("--keep_graphs: --zero_stage 3 takes the weights away from a graph that waits")
+    if kl_in(args) == "loss" and not estimator_of(args).learns_values:
+        problems.add("--keep_graphs: there is none: no critics, and with the KL in the loss no pass of the policy")
 
 
 def check_batch_sizes(args: argparse.Namespace) -> int:

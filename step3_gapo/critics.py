@@ -102,6 +102,13 @@ def critic_groups(args: argparse.Namespace, names: list[str]) -> list[list[str]]
     return [[name] for name in names]
 
 
+def values_before_actions(
+    critic: Critic, input_ids: torch.Tensor, attention_mask: torch.Tensor, time: int
+) -> torch.Tensor:
+    """Values of the states before the last `time` tokens: [rows, prompt + time] ids and mask -> [rows, time, heads]."""
+    return critic.engine(input_ids, attention_mask, input_ids.shape[1] - time)[:, -time - 1 : -1]
+
+
 def zero_head(features: int, heads: int, dtype: torch.dtype) -> nn.Linear:
     """A value head that starts at 0 everywhere."""
     head = nn.Linear(features, heads, dtype=dtype)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from utils.policy.forward import PolicyOutput
 from utils.policy.sampled import columns_in_use, micro_batch_rows, sorts_by_length
 from utils.process.distributed import all_reduce_sum
 
@@ -22,6 +23,19 @@ def role(called: str | None = None, over_time: bool = True, **default: Any) -> A
         over_time: whether its second dimension is the response's time.
     """
     return field(metadata={"called": called, "over_time": over_time}, **default)
+
+
+@dataclass
+class Graphs:
+    """Passes of a whole rollout with what their backward passes need (`--keep_graphs`).
+
+    Attributes:
+        policy: output of the policy's pass.
+        values: [batch, time, heads] float32 of every critic, in their order.
+    """
+
+    policy: PolicyOutput
+    values: list[torch.Tensor]
 
 
 @dataclass
@@ -44,6 +58,7 @@ class Experience:
         counted: name -> [batch] float32, 1 where a response counts in that loss, because its objective has judged it.
         hidden: [batch, time, features], the input of the output head when the log-probabilities were computed, where
             an update has use for it.
+        graphs: of a rollout that is one micro-batch, where the update goes on from them.
     """
 
     input_ids: torch.Tensor
@@ -59,6 +74,7 @@ class Experience:
     returns: NamedTensors = role("a return", default_factory=dict)
     counted: NamedTensors = field(default_factory=dict)
     hidden: torch.Tensor | None = role(default=None)
+    graphs: Graphs | None = None
 
     @property
     def actions(self) -> torch.Tensor:

@@ -318,6 +318,9 @@ def prompt_batches(prompts: list[Encoded], args: argparse.Namespace) -> Iterator
 
 def optimizer_batches(experience: Experience, args: argparse.Namespace) -> Iterator[StepBatches]:
     """The micro-batches of one optimizer step after another, `--ppo_epochs` times through the experience."""
+    if args.keep_graphs:  # of the whole rollout, which is one micro-batch
+        yield StepBatches([experience])
+        return
     _, size = step_sizes(args)
     compared = share_of(args.gram_fraction or 1.0, size)  # of the step's responses, the same number on every rank
     for _ in range(args.ppo_epochs):

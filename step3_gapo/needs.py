@@ -92,5 +92,7 @@ def step_sizes(args: argparse.Namespace) -> tuple[int, int]:
 def update_tells_log_probs(args: argparse.Namespace, needs: Needs) -> bool:
     """Whether the log-probabilities of what was sampled come from the update's own forward pass: where nothing asks for
     them before, the policy is still the same in all of the update, and no other pass would take its place."""
+    if args.keep_graphs:  # there is a pass before, with which the update goes on
+        return False
     rollout, step = step_sizes(args)
     return kl_in(args) == "loss" and rollout == step and args.ppo_epochs == 1 and not looks_before(args, needs)

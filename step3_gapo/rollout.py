@@ -3,13 +3,14 @@
 import argparse
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from step3_gapo import ppo
-from step3_gapo.critics import Critic
-from step3_gapo.experience import Experience, NamedTensors
+from step3_gapo.critics import Critic, values_before_actions
+from step3_gapo.experience import Experience, Graphs, NamedTensors
 from step3_gapo.needs import Needs, estimator_of, kl_in, update_tells_log_probs
 from step3_gapo.rlhf_engine import RLHFEngine
 from utils.combining.algorithm import Algorithm, ScoreLevel, checked
@@ -48,9 +49,7 @@ def make_rollout(engine: RLHFEngine, prompts: list[Encoded], algorithm: Algorith
         sampled = sample_responses(generate, prompts, engine.tokenizer, size, copies)
     generated = time.monotonic()
     beat("scoring")
-    log_probs = hidden = None
-    if not update_tells_log_probs(args, engine.needs):
-        log_probs, hidden = actor_log_probs(engine.actor, sampled, engine.needs, args)
+    log_probs, hidden, values, graphs = passes_of_trained(engine, sampled, args)
     scored = score_responses(engine.scorers, sampled, args)
     experience = Experience(
         sampled.input_ids,
@@ -61,8 +60,9 @@ def make_rollout(engine: RLHFEngine, prompts: list[Encoded], algorithm: Algorith
         ref_log_probs=ref_log_probs(engine.reference, sampled, args),
         scores={o.name: scored[o.name].values for o in engine.objectives},
         judged={o.name: scored[o.name].judged for o in engine.objectives},
-        values=values_of_states(engine, sampled, args),
+        values=values,
         hidden=hidden,
+        graphs=graphs,
     )
     not_finite = experience.not_finite()
     if not not_finite:
@@ -73,6 +73,29 @@ def make_rollout(engine: RLHFEngine, prompts: list[Encoded], algorithm: Algorith
     truncated = {name: part.truncated for name, part in scored.items() if part.truncated is not None}
     functions = [objective.name for objective in engine.objectives if objective.is_function]
     return Rollout(experience, sampled.prompts, sampled.responses, truncated, functions, not_finite, *seconds)
+
+
+def passes_of_trained(
+    engine: RLHFEngine, sampled: Sampled, args: argparse.Namespace
+) -> tuple[torch.Tensor | None, torch.Tensor | None, NamedTensors, Graphs | None]:
+    """`Experience.log_probs`, `hidden`, `values` and `graphs`: what the models say that are trained."""
+    if args.keep_graphs:
+        graphs = passes_with_graphs(engine, sampled)
+        outputs = [values.detach() for values in graphs.values]
+        log_probs = graphs.policy.log_probs.detach() * sampled.mask
+        return log_probs, None, by_head(engine.critics, outputs, sampled), graphs
+    log_probs = hidden = None
+    if not update_tells_log_probs(args, engine.needs):
+        log_probs, hidden = actor_log_probs(engine.actor, sampled, engine.needs, args)
+    return log_probs, hidden, values_of_states(engine, sampled, args), None
+
+
+def passes_with_graphs(engine: RLHFEngine, sampled: Sampled) -> Graphs:
+    """Of policy and critics over the whole rollout."""
+    inputs = sampled.input_ids, sampled.attention_mask, sampled.mask.shape[1]
+    with torch.enable_grad():
+        values = [values_before_actions(critic, *inputs) for critic in engine.critics]
+        return Graphs(engine.actor.forward(*inputs), values)
 
 
 @torch.no_grad()
@@ -107,15 +130,17 @@ def ref_log_probs(reference: PolicyForward, sampled: Sampled, args: argparse.Nam
 @torch.no_grad()
 def values_of_states(engine: RLHFEngine, sampled: Sampled, args: argparse.Namespace) -> NamedTensors:
     """Every critic's value of the state before each action: name -> [batch, time]."""
-    values: NamedTensors = {}
-    for critic in engine.critics:
+    outputs = [by_micro_batch(partial(values_before_actions, critic), sampled, args) for critic in engine.critics]
+    return by_head(engine.critics, outputs, sampled)
 
-        def run(ids: torch.Tensor, attention: torch.Tensor, time: int, critic: Critic = critic) -> torch.Tensor:
-            return critic.engine(ids, attention, ids.shape[1] - time)[:, -time - 1 : -1]
 
-        outputs = by_micro_batch(run, sampled, args)  # [batch, time, heads]
-        values |= {name: outputs[..., head] * sampled.mask for head, name in enumerate(critic.names)}
-    return values
+def by_head(critics: list[Critic], outputs: list[torch.Tensor], sampled: Sampled) -> NamedTensors:
+    """Values by name, [batch, time], from [batch, time, heads] of each critic."""
+    return {
+        name: output[..., head] * sampled.mask
+        for critic, output in zip(critics, outputs, strict=True)
+        for head, name in enumerate(critic.names)
+    }
 
 
 def add_advantages(

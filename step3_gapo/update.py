@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from step3_gapo import ppo
-from step3_gapo.critics import Critic
+from step3_gapo.critics import Critic, values_before_actions
 from step3_gapo.experience import Experience
 from step3_gapo.needs import Needs, kl_in
 from step3_gapo.policy_losses import DEFAULT, POLICY_LOSSES
@@ -172,7 +172,7 @@ class ActorUpdate:
 
     def forward(self, step: ObjectiveStep, batch: Experience, graph: bool = True) -> PolicyOutput:
         """A pass of the policy, which tells what was sampled with, where that is still the same and nobody knows."""
-        output = step.forward(batch, graph)
+        output = batch.graphs.policy if batch.graphs else step.forward(batch, graph)
         if batch.log_probs is None:
             batch.log_probs = output.log_probs.detach() * batch.mask
         return output
@@ -387,8 +387,9 @@ def optimizer_step(
         actor_update.go_back(state)
         return {}, actor_update.not_finite
     engines = {POLICY_GRADIENT: actor_update.actor.engine}
-    for critic in critics:
-        scalars |= accumulate_critic_gradient(critic, batches.all, args)
+    for number, critic in enumerate(critics):
+        kept = [batch.graphs.values[number] for batch in batches.all if batch.graphs]
+        scalars |= accumulate_critic_gradient(critic, batches.all, kept, args)
         engines[f"the gradient of the critic of {', '.join(critic.names)}"] = critic.engine
     norms, not_finite = step_if_finite(engines)
     if not_finite:
@@ -399,18 +400,22 @@ def optimizer_step(
     return scalars | {"gradient/step_norm": norms[POLICY_GRADIENT]}, None
 
 
-def accumulate_critic_gradient(critic: Critic, batches: list[Experience], args: argparse.Namespace) -> Scalars:
+def accumulate_critic_gradient(
+    critic: Critic, batches: list[Experience], kept: list[torch.Tensor], args: argparse.Namespace
+) -> Scalars:
     """Leave the gradient of one optimizer step on this rank's micro-batches in a critic's engine.
+
+    Args:
+        kept: its values of each micro-batch, with their graphs, where the rollout has kept them; else none.
 
     Returns:
         Its losses, one an objective.
     """
     actions = count_units(batches, critic.names)
     totals = torch.zeros(len(critic.names), device=batches[0].mask.device)
-    for batch in batches:
-        time = batch.mask.shape[1]
-        values = critic.engine(batch.input_ids, batch.attention_mask, batch.input_ids.shape[1] - time)
-        values = values[:, -time - 1 : -1]
+    for number, batch in enumerate(batches):
+        inputs = batch.input_ids, batch.attention_mask, batch.mask.shape[1]
+        values = kept[number] if kept else values_before_actions(critic, *inputs)
         units = batch.units(critic.names)
         losses = torch.stack(
             [

@@ -417,6 +417,20 @@ def test_flags_that_save_memory_lower_the_plan_of_every_phase(change: dict[str, 
     assert all(after < total for after, total in zip(totals(args, models), before, strict=True))
 
 
+def test_kept_graphs_are_there_until_their_backward_passes() -> None:
+    """Of the policy and two critics; what others keep in memory meanwhile does not change."""
+    models, args = seven_b()
+    before = list(phases_of(models, args, around(1, on_gpu=True)))
+    args.keep_graphs, rows = True, args.per_device_train_batch_size
+    memory = Memory(models, args, around(1, on_gpu=True))
+    critic = memory.activations(models[1], rows)
+    policy = critic + memory.logits(models[0], rows * memory.around.longest[1], 1)
+    after = {phase.name: phase.ledger[DEVICE, "kept graphs"] for phase in phases_of(models, args, memory.around)}
+    assert after["scoring"] == policy + 2 * critic and after["policy update"] == 2 * critic
+    assert after["critic update"] in (0, critic) and after["generation"] == after["optimizer step"] == 0
+    assert all(phase.ledger[DEVICE, "kept graphs"] == 0 for phase in before)
+
+
 def test_parked_models_move_to_the_host() -> None:
     models, args = seven_b(park_frozen_models=True)
     phases = phases_of(models, args, around(1, on_gpu=True))

@@ -25,7 +25,8 @@ from utils.process.distributed import device, init_distributed, seed_everything
 
 OBJECTIVES, RATE = 2, "rate"
 GAPO = {"algorithm": "gapo", "gradient_scope": "last_layer"}
-ALGORITHMS = {"gapo": GAPO, "morlhf": {}, "gapo_group": GAPO | {"advantage": "group"}}
+KEPT = {"keep_graphs": True}
+ALGORITHMS = {"gapo": GAPO | KEPT, "morlhf": KEPT, "gapo_group": GAPO | {"advantage": "group"}}
 SIDE, REPEATS = 1024, 4  # of the product that the machine's matrix rate is measured by
 
 

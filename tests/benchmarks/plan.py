@@ -38,6 +38,7 @@ CASES: list[tuple[str, str, int, dict[str, Any]]] = [
     ("50m", STEP3, 1, {"zero_stage": 2, "critic": "shared", "gradient_scope": "full"}),
     ("50m", STEP3, 1, {"critic": "shared", **MANY}),
     ("50m", STEP3, 1, {"critic": "shared", "gradient_checkpointing": True, **MANY}),
+    ("50m", STEP3, 1, {"critic": "shared", "keep_graphs": True, **MANY}),
     ("50m", STEP3, 1, {"zero_stage": 2, "offload": True, "critic": "shared"}),
     ("50m", STEP3, 1, {"lora_dim": 8}),
     ("50m", STEP3, 2, {"lora_dim": 8, "zero_stage": 3}),

@@ -35,6 +35,7 @@ def remedies(
     """
     stages = [stage for stage in (1, 2, 3) if stage > args.zero_stage and around.ranks > 1]
     candidates: list[Changes] = [
+        {"keep_graphs": False},
         *([{"zero_stage": 0}] if around.ranks == 1 and not args.offload else []),  # shares nothing, copies and gathers
         {"logits_chunk_size": CHUNK},
         *smaller_batches("per_device_prompt_batch_size", "generation_batches", args),

@@ -123,10 +123,23 @@ def kept_states(memory: Memory) -> Ledger:
     return Ledger({(DEVICE, "kept head inputs"): tokens * policy.shape.hidden * memory.width})
 
 
-def scoring_moments(memory: Memory) -> Iterator[Ledger]:
+def kept_graphs(memory: Memory, models: list[PlannedModel]) -> Ledger:
+    """What these models' passes in the rollout leave for the update (`--keep_graphs`)."""
+    if not memory.args.keep_graphs:
+        return Ledger()
     rows = memory.rows()
+    size = sum(memory.activations(model, rows) for model in models)
+    if any(model.use == "policy" for model in models):
+        size += memory.logits(memory.models[0], rows * memory.around.longest[1], 1)
+    return Ledger({(DEVICE, "kept graphs"): size})
+
+
+def scoring_moments(memory: Memory) -> Iterator[Ledger]:
+    """Policy and critics first; what is kept of them stays while the others score."""
+    rows = memory.rows()
+    kept = kept_graphs(memory, memory.in_turn)
     for model in memory.models:
-        now = memory.visitor(model)
+        now = memory.visitor(model) + (Ledger() if model.trained else kept)
         now[DEVICE, "activations"] = memory.working(model, rows * sum(memory.around.longest))
         if model.use in ("policy", "reference"):
             now[DEVICE, "logits"] = memory.logits(model, rows * memory.around.longest[1], 1)
@@ -136,6 +149,7 @@ def scoring_moments(memory: Memory) -> Iterator[Ledger]:
 def policy_moments(memory: Memory) -> Iterator[Ledger]:
     """The objectives' gradients are compared; a backward pass of their combination."""
     base = memory.resident() + memory.visitor(memory.models[0]) + kept_states(memory)
+    base += kept_graphs(memory, memory.in_turn[1:])
     if memory.args.gradient_scope == "full":
         yield from full_comparison(memory, base)
         return
@@ -204,8 +218,9 @@ def objectives_gradients(memory: Memory) -> Ledger:
 def critic_moments(memory: Memory) -> Iterator[Ledger]:
     """Every critic's backward pass begins, and ends; the gradients before it stay."""
     there, rows = memory.gradient(memory.models[0]), max(memory.compared_rows(), memory.other_rows())
-    for critic in memory.in_turn[1:]:
+    for number, critic in enumerate(memory.in_turn[1:], start=1):
         base = memory.resident() + memory.visitor(critic) + kept_states(memory)
+        base += kept_graphs(memory, memory.in_turn[number + 1 :])
         own = memory.gradient(critic)
         begins, ends = Ledger(base), Ledger(base)
         begins[DEVICE, "activations"] += memory.activations(critic, rows)
