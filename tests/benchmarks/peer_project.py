@@ -64,8 +64,9 @@ class ProjectSteps:
         update, engine = self.updates[algorithm], copy.copy(self.engine)
         engine.needs = update.needs
         engine.critics = [critic for critic in self.engine.critics if update.needs.critics]
-        start = time.perf_counter()
+        self.updating, start = False, time.perf_counter()
         rollout = make_rollout(engine, self.prompts, update.algorithm, update.args)
+        self.updating = True
         for _, not_finite in optimizer_steps(rollout, update, engine.critics, update.args):
             assert not_finite is None, not_finite
         step = time.perf_counter() - start
@@ -76,15 +77,17 @@ class ProjectSteps:
     def count_flops(self, algorithm: str) -> dict[str, float]:
         """Floating-point operations of the phases of one step: {"flops/generation": ..., ...}.
 
-        Of linear maps alone, padding included: 2·n·tokens for a forward pass through n weights, 6·n·tokens for one
-        with its backward pass. Attention, softmax, and what a method does beside (the Gram matrix) do not count.
+        Of linear maps alone, padding included: 2·n·tokens for a forward pass through n weights, and 4·n·tokens for its
+        backward pass, which belongs to the update wherever the forward pass was made. Attention, softmax, and what a
+        method does beside (the Gram matrix) do not count.
         """
         flops: Counter[str] = Counter()
 
         def count(module: nn.Linear, inputs: tuple[torch.Tensor], _: torch.Tensor, generates: bool) -> None:
-            phase = "generation" if generates else "update" if torch.is_grad_enabled() else "scoring"
-            tokens = inputs[0].numel() // module.in_features
-            flops[f"flops/{phase}"] += (6 if phase == "update" else 2) * module.weight.numel() * tokens
+            products = 2 * module.weight.numel() * (inputs[0].numel() // module.in_features)
+            phase = "generation" if generates else "update" if self.updating else "scoring"
+            flops[f"flops/{phase}"] += products
+            flops["flops/update"] += 2 * products if torch.is_grad_enabled() else 0
 
         engine = self.engine
         trained = [engine.actor.engine, *(critic.engine for critic in engine.critics)]

@@ -205,9 +205,9 @@ SECTION = Section(
     title="Time of a whole step, over that of TRL's GRPO",
     note=f"Two score models, {GENERATIONS} responses a prompt; GAPO and MORLHF train a critic for each model, GAPO"
     " on group-relative advantages and GRPO have none. With critics, --keep_graphs: a rollout is one micro-batch. The"
-    " same random decoder, prompts of SafeRLHF-mini, score models, responses a step, and a KL term towards the reference"
-    " on all sides; one optimizer step a rollout. Tokens are of the responses. The matrix rate is that of a large product in the same process; only linear maps count,"
-    " 2·n·tokens forward, 6·n·tokens forward and backward.",
+    " same random decoder, prompts of SafeRLHF-mini, score models, responses a step, and a KL term towards the"
+    " reference on all sides; one optimizer step a rollout. Tokens are of the responses. The matrix rate is that of a"
+    " large product in the same process; only linear maps count, 2·n·tokens forward, 4·n·tokens backward.",
     jobs=jobs,
     rows=in_order,
 )
