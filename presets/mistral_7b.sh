@@ -43,7 +43,9 @@ if ! $TRAIN_SFT; then ACTOR_MODEL=${ACTOR_MODEL:-$READY_POLICY}; fi
 source presets/objectives.sh
 ready_model() { # score model $1 is $3 where neither variable $2 nor its own says otherwise
     local own=MODEL_${1#*/}
-    if [[ " $OBJECTIVES " == *" $1 "* ]] && [ -z "${!2:-}" ]; then printf -v "$own" %s "${!own:-$3}"; fi
+    if [[ " $OBJECTIVES " == *" $1 "* ]] && [ -z "${!2:-}${!own:-}" ]; then
+        printf -v "$own" %s "$3" && export SETTLED_MODELS="${SETTLED_MODELS:-} $own"
+    fi
 }
 if ! $TRAIN_REWARD; then # of other objectives there is none
     ready_model reward/helpfulness REWARD_MODEL $READY_REWARD

@@ -27,15 +27,20 @@ def role(called: str | None = None, over_time: bool = True, **default: Any) -> A
 
 @dataclass
 class Graphs:
-    """Passes of a whole rollout with what their backward passes need (`--keep_graphs`).
+    """Passes of a whole rollout with what their backward passes need (`--keep_graphs`); each is taken once.
 
     Attributes:
-        policy: output of the policy's pass.
-        values: [batch, time, heads] float32 of every critic, in their order.
+        policy: output of the policy's pass; None once it is taken.
+        values: [batch, time, heads] float32 of every critic, by the first of its names.
     """
 
-    policy: PolicyOutput
-    values: list[torch.Tensor]
+    policy: PolicyOutput | None
+    values: NamedTensors
+
+    def take_policy(self) -> PolicyOutput:
+        """The policy's output, which nothing else holds from then on."""
+        output, self.policy = self.policy, None
+        return output
 
 
 @dataclass

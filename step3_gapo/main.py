@@ -224,10 +224,11 @@ def optimizer_steps(
     """One optimizer step after another: its metrics; what was not finite, for which it was skipped, if anything."""
     for number, micro_batches in enumerate(optimizer_batches(rollout.experience, args)):
         beat(f"update {number + 1}")
-        if rollout.not_finite:
-            yield {}, rollout.not_finite
-        else:
-            yield optimizer_step(actor_update, critics, micro_batches, number == 0, args)
+        taken = {}, rollout.not_finite
+        if not rollout.not_finite:
+            taken = optimizer_step(actor_update, critics, micro_batches, number == 0, args)
+        rollout.experience.graphs = None  # some are left of a step that was not taken
+        yield taken
 
 
 def facts_of(args: argparse.Namespace, objectives: list[Objective], prompts: list[Encoded]) -> dict[str, str]:
@@ -318,13 +319,13 @@ def prompt_batches(prompts: list[Encoded], args: argparse.Namespace) -> Iterator
 
 def optimizer_batches(experience: Experience, args: argparse.Namespace) -> Iterator[StepBatches]:
     """The micro-batches of one optimizer step after another, `--ppo_epochs` times through the experience."""
-    if args.keep_graphs:  # of the whole rollout, which is one micro-batch
-        yield StepBatches([experience])
-        return
     _, size = step_sizes(args)
     compared = share_of(args.gram_fraction or 1.0, size)  # of the step's responses, the same number on every rank
     for _ in range(args.ppo_epochs):
         rows = torch.randperm(len(experience.mask)).to(experience.mask.device)
+        if experience.graphs:  # of the whole rollout, which is one micro-batch
+            yield StepBatches([experience])
+            return
         for part in rows.split(size):
             yield StepBatches(*(experience.micro_batches(p, args) for p in (part[:compared], part[compared:])))
             experience.hidden = None  # of the policy that sampled; it has moved

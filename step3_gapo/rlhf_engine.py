@@ -51,7 +51,7 @@ class RLHFEngine:
         frozen = make_frozen_engine(reference, args)
         if args.park_frozen_models and not args.lora_dim and args.zero_stage < 3:
             park(frozen.module)
-        shares = shares_prompts(args, reference.config)
+        shares = shares_prompts(args, reference)
         self.reference = PolicyForward(frozen, args.temperature, args.logits_chunk_size, shares)
         self.critics = build_critics(args, needs.critics, critics, total_steps)
         self.actor = Actor(policy, generation, args, total_steps)

@@ -81,7 +81,7 @@ def passes_of_trained(
     """`Experience.log_probs`, `hidden`, `values` and `graphs`: what the models say that are trained."""
     if args.keep_graphs:
         graphs = passes_with_graphs(engine, sampled)
-        outputs = [values.detach() for values in graphs.values]
+        outputs = [graphs.values[critic.names[0]].detach() for critic in engine.critics]
         log_probs = graphs.policy.log_probs.detach() * sampled.mask
         return log_probs, None, by_head(engine.critics, outputs, sampled), graphs
     log_probs = hidden = None
@@ -93,9 +93,8 @@ def passes_of_trained(
 def passes_with_graphs(engine: RLHFEngine, sampled: Sampled) -> Graphs:
     """Of policy and critics over the whole rollout."""
     inputs = sampled.input_ids, sampled.attention_mask, sampled.mask.shape[1]
-    with torch.enable_grad():
-        values = [values_before_actions(critic, *inputs) for critic in engine.critics]
-        return Graphs(engine.actor.forward(*inputs), values)
+    values = {critic.names[0]: values_before_actions(critic, *inputs) for critic in engine.critics}
+    return Graphs(engine.actor.forward(*inputs), values)
 
 
 @torch.no_grad()

@@ -172,7 +172,7 @@ class ActorUpdate:
 
     def forward(self, step: ObjectiveStep, batch: Experience, graph: bool = True) -> PolicyOutput:
         """A pass of the policy, which tells what was sampled with, where that is still the same and nobody knows."""
-        output = batch.graphs.policy if batch.graphs else step.forward(batch, graph)
+        output = batch.graphs.take_policy() if batch.graphs else step.forward(batch, graph)
         if batch.log_probs is None:
             batch.log_probs = output.log_probs.detach() * batch.mask
         return output
@@ -387,9 +387,8 @@ def optimizer_step(
         actor_update.go_back(state)
         return {}, actor_update.not_finite
     engines = {POLICY_GRADIENT: actor_update.actor.engine}
-    for number, critic in enumerate(critics):
-        kept = [batch.graphs.values[number] for batch in batches.all if batch.graphs]
-        scalars |= accumulate_critic_gradient(critic, batches.all, kept, args)
+    for critic in critics:
+        scalars |= accumulate_critic_gradient(critic, batches.all, args)
         engines[f"the gradient of the critic of {', '.join(critic.names)}"] = critic.engine
     norms, not_finite = step_if_finite(engines)
     if not_finite:
@@ -400,22 +399,18 @@ def optimizer_step(
     return scalars | {"gradient/step_norm": norms[POLICY_GRADIENT]}, None
 
 
-def accumulate_critic_gradient(
-    critic: Critic, batches: list[Experience], kept: list[torch.Tensor], args: argparse.Namespace
-) -> Scalars:
+def accumulate_critic_gradient(critic: Critic, batches: list[Experience], args: argparse.Namespace) -> Scalars:
     """Leave the gradient of one optimizer step on this rank's micro-batches in a critic's engine.
-
-    Args:
-        kept: its values of each micro-batch, with their graphs, where the rollout has kept them; else none.
 
     Returns:
         Its losses, one an objective.
     """
     actions = count_units(batches, critic.names)
     totals = torch.zeros(len(critic.names), device=batches[0].mask.device)
-    for number, batch in enumerate(batches):
+    for batch in batches:
         inputs = batch.input_ids, batch.attention_mask, batch.mask.shape[1]
-        values = kept[number] if kept else values_before_actions(critic, *inputs)
+        kept = batch.graphs and batch.graphs.values.pop(critic.names[0])
+        values = values_before_actions(critic, *inputs) if kept is None else kept
         units = batch.units(critic.names)
         losses = torch.stack(
             [

@@ -17,7 +17,8 @@ from tests.benchmarks.synthetic import Load, arguments_of, make_decoder
 from tests.helpers import STEP3, Workshop, flags, run_function, run_script
 from utils.engines.engines import Engine, make_training_engine
 from utils.gradients.zero import gradient_shards, step_if_finite
-from utils.memory.advice import cheapest_fit, excess
+from utils.memory.advice import as_flags, cheapest_fit, excess, remedies
+from utils.memory.dry_run import ITEMS
 from utils.memory.plan import flattened, phases_of, policy_moments
 from utils.memory.sizes import DEVICE, GIB, HOST, Memory, PlannedModel, Shape, Surroundings, shape_of
 from utils.process.distributed import init_distributed
@@ -429,6 +430,26 @@ def test_kept_graphs_are_there_until_their_backward_passes() -> None:
     assert after["scoring"] == policy + 2 * critic and after["policy update"] == 2 * critic
     assert after["critic update"] in (0, critic) and after["generation"] == after["optimizer step"] == 0
     assert all(phase.ledger[DEVICE, "kept graphs"] == 0 for phase in before)
+    shown = {item for phase in phases_of(models, args, memory.around) for _, item in phase.ledger}
+    assert shown <= set(ITEMS), shown - set(ITEMS)
+
+
+def test_advice_beside_kept_graphs_is_not_refused() -> None:
+    models, args = seven_b(keep_graphs=True)
+    changes = remedies(args, around(8, on_gpu=True))
+    assert changes[0] == {"keep_graphs": False} and as_flags(changes[0]) == "no --keep_graphs"
+    assert all(c.get("keep_graphs") is False for c in changes if "per_device_train_batch_size" in c)
+    assert any(c.get("zero_stage") == 3 for c in changes)
+    assert all(c.get("keep_graphs") is False for c in changes if c.get("zero_stage") == 3)
+
+
+def test_a_flag_under_which_prompts_are_not_shared_is_planned_so() -> None:
+    models, args = seven_b(responses_per_prompt=4, per_device_prompt_batch_size=1)
+    memory = Memory(models, args, around(1, shares_prompts=True))
+    rows, (prompt, response) = args.per_device_train_batch_size, memory.around.longest
+    assert memory.tokens_read(rows) == prompt + rows * response
+    args.gradient_checkpointing = True
+    assert memory.tokens_read(rows) == rows * (prompt + response)
 
 
 def test_parked_models_move_to_the_host() -> None:

@@ -49,6 +49,12 @@ def count_passes(arguments: list[str]) -> None:
         ((scalars, not_finite),) = optimizer_steps(rollout, update, engine.critics, args)
         assert not_finite is None and abs(scalars["approximate_kl"]) < 1e-6
         assert counts == {"actor": passes, "critic_0": passes, "critic_1": passes}
+        assert rollout.experience.graphs is None
+        rollout = make_rollout(engine, prompts[:8], update.algorithm, args)
+        assert (rollout.experience.graphs is not None) is keep
+        rollout.not_finite = "a score"
+        assert list(optimizer_steps(rollout, update, engine.critics, args)) == [({}, "a score")]
+        assert rollout.experience.graphs is None
     shutdown_distributed()
 
 

@@ -5,12 +5,13 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, Lfm2Config, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, Lfm2Config, PreTrainedConfig, PreTrainedModel
 
 from tests.architectures import ARCHITECTURES, SIZES, VOCABULARY, Architecture, random_model
 from tests.cases import beyond
@@ -21,7 +22,7 @@ from tests.test_turn_endings import ENDINGS, make_classifier
 from utils.data.batching import left_pad
 from utils.models.configs import load_tokenizer
 from utils.models.loading import trunk_of
-from utils.models.shared_prompts import distinct_rows, read_prompts_once, shares_prompts
+from utils.models.shared_prompts import can_share, distinct_rows, read_prompts_once, shares_prompts
 from utils.models.token_head import TokenHead
 from utils.policy.forward import PolicyForward
 from utils.process.distributed import init_distributed
@@ -71,6 +72,10 @@ def check_same(run: Callable[[bool], tuple[torch.Tensor, torch.Tensor, list[int]
     assert parts == ([len(PROMPTS) * max(PROMPTS), len(ROWS) * TIME] if shared else whole)
 
 
+def named(name: str) -> Architecture:
+    return next(row for row in ARCHITECTURES if row.name == name)
+
+
 def made(architecture: Architecture) -> PreTrainedModel:
     return random_model(AutoModelForCausalLM, architecture.config())
 
@@ -110,12 +115,14 @@ def test_values_of_states_and_scores_and_their_gradients(architecture: Architect
     check_same(run)
 
 
-def test_rows_that_all_differ_are_read_whole(batch: tuple) -> None:
+def test_rows_that_all_differ_are_read_in_two_parts_too(batch: tuple) -> None:
+    """No rank's rows decide in which order gradients come."""
     ids, mask, _ = (part[[0, 1, 2]] for part in batch)
-    trunk = trunk_of(made(next(row for row in ARCHITECTURES if row.name == "llama")))
+    trunk = trunk_of(made(named("llama")))
     with counted(trunk) as tokens:
         output = read_prompts_once(trunk, max(PROMPTS), ids, mask)
-    assert tokens == [ids.numel()] and output.last_hidden_state.shape[1] == 1 + TIME
+    assert tokens == [3 * max(PROMPTS), 3 * TIME] and output.last_hidden_state.shape[1] == 1 + TIME
+    assert "past_key_values" not in output or output["past_key_values"] is None
 
 
 def test_rows_differ_by_ids_or_mask() -> None:
@@ -125,23 +132,39 @@ def test_rows_differ_by_ids_or_mask() -> None:
     assert sorted(first.tolist()) == [0, 1, 2] and first[which].tolist() == [0, 1, 2, 0, 1]
 
 
-LLAMA = LlamaConfig(**SIZES)
-
-
 @pytest.mark.parametrize(
-    ("changes", "config", "shares"),
+    ("changes", "shares"),
     [
-        ({}, LLAMA, True),
-        ({"responses_per_prompt": None}, LLAMA, False),
-        ({"responses_per_prompt": 1}, LLAMA, False),
-        ({"zero_stage": 3}, LLAMA, False),
-        ({"gradient_checkpointing": True}, LLAMA, False),
-        ({}, Lfm2Config(**SIZES, layer_types=["conv", "full_attention"]), False),
+        ({}, True), ({"responses_per_prompt": None}, False), ({"responses_per_prompt": 1}, False),
+        ({"zero_stage": 3}, False), ({"gradient_checkpointing": True}, False),
     ],
-)
-def test_where_prompts_are_shared(changes: dict[str, object], config: LlamaConfig, shares: bool) -> None:
+)  # fmt: skip
+def test_flags_under_which_prompts_are_shared(changes: dict[str, object], shares: bool) -> None:
     args = {"responses_per_prompt": 4, "zero_stage": 2, "gradient_checkpointing": False} | changes
-    assert shares_prompts(argparse.Namespace(**args), config) is shares
+    assert shares_prompts(argparse.Namespace(**args), made(named("llama"))) is shares
+
+
+def test_models_whose_prompts_can_be_shared() -> None:
+    for row in ARCHITECTURES:
+        model = made(row)
+        assert can_share(trunk_of(model)) and can_share(model) == (not row.name.startswith(BY_ITSELF)), row.name
+
+
+def configured(name: str, **changes: object) -> PreTrainedConfig:
+    return replace(named(name), changes=named(name).changes | changes).config()
+
+
+CANNOT = {
+    "recurrent": Lfm2Config(**SIZES, layer_types=["conv", "full_attention"]),
+    "rotations by the length of a call": configured("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0}),
+    "losses of routers": configured("mixtral", output_router_logits=True),
+    "prompts that see responses": configured("gemma3_text", use_bidirectional_attention=True),
+}
+
+
+@pytest.mark.parametrize("what", CANNOT)
+def test_models_whose_prompts_cannot_be_shared(what: str) -> None:
+    assert not can_share(random_model(AutoModelForCausalLM, CANNOT[what], spread=1.0))
 
 
 # --- score models with ids of their own

@@ -51,7 +51,15 @@ def remedies(
         {"lora_dim": LORA_DIM},
         {"gradient_scope": "last_layer"},
     ]
+    if getattr(args, "keep_graphs", False):
+        candidates = [c | {"keep_graphs": False} if ends_kept_graphs(c) else c for c in candidates]
     return [c for c in candidates if is_change(c, args)]
+
+
+def ends_kept_graphs(changes: Changes) -> bool:
+    """Whether `--keep_graphs` is refused beside these flags."""
+    several = {"per_device_prompt_batch_size", "per_device_train_batch_size"} & changes.keys()
+    return bool(several) or changes.get("zero_stage") == 3
 
 
 def offloads(args: argparse.Namespace) -> list[Changes]:
@@ -105,4 +113,7 @@ def cheapest_fit(
 
 def as_flags(changes: Changes) -> str:
     """As words of the command line."""
-    return " ".join(f"--{flag}" if value is True else f"--{flag} {value}" for flag, value in changes.items())
+    words = {True: "--{}", False: "no --{}"}
+    return " ".join(
+        words[value].format(flag) if isinstance(value, bool) else f"--{flag} {value}" for flag, value in changes.items()
+    )

@@ -33,7 +33,7 @@ PLANS = ("plan_ranks", "plan_devices", "plan_memory", "plan_host_memory", "plan_
 ITEMS = (
     "libraries", "parameter being read", "trained weights", "frozen weights", "gathered weights", "flattening",
     "optimizer", "gradients", "objectives' gradients", "reduction buckets", "reduction", "optimizer step",
-    "activations", "kept head inputs", "logits", "keys and values", "exported weights",
+    "activations", "kept graphs", "kept head inputs", "logits", "keys and values", "exported weights",
 )  # fmt: skip
 
 

@@ -141,6 +141,8 @@ def scoring_moments(memory: Memory) -> Iterator[Ledger]:
     for model in memory.models:
         now = memory.visitor(model) + (Ledger() if model.trained else kept)
         now[DEVICE, "activations"] = memory.working(model, rows * sum(memory.around.longest))
+        if memory.shares_prompts:
+            now[DEVICE, "keys and values"] = memory.key_values(model, rows)
         if model.use in ("policy", "reference"):
             now[DEVICE, "logits"] = memory.logits(model, rows * memory.around.longest[1], 1)
         yield memory.resident() + now + kept_states(memory)

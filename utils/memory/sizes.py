@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils.data.batching import accumulates, share_of
+from utils.models.shared_prompts import allows_sharing
 
 BUCKET = 5 * 10**8  # numbers that DeepSpeed reduces at once
 LIVE = 10**9  # gathered numbers that ZeRO-3 keeps at most while a model computes
@@ -87,7 +88,8 @@ class Surroundings:
         sequences: rows of a batch that an example of supervised training takes.
         objectives: m.
         compares: whether the algorithm compares the objectives' gradients.
-        shares_prompts: whether rows with the same prompt read it together (`utils.models.shared_prompts`).
+        shares_prompts: whether policy and critics can read a prompt once for its responses
+            (`utils.models.shared_prompts`).
     """
 
     ranks: int
@@ -305,11 +307,16 @@ class Memory:
             kept = shape.layers * layer
         return self.width * (kept + tokens * 4 * shape.hidden)
 
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt is read once for its responses under these flags."""
+        return self.around.shares_prompts and allows_sharing(self.args)
+
     def tokens_read(self, rows: int) -> int:
         """Tokens of a pass over so many sequences, which may be those of all prompts of a rollout."""
         prompt, response = self.around.longest
         prompts = rows
-        if self.around.shares_prompts:
+        if self.shares_prompts:
             prompts = min(rows, self.args.per_device_prompt_batch_size * self.args.generation_batches)
         return prompts * prompt + rows * response
 

@@ -17,6 +17,12 @@ from transformers.generation import GenerationMixin
 Trunk = Callable[..., Any]  # a decoder's call, or forward pass, without its head
 
 
+# Language models that call a part of what is their trunk: no pass of theirs can be taken apart there.
+CALL_A_PART = ("opt",)
+# Their frequencies depend on the longest position of a call.
+VARYING_ROTATIONS = {"dynamic", "longrope"}
+
+
 def cache_obstacle(language_model: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
     """Why what such a model keeps of a row is not just keys and values, by row; None where it is.
 
@@ -34,16 +40,39 @@ def cache_obstacle(language_model: type[PreTrainedModel], config: PreTrainedConf
     return None
 
 
-def shares_prompts(args: argparse.Namespace, config: PreTrainedConfig) -> bool:
-    """Whether passes of step 3 through a trunk of this configuration read a prompt once for all of its responses.
+def shares_prompts(args: argparse.Namespace, model: PreTrainedModel) -> bool:
+    """Whether passes of step 3 through a language model, or a trunk, read a prompt once for all of its responses."""
+    return allows_sharing(args) and can_share(model)
 
-    Not under ZeRO-3, where every further call gathers the weights again, nor with gradient checkpointing, which keeps
-    no keys and values.
+
+def allows_sharing(args: argparse.Namespace) -> bool:
+    """Not under ZeRO-3, where every further call gathers the weights again, nor with gradient checkpointing, which
+    keeps no keys and values."""
+    return (args.responses_per_prompt or 1) > 1 and args.zero_stage < 3 and not args.gradient_checkpointing
+
+
+def can_share(model: PreTrainedModel) -> bool:
+    """Whether the states of a prompt are the same whatever follows, and all that a model keeps are keys and values.
+
+    Said of models whose code is transformers' own.
     """
-    if (args.responses_per_prompt or 1) == 1 or args.zero_stage == 3 or args.gradient_checkpointing:
+    config = model.config.get_text_config(decoder=True)
+    language_model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
+    if language_model is None or model.is_remote_code() or not issubclass(language_model, GenerationMixin):
         return False
-    language_model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return language_model is not None and cache_obstacle(language_model, config) is None
+    part = isinstance(model, GenerationMixin) and config.model_type in CALL_A_PART
+    looks_back = getattr(config, "is_causal", True) and not getattr(config, "use_bidirectional_attention", False)
+    # Losses of routers are made from the whole text's.
+    routes = getattr(config, "output_router_logits", False)
+    plain = not part and looks_back and not routes and not VARYING_ROTATIONS & rotations(config)
+    return plain and cache_obstacle(language_model, model.config) is None
+
+
+def rotations(config: PreTrainedConfig) -> set[str]:
+    """The kinds of rotary embeddings in a configuration, of all its layers."""
+    settings = getattr(config, "rope_parameters", None) or {}
+    kinds = [settings, *(value for value in settings.values() if isinstance(value, dict))]
+    return {kind["rope_type"] for kind in kinds if kind.get("rope_type")}
 
 
 class SharedPrompts:
@@ -81,6 +110,8 @@ def read_prompts_once(
 ) -> Any:
     """A trunk's pass over prompts and responses, in which rows with the same prompt share its part.
 
+    In two parts even where no rows share one: what backward passes do in which order depends on no rank's rows.
+
     Args:
         prompt: columns of the prompt, left-padded; at least one.
         input_ids, attention_mask, position_ids: [rows, prompt + response] int64.
@@ -90,11 +121,6 @@ def read_prompts_once(
         [rows, 1 + response, features].
     """
     first, which = distinct_rows(input_ids[:, :prompt], attention_mask[:, :prompt])
-    if len(first) == len(input_ids):
-        positions = {} if position_ids is None else {"position_ids": position_ids}
-        output = trunk(input_ids=input_ids, attention_mask=attention_mask, **others | positions | {"use_cache": False})
-        output.last_hidden_state = output.last_hidden_state[:, prompt - 1 :]
-        return output
     positions = ({}, {})
     if position_ids is not None:
         positions = {"position_ids": position_ids[first, :prompt]}, {"position_ids": position_ids[:, prompt:]}
@@ -106,7 +132,7 @@ def read_prompts_once(
     others["past_key_values"] = read.past_key_values
     output = trunk(input_ids=input_ids[:, prompt:], attention_mask=attention_mask, **others | positions[1])
     output.last_hidden_state = torch.cat([read.last_hidden_state[which, -1:], output.last_hidden_state], dim=1)
-    output.past_key_values = None
+    output["past_key_values"] = None
     return output
 
 

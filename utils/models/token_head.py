@@ -25,7 +25,8 @@ class TokenHead(nn.Module):
         """[batch, time] ids and mask -> [batch, time, heads] float32.
 
         Args:
-            prompt: so many columns at first are a prompt, which need not be in the result, but for the last of them.
+            prompt: so many columns at first are a prompt; where prompts are shared, the last of them and what follows
+                are all of the result: callers count from its end.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         inputs["position_ids"] = position_ids_from_mask(attention_mask)

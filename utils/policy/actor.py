@@ -49,7 +49,7 @@ class Actor:
         )
         for buffer in self.twin.buffers():
             buffer.data = buffer.data.to(device())
-        shares = shares_prompts(args, model.config)
+        shares = shares_prompts(args, model)
         self.forward = PolicyForward(self.engine, args.temperature, args.logits_chunk_size, shares)
 
     @contextmanager

@@ -75,7 +75,8 @@ class ScoreModel:
     Several objectives may share a model: then their `module` is the same, and each has a `column` of it.
 
     Attributes:
-        module: (input_ids, attention_mask), both [batch, time] -> [batch, time, columns] float32 scores.
+        module: (input_ids, attention_mask), both [batch, time] -> [batch, time, columns] float32 scores; told how many
+            columns are a prompt, the last of them and what follows may be all that it gives.
         slope, offset: value of an objective, higher is better, = slope · score + offset, in original units.
         padding: the id that the model's own forward pass takes for padding wherever it stands, if there is one.
         positions: tokens that it can read at once; None without a limit.
