@@ -10,9 +10,12 @@ questions may also come through a pipe.
 """
 
 import argparse
+import gc
 import sys
 from pathlib import Path
 
+if __name__ == "__main__":
+    gc.disable()  # imports leave no garbage: a fifth less to start; `run_main` enables it
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 

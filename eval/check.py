@@ -6,10 +6,13 @@ Policies and responses need not be there yet; the reference model's configuratio
 weight is read, nothing is written. All that is wrong is listed, a line each.
 """
 
+import gc
 import shlex
 import sys
 from pathlib import Path
 
+if __name__ == "__main__":
+    gc.disable()  # imports leave no garbage: a fifth less to start; `run_main` enables it
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval import generate, judge, score

@@ -9,9 +9,12 @@ was killed goes on after the last batch it finished, and ends in the same files.
 """
 
 import argparse
+import gc
 import sys
 from pathlib import Path
 
+if __name__ == "__main__":
+    gc.disable()  # imports leave no garbage: a fifth less to start; `run_main` enables it
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers import PreTrainedTokenizerBase

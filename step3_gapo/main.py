@@ -5,6 +5,7 @@ deepspeed --num_accelerators 2 step3_gapo/main.py --help      several ranks
 """
 
 import argparse
+import gc
 import inspect
 import sys
 import time
@@ -13,6 +14,8 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+if __name__ == "__main__":
+    gc.disable()  # imports leave no garbage: a fifth less to start; `run_main` enables it
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch

@@ -148,7 +148,7 @@ def two_epochs(ranks: int) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("ranks", "changes"),
     [
-        (1, {"logits_chunk_size": 5}),
+        beyond((1, {"logits_chunk_size": 5})),
         (2, {"logits_chunk_size": 7, "zero_stage": 3}),
         beyond((2, {"micro_batch_tokens": 70, "zero_stage": 2})),
         (2, {"micro_batch_tokens": 150, "zero_stage": 3, "offload": True}),

@@ -66,7 +66,7 @@ def policy_after(workshop: Workshop, scale: float, output: str = "", **changes: 
 
 
 @pytest.mark.parametrize("changes", [
-    {"algorithm": "gapo"}, {"algorithm": "p_gapo", "preference": ("helpfulness=0.3", "harmlessness=0.7")},
+    {"algorithm": "gapo"}, beyond({"algorithm": "p_gapo", "preference": ("helpfulness=0.3", "harmlessness=0.7")}),
     beyond({"algorithm": "gapo", "gradient_scope": "full"}),
     {"algorithm": "p_gapo", "gradient_scope": "full", "preference": ("helpfulness=0.8", "harmlessness=0.2")},
 ], ids=str)  # fmt: skip

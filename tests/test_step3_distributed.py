@@ -73,12 +73,14 @@ def test_all_zero_stages_end_in_the_same_weights_and_metrics(workshop: Workshop,
     reference = workshop.step3(f"zero0_{ranks}", ranks=ranks, zero_stage=0)
     check_finished(reference)
     assert distance(reference, workshop.base) > 1e-3
-    outputs = [workshop.step3(f"zero{stage}_{ranks}", ranks=ranks, zero_stage=stage) for stage in (1, 3)]
     if ranks == 2:
-        outputs.append(launched(workshop, "launched", ranks=2, zero_stage=2))
-        outputs += [workshop.step3(f"offload{stage}", ranks=2, zero_stage=stage, offload=True) for stage in (2, 3)]
+        outputs = [launched(workshop, "launched", ranks=2, zero_stage=2)]
+        layouts = [(1, False), (3, True)]
     else:
-        outputs.append(workshop.step3(f"zero2_{ranks}", ranks=ranks, zero_stage=2))
+        outputs, layouts = [], [(1, False), (2, False), (2, True), (3, False), (3, True)]
+    for stage, offload in layouts:
+        name = f"zero{stage}_{offload}_{ranks}"
+        outputs.append(workshop.step3(name, ranks=ranks, zero_stage=stage, offload=offload))
     for output in outputs:
         check_finished(output)
         check_same_run(reference, output)

@@ -8,6 +8,7 @@ chat template refuses. A source with a mistake does not keep the others from bei
 """
 
 import argparse
+import gc
 import sys
 import textwrap
 import time
@@ -15,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+if __name__ == "__main__":
+    gc.disable()  # imports leave no garbage: a fifth less to start; `run_main` enables it
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli.arguments import Parser, add_loading_arguments, check_output_file

@@ -5,6 +5,7 @@ aside): a prompt falls into the same split whatever file it is in, and so do all
 conversation, so that no later stage trains on a prompt that another one tests on.
 """
 
+import gc
 import hashlib
 import json
 import sys
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    gc.disable()  # imports leave no garbage: a fifth less to start; `run_main` enables it
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli.arguments import Parser, check_output_file

@@ -8,11 +8,14 @@ hub does not answer, a model gets the commit of its copy in the cache, and data 
 """
 
 import argparse
+import gc
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+if __name__ == "__main__":
+    gc.disable()  # imports leave no garbage: a fifth less to start; `run_main` enables it
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import huggingface_hub

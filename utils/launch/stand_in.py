@@ -7,10 +7,13 @@ They are what stages 1 and 2 would export of models that start from BASE.
 
 import argparse
 import copy
+import gc
 import sys
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    gc.disable()  # imports leave no garbage: a fifth less to start; `run_main` enables it
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from transformers import AutoModelForSequenceClassification

@@ -148,9 +148,10 @@ def run_main(main: Callable[[], None]) -> None:
     """Run a script's `main`; whatever goes wrong ends it as the table above says.
 
     Garbage collections leave alone what the imports have made, a million objects, and the one at the end all there is:
-    it would take a fifth of a short command's time.
+    it would take a fifth of a short command's time. Scripts switch them off while they import.
     """
     gc.freeze()
+    gc.enable()
     atexit.register(gc.freeze)
     try:
         main()
