@@ -10,7 +10,6 @@ encoding and decoding unchanged.
 
 import argparse
 import functools
-import gc
 import io
 import os
 import sys
@@ -22,8 +21,6 @@ import sentencepiece
 import torch
 from transformers import LlamaTokenizer, MistralConfig, MistralForCausalLM, PreTrainedTokenizerBase
 
-if __name__ == "__main__":
-    gc.disable()  # imports leave no garbage: a fifth less to start; `run_main` enables it
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli.arguments import Parser
