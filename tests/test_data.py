@@ -93,7 +93,7 @@ def write(path, rows):
         (SHAREGPT, "conversations"),
         (ALPACA, "alpaca"),
         (PLAIN, "prompt_response"),
-        (RATED, "input_output"),
+        (RATED, "rated_input"),
         (PREFERENCE, "prompt_chosen_rejected"),
         (PROMPT, "prompts"),
     ],

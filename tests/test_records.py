@@ -15,6 +15,8 @@ import pytest
 from tests.helpers import ROOT, run_command
 from utils.data import Dialogue, Pair, Prompt, ReadingSummary
 from utils.data.encoding import Encoded, data_fingerprint, fit_lengths
+from utils.data.prompt_pairs import PromptPair
+from utils.data.ratings import Rated
 from utils.data.records import DIALOGUES, PROMPTS, Message, Record, View
 from utils.data.registry import Format, views
 from utils.data.rows import Row
@@ -29,26 +31,30 @@ PAIR = Pair(HI, "Yes.", "No.", True, None, "a:1")
 
 
 @dataclass(frozen=True)
-class Rated(Record):
-    """A reply that people rated."""
+class Graded(Record):
+    """A reply that teachers graded."""
 
-    PLURAL: ClassVar[str] = "rated replies"
-    CONTENT: ClassVar[str] = "ratings"
+    PLURAL: ClassVar[str] = "graded replies"
+    CONTENT: ClassVar[str] = "grades"
     REPLIES: ClassVar[tuple[str, ...]] = ("response",)
 
     messages: list[Message]
     response: str
-    ratings: dict[str, float | None]
+    grades: dict[str, float | None]
     source: str
 
 
-RATED = Rated(HI, "Yes.", {"helpful": 4.0, "honest": None}, "a:1")
+GRADED = Graded(HI, "Yes.", {"helpful": 4.0, "honest": None}, "a:1")
+RATED = Rated(HI, "Yes.", {"helpful": 4.0}, "a:1")
+HO = [{"role": "user", "content": "Ho"}]
+PROMPT_PAIR = PromptPair(HI, [{"role": "user", "content": "Hey"}], "Yes.", "chosen", "a:1")
 
 
 def encode(record: Record) -> Encoded:
     """A record and ids that tell its texts apart."""
-    prompt = [ord(letter) for message in record.messages for letter in message["content"]]
-    return Encoded(record, prompt, tuple([ord(letter) for letter in text] for text in record.replies))
+    first, *others = ([ord(letter) for turn in turns for letter in turn["content"]] for turns in record.prompts)
+    replies = tuple([ord(letter) for letter in text] for _ in record.prompts for text in record.replies)
+    return Encoded(record, first, replies, tuple(others))
 
 
 def fingerprint(record: Record) -> str:
@@ -72,22 +78,24 @@ def test_fingerprints_are_those_in_checkpoints(record, text):
 
 
 CHANGES = {
-    "messages": [{"role": "user", "content": "Ho"}], "response": "No!", "chosen": "Yes!", "rejected": "No!",
-    "chosen_safe": None, "rejected_safe": False, "ratings": {"helpful": 4.0, "honest": 1.0},
+    "messages": HO, "rejected_prompt": HO, "response": "No!", "chosen": "Yes!", "rejected": "No!", "chosen_safe": None,
+    "rejected_safe": False, "margin": 0.5, "grades": {"helpful": 4.0, "honest": 1.0}, "ratings": {"helpful": 3.0},
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("record", [PROMPT, DIALOGUE, PAIR, RATED], ids=lambda record: type(record).__name__)
+@pytest.mark.parametrize(
+    "record", [PROMPT, DIALOGUE, PAIR, RATED, GRADED, PROMPT_PAIR], ids=lambda record: type(record).__name__
+)
 def test_whatever_trains_something_is_in_the_fingerprint(record):
-    names = [each.name for each in dataclasses.fields(record) if each.name != "source"]
+    names = [each.name for each in dataclasses.fields(record) if each.name not in ("source", "side")]
     changed = [dataclasses.replace(record, **{name: CHANGES[name]}) for name in names]
     assert len({fingerprint(each) for each in (record, *changed)}) == 1 + len(names)
     assert fingerprint(dataclasses.replace(record, source="b:7")) == fingerprint(record)
 
 
 def test_the_order_in_which_a_row_names_its_ratings_is_not():
-    turned = dataclasses.replace(RATED, ratings={"honest": None, "helpful": 4.0})
-    assert fingerprint(turned) == fingerprint(RATED)
+    turned = dataclasses.replace(GRADED, grades={"honest": None, "helpful": 4.0})
+    assert fingerprint(turned) == fingerprint(GRADED)
 
 
 @pytest.mark.parametrize(
@@ -96,9 +104,9 @@ def test_the_order_in_which_a_row_names_its_ratings_is_not():
         (PROMPT, {}, 1, {}),
         (DIALOGUE, {"response": "Yes."}, 1, {}),
         (PAIR, {"chosen": "Yes.", "rejected": "No."}, 2, {"chosen_safe": True, "rejected_safe": None}),
-        (RATED, {"response": "Yes."}, 1, {"ratings": {"helpful": 4.0, "honest": None}}),
+        (GRADED, {"response": "Yes."}, 1, {"grades": {"helpful": 4.0, "honest": None}}),
     ],
-    ids=["prompt", "dialogue", "pair", "rated"],
+    ids=["prompt", "dialogue", "pair", "graded"],
 )
 def test_records_describe_themselves(record, replies, sequences, more):
     assert (record.replies, record.sequences, record.annotations) == (tuple(replies.values()), sequences, more)
@@ -109,7 +117,7 @@ def test_records_describe_themselves(record, replies, sequences, more):
 
 def test_a_kind_of_ones_own_is_encoded_measured_and_cut(workshop):
     tokenizer = load_tokenizer(str(workshop.base), "--model")
-    records = [RATED, dataclasses.replace(RATED, response="Yes, " * 40)]
+    records = [GRADED, dataclasses.replace(GRADED, response="Yes, " * 40)]
     for first, second in (measure(tokenizer, records, "")[0], fit_lengths(tokenizer, records, ReadingSummary())):
         assert len(first.responses) == 1 and tokenizer.decode(first.responses[0][:-1]) == "Yes."
         assert second.length > first.length + 40
@@ -124,13 +132,13 @@ def test_a_kind_of_ones_own_is_encoded_measured_and_cut(workshop):
 
 
 def test_a_format_says_what_it_lacks():
-    rated = View(Rated)
+    graded = View(Graded)
     chat = Format("chat", ("text",), {PROMPTS: lambda row: PROMPT, View(Pair, "honest"): lambda row: PAIR})
     row = Row({"text": "Hi"}, "a:1")
     assert chat.read(row, PROMPTS) is PROMPT and chat.read(row, View(Pair, "honest")) is PAIR
     for view, lacks in (
         (DIALOGUES, "hold no replies to learn from (found: text)"),
-        (rated, "hold no ratings (found: text)"),
+        (graded, "hold no grades (found: text)"),
         (View(Pair, "kinder"), "do not say which reply is kinder, only which is honest"),
     ):
         with pytest.raises(UserError) as error:
@@ -145,6 +153,8 @@ def test_views_that_say_most_come_last():
 
 QUIZ = '''"""Questions with a right and a wrong answer."""
 
+from utils.data.prompt_pairs import PromptPair
+from utils.data.ratings import Rated
 from utils.data.records import DIALOGUES, PROMPTS, Dialogue, Pair, Prompt
 from utils.data.registry import Format, preferences, register
 from utils.data.rows import Row, distinct_replies, user_turn
@@ -167,24 +177,24 @@ register(
     )
 )
 '''
-RATINGS = '''"""Replies that people rated."""
+GRADES = '''"""Replies that teachers graded."""
 
-from utils.data.rated import Rated
+from utils.data.graded import Graded
 from utils.data.records import View
 from utils.data.registry import Format, register
 from utils.data.rows import Drop, user_turn
 
 
-def _rated(row):
-    ratings = row.value("ratings")
-    if not any(ratings.values()):
-        raise Drop("no rating")
-    return Rated(user_turn(row.text("asked")), row.text("said"), ratings, row.source)
+def _graded(row):
+    grades = row.value("grades")
+    if not any(grades.values()):
+        raise Drop("no grade")
+    return Graded(user_turn(row.text("asked")), row.text("said"), grades, row.source)
 
 
-register(Format("ratings", ("asked", "said", "ratings"), {View(Rated): _rated}))
+register(Format("grades", ("asked", "said", "grades"), {View(Graded): _graded}))
 '''
-RATED_FILE = f'''"""Rated replies."""
+GRADED_FILE = f'''"""Graded replies."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -192,7 +202,7 @@ from typing import ClassVar
 from utils.data.records import Message, Record
 
 
-{inspect.getsource(Rated)}'''
+{inspect.getsource(Graded)}'''
 
 
 @pytest.fixture(scope="module")
@@ -200,13 +210,13 @@ def inspected(tmp_path_factory) -> tuple[str, dict[str, dict]]:
     """What `utils/inspect_data.py` prints, and writes by format, in a copy of the project with both formats above."""
     project = tmp_path_factory.mktemp("project")
     shutil.copytree(ROOT / "utils", project / "utils", ignore=shutil.ignore_patterns("__pycache__"))
-    files = {"formats/quiz.py": QUIZ, "formats/ratings.py": RATINGS, "rated.py": RATED_FILE}
+    files = {"formats/quiz.py": QUIZ, "formats/grades.py": GRADES, "graded.py": GRADED_FILE}
     for name, text in files.items():
         (project / "utils/data" / name).write_text(text)
-    quiz, rated = {"quiz": "2 + 2?", "right": "4", "wrong": "5"}, {"asked": "Hi", "said": "Yes."}
+    quiz, graded = {"quiz": "2 + 2?", "right": "4", "wrong": "5"}, {"asked": "Hi", "said": "Yes."}
     rows = {
         "quiz": [quiz, quiz | {"wrong": "4"}],
-        "ratings": [rated | {"ratings": ratings} for ratings in (RATED.ratings, {"helpful": None})],
+        "grades": [graded | {"grades": grades} for grades in (GRADED.grades, {"helpful": None})],
     }
     for name, part in rows.items():
         (project / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
@@ -222,6 +232,8 @@ def test_a_format_of_ones_own_is_one_file(inspected):
         "prompts": {"kept": 1, "dropped": {"duplicate prompt": 1}},
         "dialogues": {"kept": 2, "dropped": {}},
         "rated replies": None,
+        "graded replies": None,
+        "prompt pairs": None,
         "pairs, better": None,
         "pairs, correct": {"kept": 1, "dropped": {"identical replies": 1}},
         "pairs, safer": None,
@@ -231,11 +243,11 @@ def test_a_format_of_ones_own_is_one_file(inspected):
 
 
 def test_a_kind_of_record_of_ones_own_is_its_class_and_its_format(inspected):
-    said, found = inspected[0], inspected[1]["ratings"]
+    said, found = inspected[0], inspected[1]["grades"]
     assert {name: counts for name, counts in found["views"].items() if counts} == {
-        "rated replies": {"kept": 1, "dropped": {"no rating": 1}}
+        "graded replies": {"kept": 1, "dropped": {"no grade": 1}}
     }
     assert found["example"] == {
-        "source": "ratings.jsonl:1", "messages": HI, "response": "Yes.", "ratings": RATED.ratings
+        "source": "grades.jsonl:1", "messages": HI, "response": "Yes.", "grades": GRADED.grades
     }  # fmt: skip
-    assert "rated replies  1 kept; dropped: 1 no rating" in said and "    response     Yes.\n" in said
+    assert "graded replies 1 kept; dropped: 1 no grade" in said and "    response     Yes.\n" in said

@@ -2,9 +2,10 @@
 
     python utils/inspect_data.py FILE_OR_SPEC ... [--tokenizer MODEL]
 
-Prints for each file or hub data set its format, the rows read, how many become prompts, dialogues and
-pairs, why the others do not, and one example; with a tokenizer also how long they are in tokens, and how many its
-chat template refuses. A source with a mistake does not keep the others from being shown; the exit code is then 2.
+Prints for each file or hub data set its format, the rows read, how many become prompts, dialogues, ratings and
+pairs, why the others do not, what the ratings are, and one example; with a tokenizer also how long they are in
+tokens, and how many its chat template refuses. A source with a mistake does not keep the others from being shown; the
+exit code is then 2.
 """
 
 import argparse
@@ -23,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils.cli.arguments import Parser, add_loading_arguments, check_output_file
 from utils.cli.types import positive_int, seed
 from utils.data.loading import Inspection, and_others, inspect_source
-from utils.data.records import Record
+from utils.data.ratings import RATINGS, RatingsView, attribute, check_attributes, describe_ratings
+from utils.data.records import Record, View
 from utils.data.registry import views
 from utils.data.sources import Source, parse_spec
 from utils.data.summaries import SourceSummary, describe_formats
@@ -41,7 +43,8 @@ SECONDS = 10  # between lines that say how far the reading is
 def inspect(source: Source, args: argparse.Namespace, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
     """Format, fields, row count, kept and dropped for each view (None: not offered), repeated ids, a record as an
     example, mistakes in rows, and with a tokenizer the lengths. Raises `UserError` if nothing can be read."""
-    found = inspect_source(source, args.seed, announcer(source))
+    wanted = wanted_views(args)
+    found = inspect_source(source, args.seed, announcer(source), wanted)
     summaries = {name: summary for name, (_, summary) in found.views.items()}
     examples = [records[0] for records, _ in found.views.values() if records]
     return {
@@ -49,12 +52,19 @@ def inspect(source: Source, args: argparse.Namespace, tokenizer: "PreTrainedToke
         "format": describe_formats(found.formats),
         "fields": [printable(str(name)) for name in found.fields],
         "read": found.read,
-        "views": {view.name: _counts(summaries[view.name]) if view.name in summaries else None for view in views()},
+        "views": {view.name: _counts(summaries[view.name]) if view.name in summaries else None for view in wanted},
         "conflicting_ids": max((summary.conflicts for summary in summaries.values()), key=len),
         "example": examples[-1] if examples else None,  # the last view says most
+        **({"ratings": describe_ratings(rated)} if (rated := found.views.get(RATINGS.name, ([], None))[0]) else {}),
         **({"faults": [printable(fault) for fault in found.faults]} if found.faults else {}),
         **({"tokens": _tokens(source, found, args, tokenizer)} if tokenizer else {}),
     }
+
+
+def wanted_views(args: argparse.Namespace) -> list[View]:
+    """All views; ratings on the attributes that are asked for, if any are."""
+    asked = RatingsView(attributes=tuple(args.attributes)) if args.attributes else RATINGS
+    return [asked if view == RATINGS else view for view in views()]
 
 
 def announcer(source: Source) -> Callable[[int], None]:
@@ -105,6 +115,9 @@ def report(found: dict[str, Any]) -> list[str]:
     ]
     for name, counts in found["views"].items():
         lines.append(f"  {name:<14} " + ("not in this format" if counts is None else _outcome(counts)))
+    for name, figures in found.get("ratings", {}).items():
+        low, mean, high = (f"{figures[key]:.4g}" for key in ("min", "mean", "max"))
+        lines.append(f"  rated on       {name}: {figures['rated']} replies, {low} to {high}, mean {mean}")
     if faults := found.get("faults"):
         lines += [f"  mistakes       in {len(faults)} rows, which no stage takes; the first:"]
         lines += [f"    {textwrap.shorten(fault, 200, placeholder=' ...')}" for fault in faults[:PLACES]]
@@ -151,6 +164,14 @@ def parse_args() -> argparse.Namespace:
         metavar="FILE_OR_SPEC",
         help="file, folder or hub name with an optional :fraction, or several joined by commas",
     )
+    parser.add_argument(
+        "--attributes",
+        nargs="+",
+        type=attribute,
+        default=[],
+        metavar="NAME[:low:high]",
+        help="ratings on these alone, of columns of any such name too; one out of range is a mistake",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the findings here")
     parser.add_argument("--seed", type=seed, default=42, help="seed of the subsample of a :fraction")
     group = parser.add_argument_group("tokens")
@@ -159,6 +180,7 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--max_length", type=positive_int, help="tokens: count prompts and replies that are longer")
     add_loading_arguments(parser)
     args = parser.parse_args()
+    check_attributes(args.attributes)
     if args.tokenizer is None and (args.max_prompt_length or args.max_length):
         raise UserError(f"--max_{'prompt_' if args.max_prompt_length else ''}length: needs --tokenizer")
     return args

@@ -6,6 +6,7 @@ generates from.
 """
 
 import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -29,15 +30,30 @@ class Unfit(UserError):
 
 @dataclass(frozen=True)
 class Encoded:
-    """A record and its ids; `responses` are those of its replies, each ends in EOS unless it was cut."""
+    """A record and its ids.
+
+    Attributes:
+        responses: of its replies; each ends in EOS unless it was cut.
+        other_prompts: of a record with one reply to several prompts, the prompts after the first; there is a response
+            for each prompt then.
+    """
 
     record: Record
     prompt: list[int]
     responses: tuple[list[int], ...]
+    other_prompts: tuple[list[int], ...] = ()
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        """Ids of every response after its prompt."""
+        prompts = (self.prompt, *self.other_prompts) if self.other_prompts else (self.prompt,) * len(self.responses)
+        return [prompt + response for prompt, response in zip(prompts, self.responses, strict=True)]
 
     @property
     def length(self) -> int:
-        """Tokens of the prompt and the longest response."""
+        """Tokens of the longest prompt and response."""
+        if self.other_prompts:
+            return max(map(len, self.sequences))
         return len(self.prompt) + max(map(len, self.responses), default=0)
 
 
@@ -46,6 +62,7 @@ def data_fingerprint(examples: Iterable[Encoded]) -> str:
     digest = hashlib.sha256()
     for example in examples:
         identity = example.record.identity(example.prompt, example.responses)
+        identity = [identity, *example.other_prompts] if example.other_prompts else identity
         digest.update(json.dumps(identity, sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -175,16 +192,17 @@ def fit_lengths(
     writer = Writer(tokenizer, unfit)
     encoded = _fitting_prompts(writer, records, summary, overlong, max_prompt_length, max_length)
     fitted, cut, equal = [], 0, Counter()
-    for record, prompt in encoded:
+    for record, prompts in encoded:
         if (whole := writer.replies(record)) is None:
             continue
-        room = None if max_length is None else max_length - len(prompt)
+        room = None if max_length is None else max_length - max(map(len, prompts))
         responses = tuple(ids[:room] for ids in whole)
-        if len(responses) > 1 and all(ids == responses[0] for ids in responses):
+        example = Encoded(record, prompts[0], responses, tuple(prompts[1:]))
+        if len(responses) > 1 and all(ids == example.sequences[0] for ids in example.sequences):
             equal[f"{record.PLURAL} dropped: equal once encoded and cut"] += 1
             continue
         cut += sum(len(short) < len(ids) for short, ids in zip(responses, whole, strict=True))
-        fitted.append(Encoded(record, prompt, responses))
+        fitted.append(example)
     summary.encoding += writer.dropped() + equal
     if cut:
         summary.encoding[f"replies cut so that prompt and reply have {max_length} tokens"] += cut
@@ -202,9 +220,9 @@ def _fitting_prompts(
     overlong: str,
     max_prompt_length: int | None,
     max_length: int | None,
-) -> list[tuple[Record, list[int]]]:
-    """The records whose prompts can be written and fit, with the ids of the prompts."""
-    written = ((record, writer.prompt(record)) for record in records)
+) -> list[tuple[Record, list[list[int]]]]:
+    """The records whose prompts can be written and fit, with the ids of their prompts."""
+    written = ((record, writer.prompts(record)) for record in records)
     encoded = [(record, ids) for record, ids in written if ids is not None]
     if max_prompt_length is not None:
         limit, flag = max_prompt_length, f"longer than --max_prompt_length {max_prompt_length}"
@@ -212,7 +230,8 @@ def _fitting_prompts(
         limit, flag = max_length - 1, f"too long to leave room for a reply in --max_length {max_length}"
     else:
         return encoded
-    long = [(record, len(ids)) for record, ids in encoded if len(ids) > limit]
+    lengths = [max(map(len, prompts)) for _, prompts in encoded]
+    long = [(record, length) for (record, _), length in zip(encoded, lengths, strict=True) if length > limit]
     if long and overlong == "error":
         record, length = max(long, key=lambda item: item[1])
         raise UserError(
@@ -221,7 +240,7 @@ def _fitting_prompts(
         )
     if long:
         summary.encoding[f"prompts dropped: {flag}"] += len(long)
-    return [(record, ids) for record, ids in encoded if len(ids) <= limit]
+    return [found for found, length in zip(encoded, lengths, strict=True) if length <= limit]
 
 
 class Writer:
@@ -233,15 +252,14 @@ class Writer:
         self.counts: Counter[str] = Counter()
         self.first: dict[str, str] = {}  # {kind: place and reason of its first example}
 
-    def prompt(self, record: Record) -> list[int] | None:
-        """Ids of the prompt."""
-        return self._attempt(record, lambda: encode_prompt(self.tokenizer, record.messages))
+    def prompts(self, record: Record) -> list[list[int]] | None:
+        """Ids of each prompt."""
+        return self._attempt(record, lambda: [encode_prompt(self.tokenizer, messages) for messages in record.prompts])
 
     def replies(self, record: Record) -> list[list[int]] | None:
-        """Ids of each reply."""
-        return self._attempt(
-            record, lambda: [encode_response(self.tokenizer, record.messages, text) for text in record.replies]
-        )
+        """Ids of each reply to each prompt."""
+        pairs = itertools.product(record.prompts, record.replies)
+        return self._attempt(record, lambda: [encode_response(self.tokenizer, *pair) for pair in pairs])
 
     def dropped(self) -> Counter[str]:
         """How many were dropped, by reason; the first of each is named."""
@@ -263,7 +281,8 @@ class Writer:
 def _check_ids(tokenizer: PreTrainedTokenizerBase, encoded: Sequence[Encoded], rows: int) -> None:
     """Raises `UserError` for an example with an id that has no row in the embedding."""
     for example in encoded:
-        largest = max(max(ids, default=0) for ids in (example.prompt, *example.responses))
+        parts = (example.prompt, *example.responses, *example.other_prompts)
+        largest = max(max(ids, default=0) for ids in parts)
         if largest >= rows:
             raise UserError(
                 f"{example.record.source}: holds the token {tokenizer.convert_ids_to_tokens(largest)!r} (id {largest}),"

@@ -8,7 +8,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,33 +100,56 @@ class Reading:
         self.source, self.view, self.seen = source, view, seen
         self.records: list[Any] = []
         self.keys: set[Hashable] = set()
+        self.shared: dict[tuple[str, str], Any] = {}  # {(group, field): the group's value}
         self.ids, self.summary = RowIds(), SourceSummary(source.name)
 
     def take(self, row: Row, data_format: Format) -> None:
-        """Keep or drop a row. Raises `UserError` for a malformed one, and for one without what the view wants."""
-        record = None
+        """Keep or drop what a row says. Raises `UserError` for a malformed one, and for one without what the view
+        wants."""
+        found: Any = []
         try:
-            record = self.view.convert(data_format, row)
+            found = self.view.convert(data_format, self.whole(row, data_format))
         except Drop as reason:
-            self.summary.dropped[printable(str(reason))] += 1  # it may quote the row
+            found = reason
         self.summary.read += 1
         self.summary.formats[data_format.name] += 1
-        if record is None:
-            return
-        if self.view.key is not None:
-            key = self.view.key(record)
-            if key in self.keys or key in self.seen:
-                self.summary.dropped[self.view.duplicate] += 1
-                return
-            self.keys.add(key)
-        if self.ids.is_repeated(row, self.summary):
-            self.summary.dropped["repeated row (same id, same content)"] += 1
-            return
-        self.records.append(record)
+        found = found if isinstance(found, list) else [found]
+        for reason in (each for each in found if isinstance(each, Drop)):
+            self.summary.dropped[printable(str(reason))] += 1  # it may quote the row
+        records = [record for record in found if not isinstance(record, Drop) and self.is_new(record)]
+        if records and self.ids.is_repeated(row, self.summary):
+            self.summary.dropped["repeated row (same id, same content)"] += len(records)
+        else:
+            self.records += records
+
+    def whole(self, row: Row, data_format: Format) -> Row:
+        """A row with the values that it shares with others of its group, of which only the first has them."""
+        group = row.fields.get(data_format.group)
+        if group is None or not data_format.shared:
+            return row
+        fields = dict(row.fields)
+        for name in data_format.shared:
+            if fields.get(name) is not None:
+                self.shared.setdefault((str(group), name), fields[name])
+            elif (str(group), name) in self.shared:
+                fields[name] = self.shared[str(group), name]
+        return Row(fields, row.source)
+
+    def is_new(self, record: Any) -> bool:
+        """Whether no record with the same key was kept before; if it was, the summary counts this one."""
+        if self.view.key is None:
+            return True
+        key = self.view.key(record)
+        if key in self.keys or key in self.seen:
+            self.summary.dropped[self.view.duplicate] += 1
+            return False
+        self.keys.add(key)
+        return True
 
     def finish(self, seed: str) -> tuple[list[Any], SourceSummary]:
         """The records, subsampled if the source says so, and what became of its rows; extends `seen`."""
-        records = _subsample(self.records, self.source.fraction, seed, self.summary)
+        records = self.view.gather(self.records, self.summary.dropped)
+        records = _subsample(records, self.source.fraction, seed, self.summary)
         self.summary.kept = len(records)
         if self.view.key is not None:
             self.seen.update(map(self.view.key, records))
@@ -162,12 +185,18 @@ class Inspection:
     faults: list[str]
 
 
-def inspect_source(source: Source, seed: int = 0, on_row: Callable[[int], None] = lambda read: None) -> Inspection:
-    """Reads a source in all views at once, and goes on after a malformed row; `on_row` hears how many are read.
+def inspect_source(
+    source: Source,
+    seed: int = 0,
+    on_row: Callable[[int], None] = lambda read: None,
+    wanted: Sequence[View] | None = None,
+) -> Inspection:
+    """Reads a source in the `wanted` views, or all, at once, and goes on after a malformed row; `on_row` hears how many
+    are read.
 
     Raises `UserError` if the source cannot be read, or no row of it has a known format.
     """
-    readings = {view.name: Reading(source, view, set()) for view in views()}
+    readings = {view.name: Reading(source, view, set()) for view in wanted or views()}
     fields, read, counts, faults, offered = [], 0, Counter(), [], set()
     for read, row in enumerate(source.rows(), start=1):
         on_row(read)

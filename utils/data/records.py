@@ -2,11 +2,12 @@
 
 A kind is one class, which says all that others need to know of its fields: loaders, encoding, fingerprints, inspection
 and memory plan ask it. A view is what a data format may offer: `PROMPTS`, `DIALOGUES`, pairs by a label. A new kind is
-a class like those below, here or in a file of its own, and a format that offers `View(THE_CLASS)`; it is loaded with
-`load_view`.
+a class like those below, here or in a file of its own (`ratings.py`, `prompt_pairs.py`), and a format that offers
+`View(THE_CLASS)`; it is loaded with `load_view`.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -37,14 +38,19 @@ class Record:
         return tuple(getattr(self, name) for name in self.REPLIES)
 
     @property
+    def prompts(self) -> list[list[Message]]:
+        """The prompt of all replies; or of several prompts, which one reply answers, each."""
+        return [self.messages]
+
+    @property
     def texts(self) -> list[str]:
-        """All turns of the prompt, then the replies."""
-        return [*(message["content"] for message in self.messages), *self.replies]
+        """All turns of the prompts, then the replies."""
+        return [*(message["content"] for messages in self.prompts for message in messages), *self.replies]
 
     @property
     def sequences(self) -> int:
-        """Rows of a batch that it takes: one for each reply; a prompt alone is one."""
-        return max(1, len(self.replies))
+        """Rows of a batch that it takes: one for each reply to each prompt; a prompt alone is one."""
+        return max(1, len(self.replies)) * len(self.prompts)
 
     @property
     def annotations(self) -> dict[str, Any]:
@@ -87,8 +93,15 @@ class View:
         return self.record.PLURAL + (f", {self.label}" if self.label else "")
 
     def convert(self, data_format: Any, row: Any) -> Any:
-        """The record of a `Row` by a `Format`. Raises what `Format.read` raises."""
+        """The record of a `Row` by a `Format`, or a list of them, with a `Drop` in place of each that is of no use.
+
+        Raises what `Format.read` raises.
+        """
         return data_format.read(row, self)
+
+    def gather(self, records: list[Any], dropped: Counter[str]) -> list[Any]:
+        """What becomes of a source's records once all are read; notes in `dropped` what is left out and why."""
+        return records
 
 
 def conversation_key(messages: Sequence[Message]) -> Hashable:
@@ -136,7 +149,11 @@ DIALOGUES = View(Dialogue)
 
 @dataclass(frozen=True)
 class Pair(Record):
-    """Two replies to one prompt, the preferred one first; safety labels are None where the data has none."""
+    """Two replies to one prompt, the preferred one first; safety labels are None where the data has none.
+
+    Attributes:
+        margin: by how much it is preferred, where the data says it: a difference of ratings, say.
+    """
 
     PLURAL: ClassVar[str] = "pairs"
     CONTENT: ClassVar[str] = "pairs of replies"
@@ -148,6 +165,13 @@ class Pair(Record):
     chosen_safe: bool | None
     rejected_safe: bool | None
     source: str
+    margin: float | None = None
+
+    @property
+    def annotations(self) -> dict[str, Any]:
+        """Without a margin where there is none: checkpoints know pairs by that."""
+        found = super().annotations
+        return found if self.margin is not None else {name: found[name] for name in found if name != "margin"}
 
 
 LABELS = ("better", "safer")  # what a preference may say of a pair; one that does not say serves either

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from utils.data.records import LABELS, Pair, Record, View
-from utils.data.rows import Row
+from utils.data.rows import Drop, Row
 from utils.process.errors import UserError
 
 
@@ -23,17 +23,24 @@ class Format:
     """How rows with the fields `fields` are read; "a|b" is a field that may be called a or b.
 
     Attributes:
-        offers: {view: function that takes a `Row` and returns the record, or raises `Drop`}.
+        offers: {view: function that takes a `Row` and returns the record, or a list of records and `Drop`s, or raises
+            `Drop`}.
         fits: whether the fields of a row that has them hold what this format means by them.
+        shared, group: fields that may be null in all rows but the first of those with the same `group`.
     """
 
     name: str
     fields: tuple[str, ...]
-    offers: Mapping[View, Callable[[Row], Record]]
+    offers: Mapping[View, Callable[[Row], Record | list[Record | Drop]]]
     fits: Callable[[Row], bool] = lambda row: True
+    shared: tuple[str, ...] = ()
+    group: str = "group"
 
-    def read(self, row: Row, view: View) -> Record:
-        """The row's record in a view; raises `NotOffered` where the format lacks it, and `Drop` for a row of no use."""
+    def read(self, row: Row, view: View) -> Record | list[Record | Drop]:
+        """The row's record, or records, in a view.
+
+        Raises `NotOffered` where the format lacks it, and `Drop` for a row of no use.
+        """
         if view in self.offers:
             return self.offers[view](row)
         labels = [other.label for other in self.offers if other.record is view.record and other.label]

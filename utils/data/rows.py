@@ -11,6 +11,8 @@ from typing import Any
 from utils.data.records import Message
 from utils.process.errors import UserError
 
+NO_NUMBER = ("", "n/a", "na", "none", "null", "nan")
+
 
 class Drop(Exception):
     """A well-formed row that the view at hand cannot use; the message is the reason that is counted."""
@@ -78,6 +80,31 @@ class Row:
         if isinstance(value, bool) or value not in (0, 1, "0", "1"):
             raise self.wrong(name, "0 or 1", value)
         return int(value)
+
+    def number(self, name: str) -> float | None:
+        """A number; see `checked_number`."""
+        return self.checked_number(name, self.value(name))
+
+    def margin(self) -> float | None:
+        """The number in a field of that name, if there is one: data may call anything else so."""
+        value = self.fields.get("margin")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(value) if is_number and math.isfinite(value) else None
+
+    def checked_number(self, name: str, value: Any) -> float | None:
+        """`value` of the (possibly nested) field `name` as a finite number; a truth value is 1 or 0.
+
+        None where there is none: null, NaN, and the texts that tables write for it. Tables write numbers as texts, too.
+        """
+        if value is None or (isinstance(value, str) and value.strip().lower() in NO_NUMBER):
+            return None
+        try:
+            number = float(value) if isinstance(value, int | float | str) else None
+        except (ValueError, OverflowError):
+            number = None
+        if number is None or math.isinf(number):
+            raise self.wrong(name, "a number", value)
+        return None if math.isnan(number) else number
 
     def flag(self, name: str) -> bool:
         """A truth value, or the words that comma-separated tables write for one."""

@@ -22,10 +22,10 @@ def measure(tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], label
     writer, written = Writer(tokenizer, "drop"), []
     progress, start = Progress(len(records), label, every=max(1, len(records) // 20)), time.monotonic()
     for done, record in enumerate(records, start=1):
-        prompt = writer.prompt(record)
-        replies = None if prompt is None else writer.replies(record)
+        prompts = writer.prompts(record)
+        replies = None if prompts is None else writer.replies(record)
         if replies is not None:
-            written.append(Encoded(record, prompt, tuple(replies)))
+            written.append(Encoded(record, prompts[0], tuple(replies), tuple(prompts[1:])))
         if time.monotonic() - start > QUIET_SECONDS:
             progress.update(done)
     return written, dict(writer.dropped())

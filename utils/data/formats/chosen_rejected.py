@@ -13,7 +13,7 @@ def _pair(row: Row, label: str) -> Pair:
     (messages, chosen), (others, rejected) = dialogue_in(row, "chosen"), dialogue_in(row, "rejected")
     if messages != others:
         raise Drop("dialogues that diverge before the last turn")
-    return Pair(messages, *distinct_replies(chosen, rejected), None, None, row.source)
+    return Pair(messages, *distinct_replies(chosen, rejected), None, None, row.source, row.margin())
 
 
 register(

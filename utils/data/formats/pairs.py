@@ -42,7 +42,7 @@ def _pair(row: Row, label: str) -> Pair:
     (messages, chosen), (others, rejected) = _chosen(row), answered(row, row.present(PROMPT), row.present(REJECTED))
     if messages != others:
         raise Drop("dialogues that diverge before the last turn")
-    return Pair(messages, *distinct_replies(chosen, rejected), None, None, row.source)
+    return Pair(messages, *distinct_replies(chosen, rejected), None, None, row.source, row.margin())
 
 
 register(
