@@ -84,6 +84,13 @@ def sign_figures(costs: numpy.ndarray, signs: numpy.ndarray, seed: int) -> dict[
     }
 
 
+def figure_line(name: str, figures: dict[str, Any]) -> str:
+    """A share or an error with its 95% interval and number of cases, for people."""
+    low, high = figures["ci95"]
+    value = figures.get("mean", figures.get("error"))
+    return f"{name} {value:.3f} (95% interval {low:.3f} to {high:.3f}, n = {figures['count']})"
+
+
 def plot(panels: dict[str, dict[str, Any]], path: Path) -> None:
     """Reliability diagram: outcome against predicted probability, a panel each, with Wilson intervals."""
     figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 4), dpi=120, squeeze=False)

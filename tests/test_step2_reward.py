@@ -20,6 +20,7 @@ from transformers import (
 from eval.score import evaluation as score_evaluation
 from step2_reward import calibration, losses
 from step2_reward import main as step2
+from step2_reward.pairs import PREFERENCE_LABELS
 from tests.helpers import flags, read_metrics, read_weights, run_command, run_script
 from utils import make_base
 from utils.data import load_pairs
@@ -121,15 +122,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """base/, train.jsonl with 20 pairs and validation.jsonl with 7, whose preferences are reversed: the first
     epoch is the best one."""
     root = tmp_path_factory.mktemp("step2")
-    pieces = make_base.train_sentencepiece([" ".join(WORDS)] * 3, 300, 1.0, seed=0)
-    sizes = Namespace(hidden_size=16, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=32,
-                      max_position_embeddings=64, seed=0)  # fmt: skip
-    tokenizer = make_base.make_tokenizer(pieces, 64)
-    export_model(make_base.make_model(sizes, tokenizer), tokenizer, root / "base")
+    make_small_base(root / "base")
     rows = [pair_row(i, reverse=i >= 20) for i in range(27)]
     for name, part in (("train", rows[:20]), ("validation", rows[20:])):
         (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     return root
+
+
+def make_small_base(path: Path) -> None:
+    """A decoder of width 16, and a tokenizer of `WORDS`."""
+    pieces = make_base.train_sentencepiece([" ".join(WORDS)] * 3, 300, 1.0, seed=0)
+    sizes = Namespace(hidden_size=16, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=32,
+                      max_position_embeddings=64, seed=0)  # fmt: skip
+    tokenizer = make_base.make_tokenizer(pieces, 64)
+    export_model(make_base.make_model(sizes, tokenizer), tokenizer, path)
 
 
 def pair_row(i: int, reverse: bool) -> dict[str, object]:
@@ -189,7 +195,7 @@ def written_out_loss(model, pair: Encoded, kind: str) -> torch.Tensor:
 def reference(request, folder: Path) -> tuple[str, torch.nn.Module]:
     """The kind, and the model after the first epoch of a plain torch loop, one sequence at a time."""
     kind = request.param
-    pairs = encoded(folder / "train.jsonl", step2.PREFERENCE_LABELS[kind], load_tokenizer(str(folder / "base"), ""))
+    pairs = encoded(folder / "train.jsonl", PREFERENCE_LABELS[kind], load_tokenizer(str(folder / "base"), ""))
     args = Namespace(per_device_train_batch_size=8, gradient_accumulation_steps=1, seed=42)
     seed_everything(42)
     model = AutoModelForSequenceClassification.from_pretrained(folder / "base", num_labels=1, dtype=torch.float32)
@@ -252,7 +258,7 @@ def test_score_statistics_and_evaluation_are_those_of_the_export(folder, outputs
     kind = RUNS[name][0]
     model = AutoModelForSequenceClassification.from_pretrained(outputs[name])
     tokenizer = load_tokenizer(str(outputs[name]), "")
-    label = step2.PREFERENCE_LABELS[kind]
+    label = PREFERENCE_LABELS[kind]
     with torch.no_grad():
         train, validation = ([[score(model, pair, side).item() for side in (0, 1)] for pair in pairs]
                              for pairs in (encoded(folder / f"{part}.jsonl", label, tokenizer)
@@ -272,7 +278,7 @@ def test_exported_model_scores_padded_batches_without_the_project(folder, output
     model = new_score_model(str(path), "").eval()
     with torch.no_grad():
         ids, mask = right_pad(rows, tokenizer.pad_token_id)
-        ours = step2.LastTokenScore(model)(ids, mask, mask.sum(dim=-1) - 1)
+        ours = step2.LastTokenScore(model)(ids, mask, mask.sum(dim=-1) - 1).squeeze(-1)
     batches = {side: [t.tolist() for t in pad(rows, tokenizer.pad_token_id)] for side, pad in
                (("right", right_pad), ("left", left_pad))}  # fmt: skip
     code = (

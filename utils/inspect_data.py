@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils.cli.arguments import Parser, add_loading_arguments, check_output_file
 from utils.cli.types import positive_int, seed
 from utils.data.loading import Inspection, and_others, inspect_source
-from utils.data.ratings import RATINGS, RatingsView, attribute, check_attributes, describe_ratings
+from utils.data.ratings import RATINGS, RatingsView, attribute, describe_ratings, named_attributes
 from utils.data.records import Record, View
 from utils.data.registry import views
 from utils.data.sources import Source, parse_spec
@@ -63,7 +63,7 @@ def inspect(source: Source, args: argparse.Namespace, tokenizer: "PreTrainedToke
 
 def wanted_views(args: argparse.Namespace) -> list[View]:
     """All views; ratings on the attributes that are asked for, if any are."""
-    asked = RatingsView(attributes=tuple(args.attributes)) if args.attributes else RATINGS
+    asked = RatingsView(attributes=named_attributes(args.attributes)) if args.attributes else RATINGS
     return [asked if view == RATINGS else view for view in views()]
 
 
@@ -180,7 +180,7 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--max_length", type=positive_int, help="tokens: count prompts and replies that are longer")
     add_loading_arguments(parser)
     args = parser.parse_args()
-    check_attributes(args.attributes)
+    named_attributes(args.attributes)
     if args.tokenizer is None and (args.max_prompt_length or args.max_length):
         raise UserError(f"--max_{'prompt_' if args.max_prompt_length else ''}length: needs --tokenizer")
     return args

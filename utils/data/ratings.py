@@ -34,26 +34,41 @@ class Attribute:
             )
 
 
-def attribute(text: str) -> Attribute:
-    """argparse type of `NAME[:low:high]`; of what has a colon in its name, both bounds are needed."""
+def attribute(text: str) -> str:
+    """argparse type of `NAME[:low:high]`."""
+    try:
+        parse_attribute(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(*error.args) from None
+    return text
+
+
+def parse_attribute(text: str) -> Attribute:
+    """The attribute that `NAME[:low:high]` names. Raises ValueError where it is none."""
     name, *bounds = text.rsplit(":", 2)
     try:
         low, high = map(float, bounds)
     except ValueError:
         if len(bounds) == 2 or not text.strip():
-            raise argparse.ArgumentTypeError(f"{text!r} is not NAME or NAME:low:high") from None
+            raise ValueError(f"{text!r} is not NAME or NAME:low:high") from None
         return Attribute(text)
     if not (name.strip() and math.isfinite(low) and math.isfinite(high) and low < high):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME:low:high with low below high")
+        raise ValueError(f"{text!r} is not NAME:low:high with low below high")
     return Attribute(name, low, high)
 
 
-def check_attributes(attributes: Sequence[Attribute]) -> None:
-    """Raises: UserError: one is given twice."""
+def named_attributes(texts: Sequence[str]) -> tuple[Attribute, ...]:
+    """The attributes of `--attributes`.
+
+    Raises:
+        UserError: one is given twice.
+    """
+    attributes = tuple(map(parse_attribute, texts))
     names = [each.name for each in attributes]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"--attributes {name}: is given twice")
+    return attributes
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,11 @@ def check_no_score_model(config: Any, path: str, flag: str) -> None:
         raise UserError(f"{flag} {path}: this is {config.architectures[0]}, not a language model")
 
 
-def check_decoder(path: str, flag: str) -> PreTrainedModel:
+def check_decoder(path: str, flag: str, from_scores: bool = True) -> PreTrainedModel:
     """Make sure, before any weight is read, that a model can start stage 2, and has its tokenizer and weights.
+
+    Args:
+        from_scores: whether a score model with one label will do.
 
     Raises:
         UserError: no decoder with a classifier that has a `score` head; a score model with several labels or under
@@ -77,6 +80,8 @@ def check_decoder(path: str, flag: str) -> PreTrainedModel:
     """
     config = load_config(path, flag)
     classifies = is_score_model(config)
+    if classifies and not from_scores:
+        raise UserError(f"{flag} {path}: this is {config.architectures[0]}; a head of its own needs a language model")
     if classifies and config.num_labels != 1:
         raise UserError(f"{flag} {path}: the score model has {config.num_labels} labels, stage 2 trains one")
     config.num_labels = 1

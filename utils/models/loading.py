@@ -6,6 +6,7 @@ configuration, its tokenizer and the headers of its weights, so that a mistake i
 before the first one is loaded.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -84,14 +85,24 @@ def trunk_of(model: PreTrainedModel) -> nn.Module:
     return model.base_model if model.base_model is not model else model.model
 
 
-def new_score_model(path: str, flag: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Score model with one label, the start of stage 2: with a new head on the trunk of any decoder, or as it is.
+def new_score_model(
+    path: str, flag: str, dtype: torch.dtype = torch.float32, labels: Sequence[str] = ()
+) -> PreTrainedModel:
+    """Score model, the start of stage 2: with a new head on the trunk of any decoder, or, of one label, as it is.
+
+    Args:
+        labels: names of its outputs; without them there is one, which has none.
 
     Raises:
         UserError: the folder holds no such decoder; names `flag`.
     """
     new = () if is_score_model(load_config(path, flag)) else NEW_HEAD
-    return load_model(AutoModelForSequenceClassification, path, flag, dtype, new=new, num_labels=1)
+    model = load_model(AutoModelForSequenceClassification, path, flag, dtype, new=new, num_labels=len(labels) or 1)
+    if labels:
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {label: index for index, label in enumerate(labels)}
+        model.config.problem_type = "regression"
+    return model
 
 
 def load_model(
@@ -176,7 +187,7 @@ def position_ids_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
 def score_tokens(
     model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor
 ) -> torch.Tensor:
-    """The score head on every token: [batch, time] ids -> [batch, time] float32.
+    """The score head on every token: [batch, time] ids -> [batch, time, labels] float32.
 
     transformers' own forward pools at the last token that is not the pad token, which goes wrong as soon as a
     sampled response contains that token; here the caller picks the position.
@@ -184,4 +195,4 @@ def score_tokens(
     hidden = trunk_of(model)(
         input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
     ).last_hidden_state  # [batch, time, hidden]
-    return model.score(hidden).squeeze(-1).float()
+    return model.score(hidden).float()

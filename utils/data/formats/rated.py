@@ -118,8 +118,8 @@ def _completion(row: Row, messages: list[Message], completion: dict[str, Any], n
 
 
 _register_mapping("rated", "prompt|question|query", "response|completion|answer|output")
-_register_mapping("rated_input", "input", "output")
 _register_mapping("rated_instruction", "instruction", "output|response")
+_register_mapping("rated_input", "input", "output")
 register(
     Format(
         "rated_messages",
