@@ -36,7 +36,7 @@ from utils.cli.arguments import (
 )
 from utils.cli.types import non_negative_float, positive_int, safe_name
 from utils.data import load_pairs
-from utils.data.batching import right_pad
+from utils.data.batching import evenly_spread, right_pad
 from utils.data.encoding import Encoded
 from utils.data.registry import preference_labels
 from utils.engines.arrival import arriving
@@ -250,8 +250,7 @@ def mean_figures(scorer: PairScorer, pairs: list[Encoded]) -> dict[str, float]:
 
 def describe_scores(model: PreTrainedModel, scorer: PairScorer, pairs: list[Encoded], args: argparse.Namespace) -> None:
     """Put what a user of the scores must know into the configuration: mean and spread; of a cost, what its zero is."""
-    count = min(len(pairs), args.statistics_pairs)
-    scores = scorer.score_table([pairs[i * len(pairs) // count] for i in range(count)])
+    scores = scorer.score_table(evenly_spread(pairs, args.statistics_pairs))
     model.config.score_mean, model.config.score_std = float(scores.mean()), float(scores.std())
     if args.kind == "cost":
         model.config.zero_divides = has_safety_labels(pairs)
