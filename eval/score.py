@@ -209,7 +209,7 @@ def score_runs(
         for objective in group:
             check_values(rows, objective.name, values[objective.name], objective.flag)
         progress.update(number, **means_of(values))
-        yield run, values, truncated
+        yield run, values, sum(truncated)
 
 
 def means_of(values: dict[str, list[float | None]]) -> dict[str, float]:

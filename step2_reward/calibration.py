@@ -1,5 +1,7 @@
 """How good a score model is on held-out pairs: accuracy, calibration, their 95% intervals and a picture."""
 
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,50 @@ def pairwise_hits(chosen: numpy.ndarray, rejected: numpy.ndarray) -> numpy.ndarr
     return (numpy.sign(chosen - rejected) + 1) / 2
 
 
+def resamplings(count: int, seed: int, strata: numpy.ndarray | None = None) -> Iterator[numpy.ndarray]:
+    """`RESAMPLES` bootstrap draws of `count` rows with replacement, as indices [count].
+
+    Args:
+        strata: [count]; as many rows as a stratum has are drawn from it. None: all rows are one.
+    """
+    generator = numpy.random.default_rng(seed)
+    if strata is None:
+        for _ in range(RESAMPLES):
+            yield generator.integers(count, size=count)
+        return
+    order = numpy.argsort(strata, kind="stable")
+    _, starts, sizes = numpy.unique(strata[order], return_index=True, return_counts=True)
+    starts, sizes = numpy.repeat(starts, sizes), numpy.repeat(sizes, sizes)
+    for _ in range(RESAMPLES):
+        yield order[starts + generator.integers(sizes)]
+
+
+def bootstrap(
+    statistic: Callable[..., Any],
+    arrays: Sequence[numpy.ndarray],
+    seed: int,
+    strata: numpy.ndarray | None = None,
+) -> numpy.ndarray:
+    """`statistic(*arrays)` of resampled rows, the same ones of every array; [RESAMPLES, ...].
+
+    Args:
+        statistic: arrays of n rows each -> a number, or an array of numbers.
+        strata: see `resamplings`.
+    """
+    draws = resamplings(len(arrays[0]), seed, strata)
+    return numpy.array([statistic(*(array[draw] for array in arrays)) for draw in draws])
+
+
+def bootstrap_interval(
+    statistic: Callable[..., Any],
+    arrays: Sequence[numpy.ndarray],
+    seed: int,
+    strata: numpy.ndarray | None = None,
+) -> numpy.ndarray:
+    """Ends of the 95% percentile interval of `bootstrap`; [2, ...]. Resamples whose statistic is NaN are left out."""
+    return numpy.nanquantile(bootstrap(statistic, arrays, seed, strata), [0.025, 0.975], axis=0)
+
+
 def bin_of(probabilities: numpy.ndarray, low: float) -> numpy.ndarray:
     """Index of each probability's bin, of `BINS` equal ones on [low, 1]; [n] int."""
     return numpy.clip(((probabilities - low) / (1 - low) * BINS).astype(int), 0, BINS - 1)
@@ -48,10 +94,9 @@ def calibration(probabilities: numpy.ndarray, outcomes: numpy.ndarray, low: floa
         outcomes: [n], 1 where it came true.
         low: 0.5 when probabilities are those of the likelier of two outcomes, else 0.
     """
-    error, generator = calibration_error(probabilities, outcomes, low), numpy.random.default_rng(seed)
-    draws = [generator.integers(len(outcomes), size=len(outcomes)) for _ in range(RESAMPLES)]
-    resampled = [calibration_error(probabilities[draw], outcomes[draw], low) for draw in draws]
-    upper, lower = numpy.quantile(resampled, [0.025, 0.975])
+    error = calibration_error(probabilities, outcomes, low)
+    resampled = partial(calibration_error, low=low)
+    upper, lower = bootstrap_interval(resampled, (probabilities, outcomes), seed)
     bins = []
     for index in range(BINS):
         inside = bin_of(probabilities, low) == index

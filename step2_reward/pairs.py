@@ -12,6 +12,7 @@ from step2_reward.losses import cost_loss, reward_loss
 from step2_reward.training import ScoreTraining
 from utils.cli.types import non_negative_float, positive_float, positive_int
 from utils.data import load_pairs
+from utils.data.batching import evenly_spread
 from utils.data.encoding import Encoded
 from utils.data.loading import load_view
 from utils.data.prompt_pairs import PROMPT_PAIRS, PromptPair
@@ -205,8 +206,7 @@ class PairTraining(ScoreTraining):
     def finish(self, config: Any, train: Examples) -> None:
         """Mean and spread of the scores; of a cost, what its zero is."""
         pairs = [example for example in train if not is_prompt_pair(example)]
-        count = min(len(pairs), self.args.statistics_pairs)
-        scores = self.score_table([pairs[i * len(pairs) // count] for i in range(count)]).numpy()
+        scores = self.score_table(evenly_spread(pairs, self.args.statistics_pairs)).numpy()
         config.score_mean, config.score_std = float(scores.mean()), float(scores.std())
         if self.args.kind == "cost":
             config.zero_divides = has_safety_labels(pairs)

@@ -13,8 +13,9 @@ import numpy
 from matplotlib import pyplot
 from scipy.stats import pearsonr, spearmanr
 
+from step2_reward.calibration import bootstrap_interval
+
 BINS = 10
-RESAMPLES = 1000
 COLUMNS = 4  # panels in a row of the picture
 
 
@@ -39,24 +40,13 @@ def _correlation(function: Callable[..., Any], first: numpy.ndarray, second: num
         return float(function(first, second).statistic)
 
 
-def interval(
-    statistic: Callable[..., float], *columns: numpy.ndarray, seed: int, resamples: int = RESAMPLES
-) -> list[float]:
-    """95% interval of a statistic of n cases, by the percentile bootstrap; [n] each. Undefined draws do not count."""
-    generator, count = numpy.random.default_rng(seed), len(columns[0])
-    draws = (generator.integers(count, size=count) for _ in range(resamples))
-    found = [statistic(*(column[draw] for column in columns)) for draw in draws]
-    low, high = numpy.nanquantile(found, [0.025, 0.975]) if not numpy.isnan(found).all() else (math.nan, math.nan)
-    return [float(low), float(high)]
-
-
 def figures(predicted: numpy.ndarray, ratings: numpy.ndarray, seed: int) -> dict[str, Any]:
     """Figures of one attribute with 95% intervals, None where a correlation is undefined; [n] each, n > 1."""
     found: dict[str, Any] = {"count": len(ratings), "mean": float(ratings.mean()), "std": float(ratings.std())}
     for name, statistic in (("rmse", rmse), ("pearson", pearson), ("spearman", spearman)):
         value = statistic(predicted, ratings)
         defined = not math.isnan(value)
-        bounds = interval(statistic, predicted, ratings, seed=seed) if defined else None
+        bounds = bootstrap_interval(statistic, (predicted, ratings), seed).tolist() if defined else None
         found[name] = {"value": value, "ci95": bounds} if defined else None
     return found | {"bins": bins(predicted, ratings)}
 

@@ -210,6 +210,11 @@ def score(b: Bench) -> dict[str, Any]:
             "cost_model": f"harmlessness={b.workshop.cost}", "output_dir": b.older_result}  # fmt: skip
 
 
+def evaluate(b: Bench) -> dict[str, Any]:
+    return {"reward_model": f"helpfulness={b.workshop.reward}", "data": b.rows(PKU),
+            "output_dir": b.file("evaluated/evaluation.json", "{}").parent}  # fmt: skip
+
+
 def soup(b: Bench) -> dict[str, Any]:
     return {"expert": (f"a={b.experts / 'a'}", f"b={b.experts / 'b'}"), "weight": ("a=0.5", "b=0.5"),
             "output_dir": b.older_result}  # fmt: skip
@@ -260,7 +265,7 @@ SCRIPTS: dict[Callable[[Bench], dict[str, Any]], str] = {
     generate: "eval/generate.py", score: "eval/score.py", soup: "eval/soup.py", judge: "eval/judge.py",
     chat: "eval/chat.py", report: "eval/report.py", make_base: "utils/make_base.py",
     split_data: "utils/split_data.py", inspect_data: "utils/inspect_data.py",
-    corpus: "utils/safe_rlhf_mini/__main__.py", run_all: "run_all.sh",
+    evaluate: "step2_reward/evaluate.py", corpus: "utils/safe_rlhf_mini/__main__.py", run_all: "run_all.sh",
     policy_script: "step3_gapo/training_scripts/smoke_policy.sh",
 }  # fmt: skip
 
@@ -301,9 +306,9 @@ CHATS = [{"messages": [{"role": role, "content": "Hi"} for role in roles] + [{"r
 def cases() -> dict[str, Case]:
     """{what is wrong: the case}."""
     groups = (data_files, data_rows, data_as_a_whole, policies, files_of_policies, score_models,
-              score_models_of_others, heads, reward_functions, calls_of_reward_functions, adapters, foreign_code, names,
-              variables, config_files, numbers, plans, many_mistakes, hub_names, responses, evaluations, judgements,
-              outputs)  # fmt: skip
+              score_models_of_others, heads, held_out_pairs, reward_functions, calls_of_reward_functions, adapters,
+              foreign_code, names, variables, config_files, numbers, plans, many_mistakes, hub_names, responses,
+              evaluations, judgements, outputs)  # fmt: skip
     return {name: Case(*case) for group in groups for name, case in group().items()}
 
 
@@ -681,6 +686,39 @@ def score_models_of_others() -> dict[str, tuple]:
         "label: of a function": (
             step3, lambda b: {"reward_function": "short=examples.reward_functions:conciseness",
                               "score_label": "short=0"}, ("--score_label short=0", "helpfulness, harmlessness")),
+    }  # fmt: skip
+
+
+def held_out_pairs() -> dict[str, tuple]:
+    def rule(text: str) -> Callable[[Bench], dict[str, Any]]:
+        return lambda b: code_of(f"def rule(prompts, responses): {text}")(b) | {"reward_model": None}
+
+    return {
+        "held-out pairs: nothing to evaluate": (
+            evaluate, lambda b: {"reward_model": None}, ("--reward_model/--cost_model: at least one objective",)),
+        "held-out pairs: a model with two labels": (
+            evaluate, lambda b: {"cost_model": "harm=" + str(b.model(
+                b.workshop.cost, id2label={"0": "rude", "1": "kind"}, label2id={"rude": 0, "kind": 1}))},
+            ("--cost_model harm", "2 labels", "--score_label harm=LABEL", "rude, kind")),
+        "held-out pairs: dialogues": (
+            evaluate, lambda b: {"data": b.rows(PKU, DIALOGUE)}, ("rows.jsonl:2", "hold no pairs of replies")),
+        "held-out pairs: ordered by another label": (
+            evaluate, lambda b: {"data": b.rows(PROMPT | {"responses": ["a", "b"], "safer": 0})},
+            ("rows.jsonl:1", "do not say which reply is better, only which is safer")),
+        "held-out pairs: a subset that is a list": (
+            evaluate, lambda b: {"data": b.rows(PKU | {"subset": ["x"]})},
+            ("rows.jsonl:1: the field 'subset' must be text or a number",)),
+        "held-out pairs: no such field": (
+            evaluate, lambda b: {"subset_field": "topic"}, ("--subset_field topic: no pair of --data",)),
+        "held-out pairs: none of them": (evaluate, lambda b: {"max_pairs": 0}, ("--max_pairs",)),
+        "held-out pairs: a function that raises": (
+            evaluate, rule("raise KeyError('x')"), ("--reward_function rule", "fails 4 times", "rows.jsonl:1")),
+        "held-out pairs: a function that judges nothing": (
+            evaluate, rule("return [None] * len(responses)"), ("--data: no objective judges both responses",)),
+        "output: an evaluation over a model": (
+            evaluate, lambda b: {"output_dir": b.older_result}, ("--output_dir", "out: a model is there")),
+        "output: a folder for a picture": (
+            evaluate, lambda b: {"output_dir": b.file("x/accuracy.png/y", "").parents[1]}, ("accuracy.png: a folder",)),
     }  # fmt: skip
 
 

@@ -111,7 +111,7 @@ def expected_values(workshop: Workshop, row: dict[str, Any], question: str) -> s
 
 def test_an_answer_that_is_not_judged() -> None:
     """Objectives of one model or function stand beside each other; None is no value."""
-    scorers = {"a, b": lambda rows: ({"a": [1.25], "b": [-2.0]}, 1), "c": lambda rows: ({"c": [None]}, 0)}
+    scorers = {"a, b": lambda rows: ({"a": [1.25], "b": [-2.0]}, [True]), "c": lambda rows: ({"c": [None]}, [False])}
     row = {"prompt": QUESTION, "messages": [user(QUESTION)], "response": "Well.", "finished": True}
     beginning = "(without the beginning)"
     assert score_answer(row, scorers, None, Lines()) == [

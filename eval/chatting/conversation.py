@@ -136,7 +136,7 @@ def score_answer(
         except UserError as error:
             page.note(printable(f"error: {names}: {error}"))
             continue
-        note = " (without the beginning)" if truncated else ""
+        note = " (without the beginning)" if any(truncated) else ""
         for name, (value,) in values.items():
             parts.append(f"{name} " + ("(not judged)" if value is None else f"{value:+.2f}{note}"))
     if gold:

@@ -113,14 +113,7 @@ def note_ranks(file: config_file.ConfigFile, facts: Collection[str]) -> None:
 def add_data_arguments(parser: argparse.ArgumentParser, what: str, required: bool = True) -> None:
     """`--data` and the treatment of what does not fit. `what` says what the stage reads from it."""
     group = parser.add_argument_group("data")
-    group.add_argument(
-        "--data",
-        required=required,
-        metavar="PATH_OR_NAME[:fraction][,...]",
-        help=f"{what}: files (jsonl, jsonl.gz, json, parquet, csv), folders or hub names, each with an optional"
-        " fraction to subsample; formats are recognized by their fields (PKU-SafeRLHF, HH-RLHF, messages, Alpaca,"
-        " prompt/response, chosen/rejected, ...)",
-    )
+    add_data_argument(group, what, required)
     group.add_argument(
         "--overlong",
         choices=("error", "drop"),
@@ -134,6 +127,18 @@ def add_data_arguments(parser: argparse.ArgumentParser, what: str, required: boo
         default="error",
         help="turns that the chat template refuses (a system turn, roles that do not alternate) or in which it does not"
         " tell prompt and reply apart: stop and name them, or drop and count them",
+    )
+
+
+def add_data_argument(parser: argparse._ActionsContainer, what: str, required: bool = True) -> None:
+    """`--data` alone."""
+    parser.add_argument(
+        "--data",
+        required=required,
+        metavar="PATH_OR_NAME[:fraction][,...]",
+        help=f"{what}: files (jsonl, jsonl.gz, json, parquet, csv), folders or hub names, each with an optional"
+        " fraction to subsample; formats are recognized by their fields (PKU-SafeRLHF, HH-RLHF, messages, Alpaca,"
+        " prompt/response, chosen/rejected, ...)",
     )
 
 

@@ -4,6 +4,7 @@ import argparse
 import math
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -19,6 +20,12 @@ def accumulates(args: argparse.Namespace) -> bool:
 def share_of(fraction: float, number: int) -> int:
     """The least whole number that is at least so much of another one, whatever the rounding of floats."""
     return math.ceil(fraction * number - 1e-9)
+
+
+def evenly_spread(items: Sequence[Any], most: int | None) -> list[Any]:
+    """So many of the items at most, in their order and spread over all of them; None: all."""
+    count = len(items) if most is None else min(len(items), most)
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def right_pad(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -128,13 +128,18 @@ def mark_finished(directory: str | Path) -> None:
     (Path(directory) / UNFINISHED).unlink(missing_ok=True)
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write `text` to `path` by rename, so that a reader never sees half of it."""
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write `content` to `path` by rename, so that a reader never sees half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     temporary.replace(path)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """`write_bytes` of text as UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: str | Path, value: Any) -> None:

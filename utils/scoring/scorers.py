@@ -205,8 +205,8 @@ def beginnings(rows: Sequence[list[int]], copies: int) -> list[int]:
 
 
 Row = dict[str, Any]  # 'prompt', 'messages', 'response', 'source', 'finished'
-# Values by objective, None where there is no judgement; how many responses a model had to read without their beginning.
-RowScorer = Callable[[Sequence[Row]], tuple[dict[str, list[float | None]], int]]
+# Values by objective, None where there is no judgement; whether a model had to read a response without its beginning.
+RowScorer = Callable[[Sequence[Row]], tuple[dict[str, list[float | None]], list[bool]]]
 
 
 def load_row_scorer(
@@ -220,16 +220,17 @@ def load_row_scorer(
     names = [objective.name for objective in objectives]
     if objectives[0].is_function:
         function = objectives[0].load_function()
-        return lambda rows: ({names[0]: function(*columns(rows, "prompt", "response", "messages", "source"))}, 0)
+        asked = ("prompt", "response", "messages", "source")
+        return lambda rows: ({names[0]: function(*columns(rows, *asked))}, [False] * len(rows))
     models = load_models(objectives, dtype)
     first = models[0]
     first.module.to(device()).eval()
 
-    def score(rows: Sequence[Row]) -> tuple[dict[str, list[float | None]], int]:
+    def score(rows: Sequence[Row]) -> tuple[dict[str, list[float | None]], list[bool]]:
         dialogues, truncated = first.encode_all(*columns(rows, "messages", "response", "finished", "source"))
         scores = last_token_scores(first.module, dialogues, first.tokenizer.pad_token_id, batch_size)
         values = {name: model.values(scores).tolist() for name, model in zip(names, models, strict=True)}
-        return values, sum(truncated)
+        return values, truncated
 
     return score
 
