@@ -65,12 +65,12 @@ def bins(predicted: numpy.ndarray, ratings: numpy.ndarray) -> list[dict[str, Any
 def table_lines(attributes: dict[str, dict[str, Any]]) -> list[str]:
     """A row for every attribute, for people."""
     width = max((len(name) for name in attributes), default=0) + 2
-    head = f"{'':<{width}}{'n':>6}  {'RMSE (spread of the ratings)':<30}{'Pearson':<22}{'Spearman':<22}"
+    head = f"{'':<{width}}{'n':>6}  {'RMSE (spread of the ratings)':<31}{'Pearson':<24}Spearman"
     lines = [head.rstrip()]
     for name, found in attributes.items():
         error = f"{_shown(found['rmse'])} ({found['std']:.3f})"
         row = (
-            f"{name:<{width}}{found['count']:>6}  {error:<30}{_shown(found['pearson']):<22}{_shown(found['spearman'])}"
+            f"{name:<{width}}{found['count']:>6}  {error:<30}{_shown(found['pearson']):<24}{_shown(found['spearman'])}"
         )
         lines.append(row.rstrip())
     return lines

@@ -188,8 +188,9 @@ def language_model_class(config: Any) -> Any:
 
 
 def is_score_model(config: Any) -> bool:
-    """Whether the configuration is that of a classifier, or of a score model of Safe RLHF."""
-    return any("ForSequenceClassification" in n or n.endswith("ForScore") for n in config.architectures or ())
+    """Whether the configuration is that of a classifier, or of a score model of Safe RLHF or ArmoRM."""
+    names = config.architectures or ()
+    return any("ForSequenceClassification" in n or n.endswith(("ForScore", "ForRewardModelWithGating")) for n in names)
 
 
 def skeleton(auto_class: Any, config: Any, path: str, flag: str) -> PreTrainedModel:

@@ -44,6 +44,16 @@ from utils.models.configs import (
 from utils.models.loading import load_model, trunk_of
 from utils.models.token_head import PooledHead, Rows, TokenHead
 from utils.process.errors import UserError
+from utils.scoring.armorm_format import (
+    GatedScores,
+    armorm_class,
+    attribute_names,
+    check_armorm,
+    find_pattern,
+    is_armorm,
+    missing_pattern,
+    token_pattern,
+)
 from utils.scoring.safe_rlhf_format import (
     NORMALIZER_EPSILON,
     SAFE_RLHF_TEMPLATE,
@@ -94,6 +104,11 @@ class ScoreModel:
     column: int = 0
 
     @property
+    def gate_pattern(self) -> list[int]:
+        """Ids that every dialogue has to have, of a model with a gate; else none."""
+        return self.module.pattern if isinstance(self.module, GatedScores) else []
+
+    @property
     def scores_tokens(self) -> bool:
         """Whether every token has a score of its own: such a model can start a critic."""
         return isinstance(self.module, TokenHead)
@@ -120,7 +135,8 @@ class ScoreModel:
             source: the place of the dialogue, for error messages.
 
         Raises:
-            UserError: no chat template, one that refuses the turns, or ids that the model does not know.
+            UserError: no chat template, one that refuses the turns, ids that the model does not know, or no place for
+                its gate to read.
         """
         try:
             ids = read_dialogue(self.tokenizer, self.reading, messages, response, finished)
@@ -134,10 +150,14 @@ class ScoreModel:
             )
         if self.reading is Reading.RENDERED:
             ids = up_to_score(ids, self.padding)
-        if self.positions is None or len(ids) <= self.positions:
-            return ids, False
-        first = ids[:1] if self.reading is Reading.WHOLE else []
-        return first + ids[len(ids) - self.positions + len(first) :], True
+        cut = self.positions is not None and len(ids) > self.positions
+        if cut:
+            first = ids[:1] if self.reading is Reading.WHOLE else []
+            ids = first + ids[len(ids) - self.positions + len(first) :]
+        if self.gate_pattern and find_pattern(ids, self.gate_pattern) is None:
+            where = f" among its last {len(ids)} tokens" if cut else ""
+            raise UserError(f"{source}: {missing_pattern(self.tokenizer, self.gate_pattern)}{where}")
+        return ids, cut
 
     def encode_all(
         self,
@@ -212,7 +232,9 @@ def load_score_models(
     tokenizer = load_score_tokenizer(path, flag, template)
     model = load_model(loader_of(config), path, flag, dtype, new=optional_parameters(config))
     calibrations = [calibration(model, use.kind, path, use.flag) for use in uses]
-    if has_token_head(model):
+    if None in labels:
+        module = GatedScores(model, trunk_of(model), labels, token_pattern(config, tokenizer, path, flag))
+    elif has_token_head(model):
         rows = [row_of(head_of(model), label) for label in labels]
         module = TokenHead(trunk_of(model), rows[0] if len(rows) == 1 else Rows(rows))
     else:
@@ -253,6 +275,10 @@ def check_score_model(path: str, flag: str, kind: str, label: str | None = None,
     except UserError as error:
         raise UserError(f"{flag if template is None else template_flag(flag, template)}: {error}") from None
     check_ids(model, tokenizer, written, path, flag)
+    if is_armorm(config) and label is None:
+        pattern = token_pattern(config, tokenizer, path, flag)
+        if find_pattern(written, pattern) is None:
+            raise UserError(f"{flag} {path}: {missing_pattern(tokenizer, pattern)}")
 
 
 def load_score_tokenizer(path: str, flag: str, template: str | None = None) -> PreTrainedTokenizerBase:
@@ -292,8 +318,8 @@ def shares_tokens_of(
     return has_token_head(skeleton(loader_of(config), config, path, flag))
 
 
-def check_config(config: Any, path: str, flag: str, kind: str, label: str | None) -> int:
-    """Index of the label that is the score.
+def check_config(config: Any, path: str, flag: str, kind: str, label: str | None) -> int | None:
+    """Index of the label that is the score; None for the gated score of a model that has one.
 
     Raises:
         UserError: see `check_score_model`.
@@ -306,6 +332,9 @@ def check_config(config: Any, path: str, flag: str, kind: str, label: str | None
     mean = getattr(config, "score_mean", 0.0)
     if not isinstance(mean, int | float) or not math.isfinite(mean):
         raise UserError(f"{flag} {path}: score_mean in config.json is no finite number: {mean!r}")
+    if is_armorm(config):
+        check_armorm(config, path, flag)
+        return None if label is None else label_index(attribute_names(config), label, path, flag)
     if not is_safe_rlhf(config):
         labels = [config.id2label.get(index, f"LABEL_{index}") for index in range(config.num_labels)]
         return label_index(labels, label, path, flag)
@@ -343,7 +372,8 @@ def label_index(labels: list[str], label: str | None, path: str, flag: str) -> i
 
 def head_of(model: PreTrainedModel) -> nn.Module | None:
     """The head that scores hidden states, if the architecture has one on every token."""
-    return getattr(model, "score_head", None) or getattr(model, "score", None)
+    names = ("regression_layer", "score_head", "score")
+    return next((head for name in names if (head := getattr(model, name, None)) is not None), None)
 
 
 def has_token_head(model: PreTrainedModel) -> bool:
@@ -354,7 +384,7 @@ def row_of(head: nn.Linear, index: int) -> nn.Linear:
     """The head of one label of a classifier."""
     if head.out_features == 1:
         return head
-    row = nn.Linear(head.in_features, 1, bias=head.bias is not None, dtype=head.weight.dtype)
+    row = type(head)(head.in_features, 1, bias=head.bias is not None, dtype=head.weight.dtype)
     with whole(*head.parameters()):
         row.weight.data.copy_(head.weight.data[index : index + 1])
         if head.bias is not None:
@@ -388,7 +418,7 @@ def reading_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Re
     """How a model reads dialogues."""
     if not has_token_head(model):
         return Reading.WHOLE
-    if is_ours(model.config):
+    if is_ours(model.config) and not is_armorm(model.config):
         return Reading.APART
     after_bos = tokenizer.chat_template == SAFE_RLHF_TEMPLATE and tokenizer.bos_token_id is not None
     return Reading.AFTER_BOS if after_bos else Reading.RENDERED
@@ -407,9 +437,11 @@ def room_of(config: Any, tokenizer: PreTrainedTokenizerBase, module: nn.Module) 
     return min(positions, tokenizer.model_max_length)
 
 
-# --- the format of Safe RLHF
+# --- formats of others
 
 
 def loader_of(config: Any) -> Any:
     """The class whose `from_config` and `from_pretrained` make the model of a configuration."""
+    if is_armorm(config):
+        return armorm_class(type(config))
     return safe_rlhf_class(type(config)) if is_safe_rlhf(config) else AutoModelForSequenceClassification
