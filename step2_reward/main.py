@@ -16,11 +16,9 @@ if __name__ == "__main__":
     gc.disable()  # imports leave no garbage: a fifth less to start; `run_main` enables it
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from transformers import PreTrainedTokenizerBase
-
 from step2_reward.pairs import ALL_FLAGS, PairTraining, add_pair_arguments, settle_pair_arguments
 from step2_reward.ratings import RatingTraining, add_rating_arguments
-from step2_reward.training import LastTokenScore, ScoreTraining
+from step2_reward.training import LastTokenScore, ScoreTraining, find_tokenizer
 from utils.cli.arguments import (
     OF_THE_RANKS,
     Parser,
@@ -35,8 +33,8 @@ from utils.cli.types import safe_name
 from utils.engines.arrival import arriving
 from utils.engines.engines import engine_config, make_training_engine
 from utils.memory.dry_run import settle_ranks
-from utils.models.checking import check_decoder, check_dialogues
-from utils.models.configs import DTYPES, allow, load_tokenizer
+from utils.models.checking import check_decoder
+from utils.models.configs import DTYPES, allow
 from utils.models.loading import new_score_model
 from utils.output.files import check_output
 from utils.process.distributed import init_distributed, print_main, seed_everything, shutdown_distributed
@@ -144,30 +142,6 @@ def settle_kind(args: argparse.Namespace) -> None:
     if args.attributes:
         raise UserError("--attributes: serves --kind ratings (--pairs_from makes pairs of ratings)")
     settle_pair_arguments(args)
-
-
-def find_tokenizer(args: argparse.Namespace, problems: Problems) -> PreTrainedTokenizerBase | None:
-    """The model's tokenizer, which can write a dialogue; None where there is a problem with it."""
-    tokenizer = problems.take(load_tokenizer, args.model_name_or_path, "--model_name_or_path")
-    usable = problems.passes(check_dialogues, tokenizer, "--model_name_or_path")
-    return dedicated_pad(tokenizer) if usable else None
-
-
-def dedicated_pad(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Pad with <unk> where the tokenizer would pad with EOS.
-
-    transformers pools a score at the last token that is not padding. If EOS were padding, that would not be
-    the final EOS, at which the score is trained.
-    """
-    if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        if tokenizer.unk_token_id in (None, tokenizer.eos_token_id):
-            print_main(
-                "note: the tokenizer has no token to pad with but EOS; transformers' own forward will pool"
-                " the score one token before the final EOS, this project scores the EOS"
-            )
-        else:
-            tokenizer.pad_token = tokenizer.unk_token
-    return tokenizer
 
 
 if __name__ == "__main__":

@@ -7,13 +7,16 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from utils.data.batching import right_pad
 from utils.data.encoding import Encoded
 from utils.engines.engines import Engine
+from utils.models.checking import check_dialogues
+from utils.models.configs import load_tokenizer
 from utils.models.loading import position_ids_from_mask, score_tokens
-from utils.process.distributed import device
+from utils.process.distributed import device, print_main
+from utils.process.errors import Problems
 from utils.supervised.examples import Examples, Read
 from utils.supervised.steps import per_example
 
@@ -116,3 +119,27 @@ class ScoreTraining(abc.ABC):
     @abc.abstractmethod
     def plot(self, evaluation: dict[str, Any], path: Path) -> None:
         """The calibration as a picture."""
+
+
+def find_tokenizer(args: argparse.Namespace, problems: Problems) -> PreTrainedTokenizerBase | None:
+    """The model's tokenizer, which can write a dialogue; None where there is a problem with it."""
+    tokenizer = problems.take(load_tokenizer, args.model_name_or_path, "--model_name_or_path")
+    usable = problems.passes(check_dialogues, tokenizer, "--model_name_or_path")
+    return dedicated_pad(tokenizer) if usable else None
+
+
+def dedicated_pad(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Pad with <unk> where the tokenizer would pad with EOS.
+
+    transformers pools a score at the last token that is not padding. If EOS were padding, that would not be
+    the final EOS, at which the score is trained.
+    """
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        if tokenizer.unk_token_id in (None, tokenizer.eos_token_id):
+            print_main(
+                "note: the tokenizer has no token to pad with but EOS; transformers' own forward will pool"
+                " the score one token before the final EOS, this project scores the EOS"
+            )
+        else:
+            tokenizer.pad_token = tokenizer.unk_token
+    return tokenizer

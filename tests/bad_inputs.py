@@ -247,6 +247,10 @@ def inspect_data(b: Bench) -> dict[str, Any]:
     return {"": b.workshop.prompts}
 
 
+def prompt_pairs(b: Bench) -> dict[str, Any]:
+    return {"data": b.workshop.folder / "data/preferences_train.jsonl", "output_dir": b.older_result}
+
+
 def corpus(b: Bench) -> dict[str, Any]:
     return {"output_dir": b.older_result}
 
@@ -266,7 +270,7 @@ SCRIPTS: dict[Callable[[Bench], dict[str, Any]], str] = {
     chat: "eval/chat.py", report: "eval/report.py", make_base: "utils/make_base.py",
     split_data: "utils/split_data.py", inspect_data: "utils/inspect_data.py",
     evaluate: "step2_reward/evaluate.py", corpus: "utils/safe_rlhf_mini/__main__.py", run_all: "run_all.sh",
-    policy_script: "step3_gapo/training_scripts/smoke_policy.sh",
+    policy_script: "step3_gapo/training_scripts/smoke_policy.sh", prompt_pairs: "utils/make_prompt_pairs.py",
 }  # fmt: skip
 
 
@@ -453,6 +457,16 @@ def data_as_a_whole() -> dict[str, tuple]:
             split_data, lambda b: {"test_fraction": 0.9, "validation_fraction": 0.2}, ("--test_fraction",)),
         "split: a vocabulary larger than the text": (
             make_base, lambda b: {"sft_data": b.rows(DIALOGUE), "vocab_size": 5000}, ("--vocab_size 5000",)),
+        "instructions: data without pairs": (
+            prompt_pairs, lambda b: {"data": b.rows(DIALOGUE)}, ("rows.jsonl:1: rows of the format", "no pairs of")),
+        "instructions: a preference that nobody has named": (
+            prompt_pairs, lambda b: {"preference_label": "nicer"}, ("--preference_label", "'nicer'")),
+        "instructions: kinds that no response can meet": (
+            prompt_pairs, lambda b: {"kinds": ("valid_json", "upper_case")},
+            ("--data", "gives no prompt pairs (16 breaks every instruction drawn)")),
+        "instructions: kinds that do not go together": (
+            prompt_pairs, lambda b: {"kinds": ("at_least_words", "at_most_words")},
+            ("--data", "gives no instruction pairs", "fewer than 2 instructions drawn go together")),
         "split: too many prompts held out": (corpus, lambda b: {"num_test_prompts": 10**9}, ("--num_test_prompts",)),
     }  # fmt: skip
 
@@ -909,6 +923,8 @@ def names() -> dict[str, tuple]:
             generate, lambda b: {"policy": f"{'a' * 300}={b.workshop.base}"}, ("--policy", "at most 100 bytes")),
         "name: an input with ..": (
             split_data, lambda b: {"input": f"../up={b.workshop.prompts}"}, ("--input", "'../up'")),
+        "name: an unknown kind of instruction": (
+            prompt_pairs, lambda b: {"kinds": ("no_commas", "no_coma")}, ("--kinds", "'no_coma' is none of exactly")),
         "name: an expert without one": (
             soup, lambda b: {"expert": str(b.workshop.base)}, ("--expert", "not NAME=VALUE")),
         "name: an unknown preset": (run_all, lambda b: {"": "smoky"}, ("smoky: neither a preset",)),
@@ -1125,6 +1141,11 @@ def numbers() -> dict[str, tuple]:
             step3, lambda b: {"per_device_train_batch_size": 3}, ("--per_device_train_batch_size",)),
         "flag: heads that do not divide": (make_base, lambda b: {"num_heads": 5}, ("--num_heads 5",)),
         "flag: an unknown objective": (step3, lambda b: {"score_scale": "truth=2"}, ("--score_scale truth",)),
+        "flag: nothing to make": (
+            prompt_pairs, lambda b: {"prompt_pairs_per_response": 0, "instruction_pairs_per_pair": 0},
+            ("--prompt_pairs_per_response and --instruction_pairs_per_pair",)),
+        "flag: one instruction a pair": (prompt_pairs, lambda b: {"max_instructions": 1}, ("--max_instructions 1:",)),
+        "flag: a share of 2": (prompt_pairs, lambda b: {"all_met_share": 2}, ("--all_met_share", "between 0 and 1")),
         "flag: no samples": (report, lambda b: {"samples": 0}, ("--samples",)),
     }  # fmt: skip
 
@@ -1273,6 +1294,9 @@ def outputs() -> dict[str, tuple]:
         "output: a folder for a split": (
             split_data, lambda b: {"output_dir": b.file("out/test/sft.jsonl/x", "").parents[2]},
             ("sft.jsonl: a folder",)),
+        "output: a folder for prompt pairs": (
+            prompt_pairs, lambda b: {"output_dir": b.file("out/prompt_pairs.jsonl/x", "").parents[1]},
+            ("--output_dir", "prompt_pairs.jsonl: a folder")),
         "output: a folder for the findings": (inspect_data, lambda b: {"json": b.folder}, ("--json", "a folder")),
         "output: a report over a file": (
             report, lambda b: {"output_dir": b.file("thesis.tex", "x")}, ("--output_dir", "thesis.tex")),

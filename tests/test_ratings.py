@@ -122,7 +122,7 @@ def test_chosen_attributes_alone_count(tmp_path):
             (("a", {"wit": 1, "tact": 2}), ("b", {"tact": 3}), ("c", {"depth": 1}))]  # fmt: skip
     records, dropped = read(tmp_path, rows, "tact", "wit")
     assert [record.ratings for record in records] == [{"tact": 2, "wit": 1}, {"tact": 3}]
-    assert attributes_of(records) == ["tact", "wit"] and dropped == {"no rating of these attributes": 1}
+    assert attributes_of(records) == ["tact", "wit"] and dropped == {"no rating of tact, wit": 1}
 
 
 @pytest.mark.skipif(not HUMAN.exists(), reason="needs human ratings beside the project")

@@ -21,6 +21,7 @@ from eval.score import evaluation as score_evaluation
 from step2_reward import calibration, losses
 from step2_reward import main as step2
 from step2_reward.pairs import PREFERENCE_LABELS
+from step2_reward.training import dedicated_pad
 from tests.helpers import flags, read_metrics, read_weights, run_command, run_script
 from utils import make_base
 from utils.data import load_pairs
@@ -310,10 +311,10 @@ def test_padding_is_not_trained_on(folder):
 def test_a_tokenizer_that_pads_with_eos_pads_with_unk(folder):
     tokenizer = load_tokenizer(str(folder / "base"), "")
     tokenizer.pad_token = tokenizer.eos_token
-    assert step2.dedicated_pad(tokenizer).pad_token == "<unk>"
+    assert dedicated_pad(tokenizer).pad_token == "<unk>"
     tokenizer.unk_token = None
     tokenizer.pad_token = tokenizer.eos_token
-    assert step2.dedicated_pad(tokenizer).pad_token == tokenizer.eos_token
+    assert dedicated_pad(tokenizer).pad_token == tokenizer.eos_token
 
 
 def test_preference_label_follows_the_kind():

@@ -261,6 +261,12 @@ class Writer:
         pairs = itertools.product(record.prompts, record.replies)
         return self._attempt(record, lambda: [encode_response(self.tokenizer, *pair) for pair in pairs])
 
+    def rendered(self, record: Record) -> list[list[int]] | None:
+        """Ids of the dialogue with each reply, as the chat template writes it; see `encode_rendered`."""
+        return self._attempt(
+            record, lambda: [encode_rendered(self.tokenizer, record.messages, text) for text in record.replies]
+        )
+
     def dropped(self) -> Counter[str]:
         """How many were dropped, by reason; the first of each is named."""
         return Counter({f"examples dropped: {kind} (first: {self.first[kind]})": n for kind, n in self.counts.items()})

@@ -141,7 +141,7 @@ class RatingsView(View):
             if each.name in ratings:
                 each.check(ratings[each.name], record.source)
         if not ratings:
-            return Drop("no rating of these attributes")
+            return Drop(f"no rating of {', '.join(each.name for each in self.attributes)}")
         return Rated(record.messages, record.response, ratings, record.source)
 
 

@@ -26,7 +26,7 @@ class Phase:
 def phases_of(models: list[PlannedModel], args: argparse.Namespace, around: Surroundings) -> list[Phase]:
     """Phases of a run, in their order; without those in which nothing happens."""
     memory = Memory(models, args, around)
-    moments = GAPO_MOMENTS if models[0].use == "policy" else SUPERVISED_MOMENTS
+    moments = {"policy": GAPO_MOMENTS, "backbone": BACKBONE_MOMENTS}.get(models[0].use, SUPERVISED_MOMENTS)
     found = {name: list(make(memory)) for name, make in moments.items()}
     return [fullest(name, ledgers) for name, ledgers in found.items() if ledgers]
 
@@ -278,7 +278,7 @@ def export_moments(memory: Memory) -> Iterator[Ledger]:
 def supervised_logits(memory: Memory, rows: int, size: int) -> int:
     """Bytes of the logits of whole sequences and their float32 copies; a score model has none."""
     (model,) = memory.models
-    if model.use == "reward":
+    if model.use in ("reward", "backbone"):
         return 0
     return rows * sum(memory.around.longest) * model.shape.vocabulary * size
 
@@ -292,3 +292,4 @@ SUPERVISED_MOMENTS = {
     "loading": loading_moments, "training": supervised_moments, "evaluation": evaluation_moments,
     "optimizer step": step_moments, "export": export_moments,
 }  # fmt: skip
+BACKBONE_MOMENTS = {"loading": loading_moments, "hidden states": evaluation_moments, "export": export_moments}

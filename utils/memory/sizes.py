@@ -65,7 +65,7 @@ class PlannedModel:
     """A model that a run holds.
 
     Attributes:
-        use: policy, critic, reference or score in step 3; sft in stage 1; reward in stage 2.
+        use: policy, critic, reference or score in step 3; sft in stage 1; reward, or a frozen backbone, in stage 2.
     """
 
     use: str
@@ -73,7 +73,7 @@ class PlannedModel:
 
     @property
     def trained(self) -> bool:
-        return self.use not in ("reference", "score")
+        return self.use not in ("reference", "score", "backbone")
 
 
 @dataclass(frozen=True)

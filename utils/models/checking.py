@@ -68,11 +68,12 @@ def check_no_score_model(config: Any, path: str, flag: str) -> None:
         raise UserError(f"{flag} {path}: this is {config.architectures[0]}, not a language model")
 
 
-def check_decoder(path: str, flag: str, from_scores: bool = True) -> PreTrainedModel:
+def check_decoder(path: str, flag: str, from_scores: bool = True, of_any_labels: bool = False) -> PreTrainedModel:
     """Make sure, before any weight is read, that a model can start stage 2, and has its tokenizer and weights.
 
     Args:
         from_scores: whether a score model with one label will do.
+        of_any_labels: whether one with several will, too: its trunk alone is wanted.
 
     Raises:
         UserError: no decoder with a classifier that has a `score` head; a score model with several labels or under
@@ -82,9 +83,9 @@ def check_decoder(path: str, flag: str, from_scores: bool = True) -> PreTrainedM
     classifies = is_score_model(config)
     if classifies and not from_scores:
         raise UserError(f"{flag} {path}: this is {config.architectures[0]}; a head of its own needs a language model")
-    if classifies and config.num_labels != 1:
+    if classifies and config.num_labels != 1 and not of_any_labels:
         raise UserError(f"{flag} {path}: the score model has {config.num_labels} labels, stage 2 trains one")
-    config.num_labels = 1
+    config.num_labels = config.num_labels if classifies else 1
     model = skeleton(AutoModelForSequenceClassification, config, path, flag)
     if not hasattr(model, "score"):
         raise UserError(f"{flag} {path}: {type(model).__name__} has no score head on every token (use a decoder)")

@@ -105,6 +105,18 @@ def new_score_model(
     return model
 
 
+def load_for_its_trunk(path: str, flag: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A decoder as a classifier, whose head counts for nothing: new, or of a score model with any number of labels.
+
+    Raises:
+        UserError: the folder holds no such decoder; names `flag`.
+    """
+    config = load_config(path, flag)
+    if is_score_model(config):
+        return load_model(AutoModelForSequenceClassification, path, flag, dtype)
+    return new_score_model(path, flag, dtype)
+
+
 def load_model(
     auto_class: Any, path: str, flag: str, dtype: torch.dtype, new: tuple[str, ...] = (), num_labels: int | None = None
 ) -> PreTrainedModel:

@@ -18,6 +18,7 @@ from utils.process.errors import AT_ONCE, Problems, UserError
 
 Read = tuple[list[Record], ReadingSummary]
 Load = Callable[[str, int], Read]
+Fit = Callable[..., list[Encoded]]  # like `fit_lengths`
 SAMPLED = (
     1000  # examples that a dry run draws from more of them; besides, half as many with the longest prompts and texts
 )
@@ -37,19 +38,21 @@ def read_examples(
     load: Load,
     architecture: PreTrainedModel | None = None,
     problems: Problems = AT_ONCE,
+    fit: Fit = fit_lengths,
 ) -> tuple[Examples | None, Examples | None]:
     """Training and validation examples that fit `--max_length` and the model; prints what was read.
 
     Args:
         tokenizer, architecture: None in a dry run that has found none; the data is read all the same.
+        fit: how records are encoded.
 
     Returns:
         None for a side with a problem: unusable data, nothing to validate on, or examples longer than the model has
         positions for, or with ids beyond its embedding.
     """
     read, held_out = read_sides(args, load, problems)
-    fit = functools.partial(encode, rows=embedding_rows(architecture))
-    train, validation = (problems.take(fit, args, tokenizer, side) for side in (read, held_out))
+    encoding = functools.partial(encode, rows=embedding_rows(architecture), fit=fit)
+    train, validation = (problems.take(encoding, args, tokenizer, side) for side in (read, held_out))
     if train is not None and validation is not None:
         print_main("\n".join(read[1].lines() + [f"validation: {line}" for line in held_out[1].lines()]))
         print_main(f"{train.total} examples to train on, {validation.total} to validate on")
@@ -74,13 +77,17 @@ def split_off(args: argparse.Namespace, read: Read) -> tuple[Read, Read]:
 
 
 def encode(
-    args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, read: Read, rows: int | None = None
+    args: argparse.Namespace,
+    tokenizer: PreTrainedTokenizerBase,
+    read: Read,
+    rows: int | None = None,
+    fit: Fit = fit_lengths,
 ) -> Examples:
     """The records that fit `--max_length` and the model; in a dry run of many records, those of a sample."""
     records, summary = read
     limits = {"max_length": args.max_length, "unfit": args.unfit, "embedding_rows": rows}
     if not args.dry_run or len(records) <= 2 * SAMPLED:
-        fitted = fit_lengths(tokenizer, records, summary, args.overlong, **limits)
+        fitted = fit(tokenizer, records, summary, args.overlong, **limits)
         return Examples(fitted, len(fitted))
     drawn = random.Random(args.seed).sample(records, SAMPLED)
     longest = (heapq.nlargest(SAMPLED // 2, records, key=length) for length in (prompt_characters, characters))
@@ -89,7 +96,7 @@ def encode(
         f"dry run: {len(chosen)} of {len(records)} examples are tokenized, the longest and {SAMPLED} at random; what is"
         " dropped or cut is counted among these, numbers of examples and steps are estimates"
     )
-    fitted = fit_lengths(tokenizer, list(chosen.values()), summary, args.overlong, **limits)
+    fitted = fit(tokenizer, list(chosen.values()), summary, args.overlong, **limits)
     kept = {id(example.record) for example in fitted}
     share = sum(id(record) in kept for record in drawn) / SAMPLED
     return Examples(fitted, max(1, round(share * len(records))))

@@ -104,6 +104,9 @@ class Run:
         step: optimizer steps that an earlier, interrupted run has done.
         best: weights of the epoch to be exported, on the main rank; empty while those are the present ones.
 
+    Args:
+        describe: writes beside a checkpoint's weights what `utils/export_checkpoint.py` needs to know of their model.
+
     Raises:
         UserError: a checkpoint is there, of a run with another result.
     """
@@ -114,8 +117,9 @@ class Run:
         stage: str,
         data: tuple[list[Encoded], list[Encoded]],
         tokenizer: PreTrainedTokenizerBase,
+        describe: Callable[[PreTrainedModel, PreTrainedTokenizerBase, Path], None] = describe_model,
     ):
-        self.args, self.tokenizer = args, tokenizer
+        self.args, self.tokenizer, self.describe = args, tokenizer, describe
         facts: dict[str, Any] = {}
         if is_main():
             facts = model_facts(args.model_name_or_path, "--model_name_or_path")
@@ -176,7 +180,7 @@ class Run:
 
         def write_more(folder: Path) -> None:
             self.record.logger.copy_to(folder)
-            describe_model(model, self.tokenizer, folder / "model")
+            self.describe(model, self.tokenizer, folder / "model")
             if self.best:
                 save_file(self.best, folder / BEST)
 

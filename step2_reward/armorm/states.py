@@ -1,0 +1,223 @@
+"""Hidden states of a frozen backbone at the end of dialogues and where the gate reads, computed and kept in pieces.
+
+A piece is written by rename, once all ranks have done their share: a run that was killed goes on with the next one.
+"""
+
+import argparse
+import functools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from utils.cli.free_flags import add_free
+from utils.cli.types import positive_int
+from utils.data.batching import right_pad
+from utils.data.encoding import Encoded, Writer, data_fingerprint
+from utils.data.records import Record
+from utils.data.summaries import ReadingSummary
+from utils.engines.engines import Engine
+from utils.models.loading import position_ids_from_mask
+from utils.output.files import flush_to_disk, remove_folder, write_json
+from utils.output.metrics import Progress
+from utils.process.distributed import all_gather_objects, barrier, device, is_main
+from utils.process.errors import UserError
+from utils.scoring.armorm_format import find_pattern, missing_pattern
+from utils.scoring.score_models import up_to_score
+from utils.supervised.steps import per_example
+
+MANIFEST = "states.json"
+# What states depend on, beside data and backbone.
+FLAGS = ("max_length", "dtype", "piece_size", "attn_implementation")
+
+
+def add_state_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where hidden states are kept."""
+    group = parser.add_argument_group("hidden states")
+    add_free(
+        group,
+        "--states_dir",
+        metavar="DIR",
+        help="keep the hidden states here for further runs on the same data and backbone; the default is"
+        " <output_dir>/states, which goes when the run is finished",
+    )
+    add_free(group, "--piece_size", type=positive_int, default=2048, help="dialogues in one file of states")
+
+
+def states_folder(args: argparse.Namespace) -> Path:
+    """The folder of all hidden states."""
+    return Path(args.states_dir) if args.states_dir else Path(args.output_dir) / "states"
+
+
+def fit_dialogues(
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    summary: ReadingSummary,
+    overlong: str,
+    max_length: int,
+    unfit: str,
+    embedding_rows: int | None,
+    pattern: Sequence[int] = (),
+) -> list[Encoded]:
+    """Whole dialogues as the chat template writes them, up to where a score is read; `fit_lengths` has the rest.
+
+    Nothing is cut: a dialogue that is too long is an error, or left out. So is one without the gate's `pattern`.
+    """
+    writer, fitted, long = Writer(tokenizer, unfit), [], 0
+    for record in records:
+        if (dialogues := writer.rendered(record)) is None:
+            continue
+        dialogues = tuple(up_to_score(ids, tokenizer.pad_token_id) for ids in dialogues)
+        length = max(map(len, dialogues))
+        if length > max_length and overlong == "error":
+            raise UserError(
+                f"{record.source}: dialogue of {length} tokens is longer than --max_length {max_length} (raise the flag"
+                " or pass --overlong drop)"
+            )
+        if length > max_length:
+            long += 1
+            continue
+        if pattern and any(find_pattern(ids, pattern) is None for ids in dialogues):
+            raise UserError(f"{record.source}: {missing_pattern(tokenizer, pattern)}")
+        if embedding_rows is not None and max(map(max, dialogues)) >= embedding_rows:
+            raise UserError(
+                f"{record.source}: holds an id for which the model has no embedding ({embedding_rows} rows)"
+            )
+        fitted.append(Encoded(record, [], dialogues))
+    summary.encoding += writer.dropped()
+    if long:
+        summary.encoding[f"dialogues dropped: longer than --max_length {max_length}"] += long
+    if not fitted:
+        raise UserError(f"nothing is left of {len(records)} examples: {'; '.join(summary.lines())}")
+    return fitted
+
+
+class StateReader(nn.Module):
+    """Hidden states of a trunk at given positions."""
+
+    def __init__(self, trunk: nn.Module):
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """[b, t] ids and mask, [b, k] positions -> [b, k, d] float32."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs["position_ids"] = position_ids_from_mask(attention_mask)
+        hidden = self.trunk(**inputs, use_cache=False).last_hidden_state  # [b, t, d]
+        rows = torch.arange(len(positions), device=positions.device)[:, None]
+        return hidden[rows, positions].float()
+
+
+def states_of(engine: Engine, examples: list[Encoded], pad_token_id: int, pattern: Sequence[int]) -> torch.Tensor:
+    """States at the end of every reply, and, with a `pattern`, where the gate reads; [b, replies (+ 1), d] float32.
+
+    The gate reads the prompt: before the replies, all dialogues of an example are the same.
+    """
+    dialogues = [ids for example in examples for ids in example.responses]
+    replies = len(examples[0].responses)
+    ids, mask = (tensor.to(device()) for tensor in right_pad(dialogues, pad_token_id))
+    positions = [[len(each) - 1] for each in dialogues]
+    if pattern:
+        positions = [[*p, find_pattern(each, pattern)] for p, each in zip(positions, dialogues, strict=True)]
+    states = engine(ids, mask, torch.tensor(positions, device=device()))  # [b * replies, 1 or 2, d]
+    states = states.view(len(examples), replies, *states.shape[1:])
+    return torch.cat([states[:, :, 0], states[:, :1, 1]], dim=1) if pattern else states[:, :, 0]
+
+
+class KeptStates:
+    """The states of some examples, in pieces on disk.
+
+    Args:
+        folder: of their own; None of another run may be there.
+        facts: what they depend on beside the examples.
+
+    Raises:
+        UserError: states of other examples, or of another backbone, are there.
+    """
+
+    def __init__(self, folder: Path, examples: list[Encoded], args: argparse.Namespace, facts: dict[str, Any]):
+        self.folder, self.examples, self.size = folder, examples, args.piece_size
+        manifest = facts | {"examples": len(examples), "data": data_fingerprint(examples)}
+        manifest |= {f"--{name}": getattr(args, name) for name in FLAGS}
+        found = None
+        if is_main():
+            if args.fresh and args.states_dir is None:
+                remove_folder(folder)
+            found = self.other_than(manifest)
+        if found := all_gather_objects(found)[0]:
+            raise UserError(f"{folder}: holds states of other runs ({found}); {ways_out(args)}")
+        barrier()
+
+    def other_than(self, manifest: dict[str, Any]) -> str | None:
+        """What of an older manifest is other than now; writes this one where there is none."""
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, manifest)
+            return None
+        then = json.loads(path.read_text())
+        now = json.loads(json.dumps(manifest))
+        names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+        return ", ".join(names) or None
+
+    @property
+    def pieces(self) -> list[tuple[int, Path]]:
+        """The first example of each piece, and its file."""
+        starts = range(0, len(self.examples), self.size)
+        return [(start, self.folder / f"{number:05d}.safetensors") for number, start in enumerate(starts)]
+
+    def compute(self, label: str, engine: Engine, batch_size: int, measure: Callable[..., torch.Tensor]) -> None:
+        """Those that are missing; call on every rank.
+
+        Args:
+            measure: examples -> [b, k, d]; see `states_of`.
+        """
+        missing = [(start, path) for start, path in self.pieces if not path.is_file()]
+        done = len(self.pieces) - len(missing)
+        missing = all_gather_objects(missing)[0]  # the main rank may write while others look
+        progress = Progress(len(self.pieces), label, 1, done)
+        for number, (start, path) in enumerate(missing, start=done + 1):
+            part = self.examples[start : start + self.size]
+            shape: list[int] = []
+            flat = functools.partial(flattened, measure, shape)
+            table = per_example(engine, part, batch_size, flat)[:, :-1].float()
+            if is_main():
+                write_tensor(path, table.view(len(part), *shape))
+                progress.update(number)
+            barrier()
+
+    def read(self) -> Iterator[tuple[int, numpy.ndarray]]:
+        """The index of each piece's first example, and its states, [rows, k, d] float32."""
+        for start, path in self.pieces:
+            yield start, load_file(path)["states"].numpy()
+
+    def last_states(self) -> Iterator[tuple[int, numpy.ndarray]]:
+        """The same of the end of the first reply alone, [rows, d]."""
+        for start, states in self.read():
+            yield start, states[:, 0]
+
+
+def ways_out(args: argparse.Namespace) -> str:
+    """What to do where states of another run are in the way."""
+    return "--fresh starts over" if args.states_dir is None else "remove it, or choose another --states_dir"
+
+
+def flattened(measure: Callable[..., torch.Tensor], shape: list[int], examples: list[Encoded]) -> torch.Tensor:
+    """A measure [b, k, d] as [b, k * d]; leaves [k, d] in `shape`."""
+    states = measure(examples)
+    shape[:] = states.shape[1:]
+    return states.flatten(1)
+
+
+def write_tensor(path: Path, states: torch.Tensor) -> None:
+    """A file that is there whole or not at all."""
+    temporary = path.with_suffix(".unfinished")
+    save_file({"states": states.contiguous()}, temporary)
+    flush_to_disk([temporary])
+    temporary.replace(path)
