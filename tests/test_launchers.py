@@ -15,12 +15,12 @@ from tests.helpers import default_signals, run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 SHELL_SCRIPTS = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.sh") if ".venv" not in path.parts)
-MAINS = sorted(path.relative_to(ROOT) for path in ROOT.glob("step*/main.py"))
+MAINS = sorted(path.relative_to(ROOT) for path in ROOT.glob("step*/**/main.py"))
 TOOLS = sorted(
     path.relative_to(ROOT)
-    for folder in ("eval", "utils")
+    for folder in ("eval", "utils", "step2_reward")
     for path in (ROOT / folder).glob("*.py")
-    if "\n    run_main(" in path.read_text()
+    if "\n    run_main(" in path.read_text() and path.name != "main.py"
 )
 
 

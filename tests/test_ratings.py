@@ -14,7 +14,8 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification
 
 from step2_reward import losses, regression
-from tests.helpers import flags, read_metrics, read_weights, run_script
+from tests.helpers import flags, read_metrics, read_weights, run_killed, run_script
+from tests.test_resume import assert_same_run, whole_checkpoints
 from tests.test_step2_reward import WORDS, make_small_base
 from utils.data.encoding import Encoded, fit_lengths
 from utils.data.loading import load_view
@@ -263,6 +264,24 @@ def outputs(folder: Path) -> dict[str, tuple[Path, str]]:
         assert result.code == 0, result.stdout + result.stderr
         found[name] = folder / name, result.stdout
     return found
+
+
+def test_a_killed_run_goes_on_byte_identical(folder, tmp_path):
+    """With prompt pairs among its batches; and the weights of a checkpoint are a model with its labels."""
+    changes = {"checkpoint_interval": 2, "num_train_epochs": 3, "per_device_train_batch_size": 8}
+    for kind, name in ((RATED_PAIRS, "pairs"), ({"kind": "ratings", "keep_checkpoints": True}, "ratings")):
+        whole, killed = tmp_path / f"whole_{name}", tmp_path / f"killed_{name}"
+        assert run_script("step2_reward/main.py", arguments(folder, whole, **kind, **changes)).code == 0
+        words = arguments(folder, killed, **kind, **changes)
+        run_killed("step2_reward/main.py", words, 1, lambda killed=killed: whole_checkpoints(killed))
+        result = run_script("step2_reward/main.py", words)
+        assert result.code == 0 and "going on from" in result.stdout, result.stderr
+        assert_same_run(whole, killed)
+        assert (whole / "evaluation.json").read_bytes() == (killed / "evaluation.json").read_bytes()
+    result = run_script("utils/export_checkpoint.py", [str(whole), *flags(output_dir=tmp_path / "exported")])
+    assert result.code == 0, result.stderr
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "exported")
+    assert model.config.id2label == {0: "length", 1: "start"} and len(model.config.rating_std) == 2
 
 
 def encoded(folder: Path, file: str, view) -> list[Encoded]:

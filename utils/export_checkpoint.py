@@ -123,9 +123,13 @@ def chosen_engine(folder: Path, stage: str, name: str | None) -> str:
     """Name of the engine to export.
 
     Raises:
-        UserError: there is none of this name, or it is a critic.
+        UserError: there is none of this name, or it is a critic; the checkpoint holds a part of a model.
     """
     names = sorted(path.name for path in (folder / ENGINES).iterdir() if path.is_dir())
+    if stage not in TRAINED:
+        raise UserError(
+            f"{folder}: is of {stage}, whose model is whole when the run is; the same command goes on from it"
+        )
     name = name or TRAINED[stage]
     if name not in names:
         raise UserError(f"--engine {name}: no such engine in {folder} (there are {', '.join(names)})")
@@ -159,7 +163,8 @@ def read_model(
     model = skeleton(folder / "model", dtype, trust_remote_code)
     if stage == "reward":
         model.config.objective, model.config.kind = flags["objective"], flags["kind"]
-        print("note: mean and spread of the scores are measured when a run is finished; config.json has none here")
+        if flags["kind"] != "ratings":
+            print("note: mean and spread of the scores are measured when a run is finished; config.json has none here")
     if (folder / BEST).is_file():
         print("these are the weights of the best epoch so far, not those of the last step")
         return model, load_file(folder / BEST)
