@@ -6,6 +6,7 @@ offer a safe alternative (good at both, rare), so the two objectives conflict an
 found.
 """
 
+from utils.safe_rlhf_mini.attributes import gold_attributes, gold_overall
 from utils.safe_rlhf_mini.gold import gold_scores
 
-__all__ = ["gold_scores"]
+__all__ = ["gold_attributes", "gold_overall", "gold_scores"]

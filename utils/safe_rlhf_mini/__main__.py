@@ -2,14 +2,16 @@
 
 import argparse
 import json
+import random
 from pathlib import Path
 
 from utils.cli.arguments import Parser
 from utils.cli.types import positive_int
 from utils.output.files import check_writable, write_text
 from utils.process.errors import UserError, run_main
-from utils.safe_rlhf_mini.generate import all_prompts, corpus
+from utils.safe_rlhf_mini.generate import all_prompts, corpus, split_prompts
 from utils.safe_rlhf_mini.gold import gold_scores
+from utils.safe_rlhf_mini.ratings import more_files
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -30,6 +32,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--num_test_prompts", type=positive_int, default=256, help="prompts held out for the evaluation"
     )
+    parser.add_argument(
+        "--reward_models",
+        action="store_true",
+        help="also ratings_*.jsonl (noisy, with a bias for long answers, some missing) and overall_*.jsonl (pairs in"
+        " which what matters depends on the prompt), for reward models with several attributes",
+    )
+    parser.add_argument(
+        "--num_ratings", type=positive_int, default=8000, help="rows of ratings_train.jsonl and of overall_train.jsonl"
+    )
+    parser.add_argument(
+        "--num_held_out_ratings", type=positive_int, default=1500, help="rows of the same for validation and for test"
+    )
     args = parser.parse_args()
     total = len(all_prompts())
     held_out = args.num_validation_prompts + args.num_test_prompts
@@ -44,10 +58,11 @@ def parse_arguments() -> argparse.Namespace:
 def summary(files: dict[str, list[dict[str, object]]]) -> str:
     """One line a file: rows, and the mean gold scores of its responses by kind of prompt."""
     risky = {row["prompt"]: row["risky"] for name, rows in files.items() if "prompts" in name for row in rows}
+    texts = ("response", "response_0", "response_1", "chosen", "rejected")
     lines = []
     for name, rows in files.items():
         line = f"{name}.jsonl: {len(rows)} rows"
-        fields = [key for key in ("response", "response_0", "response_1") if key in rows[0]]
+        fields = [key for key in texts if key in rows[0]]
         for kind, is_risky in (("benign", False), ("risky", True)):
             chosen = [row for row in rows if risky[row["prompt"]] is is_risky]
             pairs = [(row["prompt"], row[key]) for row in chosen for key in fields]
@@ -70,6 +85,9 @@ def main() -> None:
         args.num_validation_prompts,
         args.num_test_prompts,
     )
+    if args.reward_models:
+        splits = split_prompts(random.Random(f"{args.seed} splits"), args.num_validation_prompts, args.num_test_prompts)
+        files |= more_files(args.seed, splits, args.num_ratings, args.num_held_out_ratings)
     for name, rows in files.items():
         write_text(output_dir / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     print(summary(files))
