@@ -29,11 +29,16 @@ step() { # what makes file $1, said as it begins
     "$@"
 }
 
+# Kinds of instructions that some of the benchmark's responses meet and some break.
+KINDS="at_least_words at_most_words about_words at_least_sentences at_most_sentences short_sentences contains_word
+    repeats_word lacks_word opens_with closes_with no_first_person no_commas"
+
 make_data() {
-    "$PYTHON" -m utils.safe_rlhf_mini --output_dir "$DATA" --seed 0 --reward_models
-    for part in train validation; do
-        "$PYTHON" utils/make_prompt_pairs.py --data "$DATA/preferences_$part.jsonl:$1" \
-            --output_dir "$DATA/instructions_$part"
+    local part
+    "$PYTHON" -m utils.safe_rlhf_mini --output_dir "$DATA" --seed 0 --num_validation 1500 --reward_models
+    for part in train:0.25 validation:1.0; do
+        "$PYTHON" utils/make_prompt_pairs.py --data "$DATA/preferences_${part%:*}.jsonl:${part#*:}" --kinds $KINDS \
+            --output_dir "$DATA/instructions_${part%:*}"
     done
     "$PYTHON" utils/make_base.py --sft_data "$DATA/sft_train.jsonl" \
         --preference_data "$DATA/preferences_train.jsonl,$DATA/instructions_train/instruction_pairs.jsonl" \
@@ -48,7 +53,7 @@ evaluate() { # models $2 ... on pairs $1, in the folder named like the pairs
     "$PYTHON" step2_reward/evaluate.py --reward_model "$@" --data "$pairs" --output_dir "$OUTPUT/evaluation/$name"
 }
 
-step "$OUTPUT/base/config.json" make_data 1.0
+step "$OUTPUT/base/config.json" make_data
 step "$OUTPUT/sft/config.json" bash step1_sft/training_scripts/tiny.sh
 
 ALL=$OUTPUT
