@@ -76,7 +76,13 @@ def find_explanation(result: dict[str, Any], objective: str) -> Explanation | No
     return {"rows": rows, "attributes": means}
 
 
-def reason(objective: str, parts: Sequence[tuple[str, float]]) -> str:
-    """'why helpful: truthfulness +0.31 · verbosity -0.12'."""
-    shown = (f"{' '.join(printable(attribute).split())} {value:+.2f}" for attribute, value in parts)
+def reason(objective: str, parts: list[tuple[str, float]]) -> str:
+    """'why helpful: truthfulness +0.31 · verbosity -0.12', with a third decimal where all are small."""
+    decimals = 2 if abs(parts[0][1]) >= 0.1 else 3
+    shown = (f"{one_line(attribute)} {value:+.{decimals}f}" for attribute, value in parts)
     return f"why {objective}: {' · '.join(shown)}"
+
+
+def one_line(attribute: str) -> str:
+    """An attribute's name, which may be any text, to be shown."""
+    return " ".join(printable(attribute).split())
