@@ -1126,6 +1126,8 @@ def numbers() -> dict[str, tuple]:
         "flag: heads that do not divide": (make_base, lambda b: {"num_heads": 5}, ("--num_heads 5",)),
         "flag: an unknown objective": (step3, lambda b: {"score_scale": "truth=2"}, ("--score_scale truth",)),
         "flag: no samples": (report, lambda b: {"samples": 0}, ("--samples",)),
+        "flag: nothing to explain": (score, lambda b: {"explain": 0}, ("--explain: 0 is not between 1",)),
+        "flag: half a reason": (chat, lambda b: {"explain": 1.5}, ("--explain",)),
     }  # fmt: skip
 
 
@@ -1176,6 +1178,9 @@ def evaluations() -> dict[str, tuple]:
         "evaluation: a mean that is text": (
             report, evaluation(whole | {"objectives": {"help": {"mean": "a", "ci95": 0}}}),
             ("sft.json: not an evaluation ('objectives' 'help' 'mean' is not a number)",)),
+        "evaluation: an explanation that is a number": (
+            report, evaluation(whole | {"explanations": {"helpfulness": {"wit": 0.5}}}),
+            ("sft.json: not an evaluation ('explanations' 'helpfulness' 'wit' is not an object)",)),
         "evaluation: settings that are a list": (
             report, lambda b: {"input_dir": runs(b, "policies/gapo_p1/args.json", [1])},
             ("gapo_p1/args.json", "not an object")),

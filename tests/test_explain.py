@@ -17,7 +17,7 @@ from eval.results.runs import Run
 from tests.armorm import rows_by_hand, write_armorm
 from tests.evaluations import noisy_run, write_runs
 from tests.helpers import Result, Workshop, flags, run_script
-from tests.test_chat import QUESTION, answers, greedy, talk, user
+from tests.test_chat import QUESTION, answers, greedy, in_terminal, talk, user
 from tests.test_score_models import write_responses
 from tests.test_turn_endings import ENDINGS
 from utils.data.formats.rated import ARMORM
@@ -209,6 +209,12 @@ def test_answers_say_why(workshop: Workshop, released: Released) -> None:
         told = " · ".join(f"{attribute} {value:+.{decimals}f}" for attribute, value in wanted)
         assert line.strip() == f"why {name}: {told}"
     assert "why" not in talk(f"{QUESTION}\n", **settings).stdout
+
+
+def test_answers_say_why_in_columns(workshop: Workshop, released: Released) -> None:
+    settings = {"policy": (f"base={workshop.base}", f"again={workshop.base}"), "reward_model": f"helpful={released[0]}"}
+    shown = in_terminal(f"{QUESTION}\n/quit\n", flags(**settings, max_new_tokens=4, explain=1), 120)
+    assert re.search(r"why helpful: [\w-]+ [+-]\d.*│.*why helpful: [\w-]+ [+-]\d", shown)
 
 
 # --- eval/report.py

@@ -161,9 +161,9 @@ def caption(
     figures: dict[str, dict[str, dict[str, Figure]]], chosen: Sequence[RunGroup], others: Sequence[RunGroup]
 ) -> str:
     """What the picture shows, and what it leaves out."""
-    sentences = [EXPLANATION]
+    shown = []
     if any(len(by_size(list(found.values()))) > MOST_ATTRIBUTES for found in figures.values()):
-        sentences.append(f"Shown are the {MOST_ATTRIBUTES} attributes with the largest means.")
+        shown.append(f"the {MOST_ATTRIBUTES} attributes with the largest means, whatever their sign")
     if others:
-        sentences.append(f"Shown are {len(chosen)} policies of {len(chosen) + len(others)}; the table has them all.")
-    return " ".join(sentences)
+        shown.append(f"{len(chosen)} of {len(chosen) + len(others)} policies")
+    return f"{EXPLANATION} The picture shows {' and '.join(shown)}; the table has all." if shown else EXPLANATION
