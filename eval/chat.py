@@ -6,7 +6,7 @@
 
 Every policy has a history of its own and answers word by word, in a column of its own where the terminal is wide
 enough. Values are those of eval/score.py: higher is better. Ctrl-C ends an answer, Ctrl-D or /quit the program; the
-questions may also come through a pipe.
+questions may also come through a pipe. --explain adds what the attributes behind a gated score contributed to it.
 """
 
 import argparse
@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 from eval.chatting.conversation import Policy, system_turns, take_turn
+from eval.results.explanations import add_explain_argument, note_unexplained
 from eval.results.grading import grade, load_gold
 from utils.cli.arguments import Parser, add_loading_arguments
 from utils.cli.types import named_value, positive_int, seed, temperature
@@ -53,6 +54,7 @@ def parse_args() -> argparse.Namespace:
     )
     add_score_arguments(parser)
     parser.add_argument("--gold", metavar="MODULE:FUNCTION", help="(prompts, responses) -> {objective: values}")
+    add_explain_argument(parser)
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--temperature", type=temperature, default=1.0, help="sampling temperature")
     choice.add_argument("--greedy", action="store_true", help="always the likeliest token")
@@ -117,8 +119,9 @@ def check_system(path: str, flag: str, args: argparse.Namespace) -> None:
 
 def load_scorers(objectives: list[Objective], args: argparse.Namespace) -> dict[str, RowScorer]:
     """What scores answers, if anything does, by the names of its objectives; a model that they share is there once."""
+    explain = bool(args.explain)
     return {
-        ", ".join(objective.name for objective in group): load_row_scorer(group, DTYPES[args.dtype], 1)
+        ", ".join(objective.name for objective in group): load_row_scorer(group, DTYPES[args.dtype], 1, explain)
         for group in by_source(objectives)
     }
 
@@ -163,6 +166,7 @@ def main() -> None:
     args = parse_args()
     objectives = named_objectives(args) if are_given(args) else []
     check_policies(args)
+    note_unexplained(objectives, args.explain)
     gold = (load_gold(args.gold), args.gold) if args.gold else None
     if gold:
         grade(*gold, [{"prompt": "How are you?", "response": "Fine.", "source": "a greeting"}])

@@ -13,10 +13,11 @@ sign changed, a function's value as it is. Every model reads the text of the dia
 is asked at the last token of the response; of a dialogue with more tokens than it has positions it reads the end.
 Intervals are half-widths of the normal 95% interval over prompts, 1.96 s / sqrt(n). Where a function does not judge a
 response (None), its score is null; means and intervals are over what is judged, and 'judged' says how many that is
-where it is not all. Objectives that share a model are scored in one pass of it.
+where it is not all. Objectives that share a model are scored in one pass of it. With --explain the same pass says
+what the attributes behind a gated score contributed to it: 'explanations' of a row and, of all attributes, of the run.
 
 Models score what they have not scored yet: scores of the same responses by the same model are kept, those of a run that
-was killed, too.
+was killed, too. Their explanations stay with them; where --explain asks for more than there is, they are scored again.
 """
 
 import argparse
@@ -33,6 +34,15 @@ if __name__ == "__main__":
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
+from eval.results.explanations import (
+    add_explain_argument,
+    explain,
+    find_explanation,
+    note_unexplained,
+    shown_in,
+    shown_of,
+    suffices,
+)
 from eval.results.grading import check_values, grade, load_gold, score_gold, summarize_judged
 from eval.results.partial import PartialFile, model_identity
 from eval.results.rows import FIELDS, Row, read_rows
@@ -46,9 +56,9 @@ from utils.output.metrics import Progress
 from utils.process.distributed import device
 from utils.process.errors import UserError, run_main
 from utils.scoring.objectives import Objective, add_score_arguments, are_given, by_source, named_objectives
-from utils.scoring.scorers import load_row_scorer
+from utils.scoring.scorers import ScoredRows, load_row_scorer
 
-ENTRIES = ("objective", "scorer", "values", "truncated")  # of the scores of a run by one model or function
+ENTRIES = ("objective", "scorer", "values", "truncated", "explanation")  # of a run's scores by one scorer
 
 
 def parse_args() -> argparse.Namespace:
@@ -67,6 +77,7 @@ def parse_args() -> argparse.Namespace:
         metavar="MODULE:FUNCTION",
         help="(prompts, responses) -> {objective: values, higher is better}, graded beside the models",
     )
+    add_explain_argument(parser)
     parser.add_argument("--output_dir", required=True, help="results go to <output_dir>/<run>.json")
     parser.add_argument("--batch_size", type=positive_int, default=64, help="dialogues at once")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="precision of the models")
@@ -105,7 +116,8 @@ class Scores:
     """The scores of one run's responses, in its result and, until that is written, in a partial file.
 
     Attributes:
-        kept: {'objective', 'scorer', 'values', 'truncated'}, one entry an objective, of these very responses.
+        kept: {'objective', 'scorer', 'values', 'truncated', 'explanation'} of these very responses, the last of them
+            None where there is none; of an objective there may be several.
     """
 
     def __init__(self, responses: Path, result: Path):
@@ -113,12 +125,17 @@ class Scores:
         self.partial = PartialFile(result, {"responses": self.responses, "entries": ENTRIES})
         self.kept = [*finished_scores(result, self.responses), *self.partial.parts]
 
-    def find(self, objective: str, scorer: dict[str, Any]) -> dict[str, Any] | None:
-        """The entry by the same scorer, if there is one."""
-        return next((e for e in self.kept if e["objective"] == objective and e["scorer"] == scorer), None)
+    def find(self, objective: str, scorer: dict[str, Any], shown: int = 0) -> dict[str, Any] | None:
+        """The entry by the same scorer that explains the most, if there is one with `shown` contributions a row."""
+        entries = (e for e in self.kept if e["objective"] == objective and e["scorer"] == scorer)
+        found = max(entries, key=lambda entry: shown_in(entry["explanation"]), default=None)
+        return found if found and suffices(found["explanation"], shown) else None
 
-    def add(self, objective: str, scorer: dict[str, Any], values: list[float | None], truncated: int) -> None:
-        entry = dict(zip(ENTRIES, (objective, scorer, values, truncated), strict=True))
+    def add(self, objective: str, scorer: dict[str, Any], found: ScoredRows, shown: int) -> None:
+        """Keep the scores of an objective, with `shown` contributions a row."""
+        explanation = explain(found.contributions[objective], shown) if shown else None
+        entry = (objective, scorer, found.values[objective], sum(found.truncated), explanation)
+        entry = dict(zip(ENTRIES, entry, strict=True))
         self.partial.append(entry)
         self.kept.append(entry)
 
@@ -130,6 +147,11 @@ class Scores:
         truncated = {name: self.find(name, scorer)["truncated"] for name, scorer in scorers.items()}
         return {"responses": self.responses, "objectives": scorers, "truncated": truncated}
 
+    def explanations(self, scorers: dict[str, dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+        """{objective: {attribute: mean and interval of what it contributes}}, of those that have an explanation."""
+        found = {name: self.find(name, scorer)["explanation"] for name, scorer in scorers.items()}
+        return {name: explanation["attributes"] for name, explanation in found.items() if explanation}
+
 
 def finished_scores(result: Path, responses: str) -> list[dict[str, Any]]:
     """The entries `Scores.kept` of an older result, if it is of the responses with this sha256 and has them whole."""
@@ -140,7 +162,13 @@ def finished_scores(result: Path, responses: str) -> list[dict[str, Any]]:
     try:
         record = older["scored"]
         entries = [
-            dict(zip(ENTRIES, (name, scorer, values_of(older, name), int(record["truncated"][name])), strict=True))
+            {
+                "objective": name,
+                "scorer": scorer,
+                "values": values_of(older, name),
+                "truncated": int(record["truncated"][name]),
+                "explanation": find_explanation(older, name),
+            }
             for name, scorer in record["objectives"].items()
         ]
     except (AttributeError, KeyError, TypeError, ValueError):  # the same
@@ -178,38 +206,40 @@ def score_group(
         UserError: see `score_runs`.
     """
     scorers = {objective.name: scorer_of(objective, args) for objective in group}
-    lacking = {
-        run: [objective for objective in group if scores[run].find(objective.name, scorers[objective.name]) is None]
-        for run in runs
-    }
+    shown = {objective.name: shown_of(objective, args.explain) for objective in group}
+
+    def lacks(run: str, name: str) -> bool:
+        return scores[run].find(name, scorers[name], shown[name]) is None
+
+    lacking = {run: [objective for objective in group if lacks(run, objective.name)] for run in runs}
     for objective in group:
         if found := sum(objective not in missing for missing in lacking.values()):
             print(f"score {objective.name}: {found} of {len(runs)} runs have scores", flush=True)
     asked = {run: rows for run, rows in runs.items() if lacking[run]}
     wanted = [objective for objective in group if any(objective in missing for missing in lacking.values())]
     if asked:
-        for run, values, truncated in score_runs(wanted, asked, args, done_before=len(runs) - len(asked)):
-            for objective in lacking[run]:
-                scores[run].add(objective.name, scorers[objective.name], values[objective.name], truncated)
+        for run, found in score_runs(wanted, asked, args, done_before=len(runs) - len(asked)):
+            for name in (objective.name for objective in lacking[run]):
+                scores[run].add(name, scorers[name], found, shown[name])
 
 
 def score_runs(
     group: list[Objective], runs: dict[str, list[Row]], args: argparse.Namespace, done_before: int
-) -> Iterator[tuple[str, dict[str, list[float | None]], int]]:
-    """{objective: its values} of objectives of one source and the number of truncated dialogues, run after run.
+) -> Iterator[tuple[str, ScoredRows]]:
+    """Values of objectives of one source, run after run.
 
     Raises:
         UserError: a function that fails, or a score that is not a number.
     """
-    scorer = load_row_scorer(group, DTYPES[args.dtype], args.batch_size)
+    scorer = load_row_scorer(group, DTYPES[args.dtype], args.batch_size, bool(args.explain))
     total, names = done_before + len(runs), ", ".join(objective.name for objective in group)
     progress = Progress(total, f"score {names}", max(1, total // 5), done_before)
     for number, (run, rows) in enumerate(runs.items(), start=done_before + 1):
-        values, truncated = scorer(rows)
+        found = scorer(rows)
         for objective in group:
-            check_values(rows, objective.name, values[objective.name], objective.flag)
-        progress.update(number, **means_of(values))
-        yield run, values, sum(truncated)
+            check_values(rows, objective.name, found.values[objective.name], objective.flag)
+        progress.update(number, **means_of(found.values))
+        yield run, found
 
 
 def means_of(values: dict[str, list[float | None]]) -> dict[str, float]:
@@ -218,8 +248,12 @@ def means_of(values: dict[str, list[float | None]]) -> dict[str, float]:
     return {"mean" if len(values) == 1 else f"mean {name}": mean for name, mean in found.items()}
 
 
-def fill_rows(run: str, rows: list[Row], entries: dict[str, dict[str, Any]]) -> None:
-    """Write {objective: its entry of `Scores`} into `scores` of every row; say what was not read, or not judged.
+def fill_rows(run: str, rows: list[Row], entries: dict[str, dict[str, Any]], most: int | None) -> None:
+    """Write {objective: its entry of `Scores`} into `scores` and `explanations` of every row; say what was not read, or
+    not judged.
+
+    Args:
+        most: contributions a row, where not all that are kept.
 
     Raises:
         UserError: no objective judges any of the responses.
@@ -227,6 +261,9 @@ def fill_rows(run: str, rows: list[Row], entries: dict[str, dict[str, Any]]) -> 
     for name, entry in entries.items():
         for row, value in zip(rows, entry["values"], strict=True):
             row.setdefault("scores", {})[name] = value
+        if explanation := entry["explanation"]:
+            for row, contributions in zip(rows, explanation["rows"], strict=True):
+                row.setdefault("explanations", {})[name] = contributions[:most]
         if entry["truncated"]:
             print(f"score {name}: truncated {entry['truncated']} of {len(rows)} dialogues of {run}", flush=True)
         if missing := entry["values"].count(None):
@@ -254,9 +291,20 @@ def summarize_scores(rows: list[Row], part: str, cost_name: str | None) -> dict[
 
 
 def evaluation(
-    run: str, rows: list[Row], objectives: list[Objective], args: dict[str, Any], scored: dict[str, Any]
+    run: str,
+    rows: list[Row],
+    objectives: list[Objective],
+    args: dict[str, Any],
+    scored: dict[str, Any],
+    explanations: dict[str, Any],
 ) -> dict[str, Any]:
-    """The content of <run>.json; `args` are the run's settings, `scored` is a `Scores.record`."""
+    """The content of <run>.json.
+
+    Args:
+        args: the run's settings.
+        scored: a `Scores.record`.
+        explanations: see `Scores.explanations`.
+    """
     cost_name = next((objective.name for objective in objectives if objective.zero_divides), None)
     return {
         "run": run,
@@ -266,6 +314,7 @@ def evaluation(
         "kl": statistics.fmean(row["kl"] for row in rows),
         "response_length": statistics.fmean(row["length"] for row in rows),
         **({"gold": summarize_scores(rows, "gold", cost_name)} if "gold" in rows[0] else {}),
+        **({"explanations": explanations} if explanations else {}),
         "rows": rows,
     }
 
@@ -275,6 +324,7 @@ def main() -> None:
     objectives = objectives_of(args)
     gold = load_gold(args.gold) if args.gold else None
     runs = read_responses(args.responses)
+    note_unexplained(objectives, args.explain)
     sample = next(iter(runs.values()))[:1]  # what is wrong with a function is known before models load
     for objective in objectives:
         if objective.is_function:
@@ -289,12 +339,14 @@ def main() -> None:
         score_group(group, runs, scores, args)
     scorers = {objective.name: scorer_of(objective, args) for objective in objectives}
     for run, rows in runs.items():
-        fill_rows(run, rows, {name: scores[run].find(name, scorer) for name, scorer in scorers.items()})
+        entries = {name: scores[run].find(name, scorer) for name, scorer in scorers.items()}
+        fill_rows(run, rows, entries, args.explain)
     if gold:
         score_gold(gold, args.gold, runs)
     for run, rows in runs.items():
         settings, file = find_args(output_dir.parent, run), output_dir / f"{run}.json"
-        write_json(file, evaluation(run, rows, objectives, settings, scores[run].record(scorers)))
+        record, explanations = scores[run].record(scorers), scores[run].explanations(scorers)
+        write_json(file, evaluation(run, rows, objectives, settings, record, explanations))
         scores[run].partial.remove()
         print(f"{run}: {file}", flush=True)
 

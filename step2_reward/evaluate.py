@@ -175,10 +175,12 @@ def score_group(
     for call in range(calls):
         asked = order[call * size : (call + 1) * size]
         part = [rows[index] for index in asked]
-        found, truncated[asked] = scorer(part)
+        found = scorer(part)
+        truncated[asked] = found.truncated
         for objective in group:
-            check_values(part, objective.name, found[objective.name], objective.flag)
-            values[objective.name][asked] = numpy.array(found[objective.name], dtype=float)  # None is NaN there
+            column = found.values[objective.name]
+            check_values(part, objective.name, column, objective.flag)
+            values[objective.name][asked] = numpy.array(column, dtype=float)  # None is NaN there
         progress.update(call + 1)
     return values, truncated
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedTokenizerBase
 
 ATTRIBUTES, HIDDEN, LAYERS, SIZE, TEMPERATURE = 19, 24, 3, 32, 3.0
 
@@ -58,3 +58,26 @@ def by_hand(folder: Path, heads: dict[str, torch.Tensor], ids: list[int], at: in
     transform = weights["reward_transform_matrix"]
     score = numpy.sum(gate * (rewards @ transform))
     return score, rewards, (transform @ gate) * rewards
+
+
+def pattern_of(folder: Path) -> list[int]:
+    """What a template like Llama 3's writes between a prompt and its reply."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return tokenizer("<|eot|><|start|>assistant<|end|>\n\n", add_special_tokens=False)["input_ids"]
+
+
+def rows_by_hand(
+    folder: Path, heads: dict[str, torch.Tensor], rows: list[dict[str, Any]]
+) -> list[tuple[numpy.ndarray, ...]]:
+    """`by_hand` of dialogues with 'messages', 'response' and 'finished', from their text as the template writes it."""
+    tokenizer, pattern, found = AutoTokenizer.from_pretrained(folder), pattern_of(folder), []
+    for row in rows:
+        response = row["response"]
+        text = tokenizer.apply_chat_template(
+            [*row["messages"], {"role": "assistant", "content": response}], tokenize=False
+        )
+        text = text if row["finished"] else text[: text.rindex(response) + len(response)]
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        starts = [i for i in range(len(ids)) if ids[i : i + len(pattern)] == pattern]
+        found.append(by_hand(folder, heads, ids, starts[-1]))
+    return found

@@ -1147,6 +1147,8 @@ def numbers() -> dict[str, tuple]:
         "flag: one instruction a pair": (prompt_pairs, lambda b: {"max_instructions": 1}, ("--max_instructions 1:",)),
         "flag: a share of 2": (prompt_pairs, lambda b: {"all_met_share": 2}, ("--all_met_share", "between 0 and 1")),
         "flag: no samples": (report, lambda b: {"samples": 0}, ("--samples",)),
+        "flag: nothing to explain": (score, lambda b: {"explain": 0}, ("--explain: 0 is not between 1",)),
+        "flag: half a reason": (chat, lambda b: {"explain": 1.5}, ("--explain",)),
     }  # fmt: skip
 
 
@@ -1197,6 +1199,9 @@ def evaluations() -> dict[str, tuple]:
         "evaluation: a mean that is text": (
             report, evaluation(whole | {"objectives": {"help": {"mean": "a", "ci95": 0}}}),
             ("sft.json: not an evaluation ('objectives' 'help' 'mean' is not a number)",)),
+        "evaluation: an explanation that is a number": (
+            report, evaluation(whole | {"explanations": {"helpfulness": {"wit": 0.5}}}),
+            ("sft.json: not an evaluation ('explanations' 'helpfulness' 'wit' is not an object)",)),
         "evaluation: settings that are a list": (
             report, lambda b: {"input_dir": runs(b, "policies/gapo_p1/args.json", [1])},
             ("gapo_p1/args.json", "not an object")),

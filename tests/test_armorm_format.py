@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from transformers import AutoTokenizer
 
-from tests.armorm import ATTRIBUTES, by_hand, write_armorm
+from tests.armorm import ATTRIBUTES, by_hand, pattern_of, rows_by_hand, write_armorm
 from tests.helpers import Workshop, run_function
 from tests.test_score_models import FINISHED, MESSAGES, RESPONSES, score_file, score_in_step3
 from tests.test_turn_endings import ENDINGS
@@ -29,21 +28,12 @@ def released(tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor]]:
     return folder, write_armorm(folder, ENDINGS["llama3"].tokenizer())
 
 
-def pattern_of(folder: Path) -> list[int]:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    return tokenizer("<|eot|><|start|>assistant<|end|>\n\n", add_special_tokens=False)["input_ids"]
-
-
 def expected(folder: Path, heads: dict[str, torch.Tensor]) -> list[tuple[numpy.ndarray, ...]]:
-    """Of the dialogues of tests/test_score_models.py, from their text as the template writes it."""
-    tokenizer, pattern, found = AutoTokenizer.from_pretrained(folder), pattern_of(folder), []
-    for messages, response, finished in zip(MESSAGES, RESPONSES, FINISHED, strict=True):
-        text = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": response}], tokenize=False)
-        text = text if finished else text[: text.rindex(response) + len(response)]
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        starts = [i for i in range(len(ids)) if ids[i : i + len(pattern)] == pattern]
-        found.append(by_hand(folder, heads, ids, starts[-1]))
-    return found
+    """Of the dialogues of tests/test_score_models.py."""
+    dialogues = zip(MESSAGES, RESPONSES, FINISHED, strict=True)
+    return rows_by_hand(
+        folder, heads, [dict(zip(("messages", "response", "finished"), d, strict=True)) for d in dialogues]
+    )
 
 
 def values_by_hand(folder: Path, heads: dict[str, torch.Tensor]) -> dict[str, list[float]]:
@@ -89,14 +79,13 @@ def test_every_token_of_a_padded_batch_has_its_score(released) -> None:
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
     with torch.no_grad():
         scores = model.module(ids, mask)[..., 0]
-        last = torch.tensor([len(row) - 1 for row in rows])
-        parts = model.module.contributions(ids, mask, last)
+        explained = model.module.explained(ids, mask)
+    assert torch.equal(explained[..., 0], scores)
     for row, at in ((0, 1), (1, len(pattern) + 3)):
         for end in range(at + len(pattern), len(rows[row]) + 1):
             score, _, contributions = by_hand(folder, heads, rows[row][:end], at)
             assert scores[row, end - 1].item() == pytest.approx(float(score), abs=1e-5)
-        assert parts[row].numpy() == pytest.approx(contributions, abs=1e-5)
-        assert parts[row].sum().item() == pytest.approx(float(score), abs=1e-5)
+            assert explained[row, end - 1, 1:].numpy() == pytest.approx(contributions, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llama3", "chatml", "gemma", "zephyr", "tulu"])

@@ -26,7 +26,7 @@ from utils.process.errors import run_main
 from utils.process.plain_text import printable
 from utils.safe_rlhf_mini import gold_scores
 from utils.scoring.objectives import Objective
-from utils.scoring.scorers import last_token_scores
+from utils.scoring.scorers import ScoredRows, last_token_scores
 
 pytestmark = pytest.mark.slow
 
@@ -111,14 +111,12 @@ def expected_values(workshop: Workshop, row: dict[str, Any], question: str) -> s
 
 def test_an_answer_that_is_not_judged() -> None:
     """Objectives of one model or function stand beside each other; None is no value."""
-    scorers = {"a, b": lambda rows: ({"a": [1.25], "b": [-2.0]}, [True]), "c": lambda rows: ({"c": [None]}, [False])}
+    scorers = {"a, b": lambda rows: ScoredRows({"a": [1.25], "b": [-2.0]}, [True]),
+               "c": lambda rows: ScoredRows({"c": [None]}, [False])}  # fmt: skip
     row = {"prompt": QUESTION, "messages": [user(QUESTION)], "response": "Well.", "finished": True}
     beginning = "(without the beginning)"
-    assert score_answer(row, scorers, None, Lines()) == [
-        f"a +1.25 {beginning}",
-        f"b -2.00 {beginning}",
-        "c (not judged)",
-    ]
+    values, reasons = score_answer(row, scorers, None, Lines(), None)
+    assert values == [f"a +1.25 {beginning}", f"b -2.00 {beginning}", "c (not judged)"] and not reasons
 
 
 def test_commands(workshop: Workshop) -> None:

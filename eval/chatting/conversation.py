@@ -7,6 +7,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from eval.chatting.page import Columns, Lines, new_page
+from eval.results.explanations import largest, reason
 from eval.results.grading import Gold, grade
 from eval.results.rows import Row
 from utils.data.encoding import encode_prompt, end_ids, response_text
@@ -123,25 +124,29 @@ def answer(
 
 
 def score_answer(
-    row: Row, scorers: dict[str, RowScorer], gold: tuple[Gold, str] | None, page: Lines | Columns
-) -> list[str]:
-    """'objective value' for every objective and for the gold scores, whose function is given with its name.
+    row: Row, scorers: dict[str, RowScorer], gold: tuple[Gold, str] | None, page: Lines | Columns, shown: int | None
+) -> tuple[list[str], list[str]]:
+    """'objective value' for every objective and for the gold scores, whose function is given with its name; and why.
 
     An objective that cannot be scored, such as one whose model's template knows no system turns, gets a note.
+
+    Args:
+        shown: contributions of an objective's attributes, where the scorers give them.
     """
-    rows, parts = [row | {"source": "chat"}], []
+    rows, parts, reasons = [row | {"source": "chat"}], [], []
     for names, scorer in scorers.items():
         try:
-            values, truncated = scorer(rows)
+            scored = scorer(rows)
         except UserError as error:
             page.note(printable(f"error: {names}: {error}"))
             continue
-        note = " (without the beginning)" if any(truncated) else ""
-        for name, (value,) in values.items():
+        note = " (without the beginning)" if any(scored.truncated) else ""
+        for name, (value,) in scored.values.items():
             parts.append(f"{name} " + ("(not judged)" if value is None else f"{value:+.2f}{note}"))
+        reasons += [reason(name, largest(found, shown)[0]) for name, found in scored.contributions.items()]
     if gold:
         parts += [f"gold {name} {values[0]:+.2f}" for name, values in grade(*gold, rows).items()]
-    return parts
+    return parts, reasons
 
 
 def take_turn(
@@ -158,8 +163,10 @@ def take_turn(
             try:
                 messages, ids = fit_history(policy, question, args.max_new_tokens, page)
                 row = answer(policy, messages, ids, page, args)
-                if values := score_answer(row, scorers, gold, page):
+                values, reasons = score_answer(row, scorers, gold, page, args.explain)
+                if values:
                     page.values(values)
+                page.reasons(reasons)
             except UserError as error:
                 page.note(printable(f"error: {error}"))
             except KeyboardInterrupt:  # before or after the answer itself

@@ -35,6 +35,11 @@ class Lines:
         """The objectives' values, 'name +1.23' each."""
         self.note(f"   [{' · '.join(parts)}]")
 
+    def reasons(self, lines: list[str]) -> None:
+        """Why the values are what they are, a line an objective."""
+        for line in lines:
+            self.note(f"   {line}")
+
 
 class Columns:
     """Answers side by side, each growing in its column; one object is one question's page."""
@@ -68,6 +73,10 @@ class Columns:
     def values(self, parts: list[str]) -> None:
         for part in parts:
             self.write(f"{part}\n", "green" if "+" in part else "red")
+
+    def reasons(self, lines: list[str]) -> None:
+        for line in lines:
+            self.note(line)
 
 
 def new_page(names: list[str]) -> Lines | Columns:

@@ -40,7 +40,8 @@ ROW = {"prompt": TEXT, "source": TEXT, "response": TEXT, "scores": Each(Maybe(NU
        "messages": Maybe([{"role": TEXT, "content": TEXT}])}  # fmt: skip
 SCORED = {"objectives": Maybe(Each({"kind": Maybe(TEXT)}))}
 EVALUATION = {"run": TEXT, "args": Maybe(SETTINGS), "scored": Maybe(SCORED), **SCORES, "gold": Maybe(SCORES),
-              "kl": NUMBER, "response_length": Maybe(NUMBER), "rows": [ROW]}  # fmt: skip
+              "explanations": Maybe(Each(Each({"mean": NUMBER, "ci95": NUMBER}))), "kl": NUMBER,
+              "response_length": Maybe(NUMBER), "rows": [ROW]}  # fmt: skip
 
 _NAME = re.compile(r"(?P<base>[^@#]+)(@(?P<condition>[^#]+))?(#(?P<seed>.+))?")
 

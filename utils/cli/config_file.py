@@ -112,7 +112,8 @@ def words_of(flag: str, action: argparse.Action, value: Value) -> list[str]:
     """A flag and its values as on a command line; none for null, false and [], as if it were not given.
 
     Args:
-        value: a text; true for a switch; a list of texts; NAME=VALUE also as {name: value} and as [[name, value]].
+        value: a text; true for a switch, or for a flag whose value may be left out; a list of texts; NAME=VALUE also as
+            {name: value} and as [[name, value]].
 
     Raises:
         argparse.ArgumentError: such a flag takes something else.
@@ -122,6 +123,8 @@ def words_of(flag: str, action: argparse.Action, value: Value) -> list[str]:
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise argparse.ArgumentError(action, f"is a switch: true or false, not {json.dumps(value)}")
+        return [flag] if value else []
+    if action.nargs == argparse.OPTIONAL and isinstance(value, bool):
         return [flag] if value else []
     texts = texts_of(action, value)
     if action.nargs is not None:

@@ -45,9 +45,13 @@ def check_armorm(config: Any, path: str, flag: str) -> None:
 
 
 def attribute_names(config: Any) -> list[str]:
-    """The attributes, in the order of the rewards: config.json's labels, or those of the released model."""
+    """The attributes, in the order of the rewards: config.json's labels, or those of the released model.
+
+    Where several are called the same, their numbers are added.
+    """
     count = config.num_objectives
     labels = [config.id2label.get(index, f"LABEL_{index}") for index in range(count)]
+    labels = [label if labels.count(label) == 1 else f"{label} ({index})" for index, label in enumerate(labels)]
     unnamed = all(label == f"LABEL_{index}" for index, label in enumerate(labels))
     return list(ARMORM) if unnamed and count == len(ARMORM) else labels
 
@@ -163,6 +167,7 @@ class GatedScores(nn.Module):
     Attributes:
         columns: indices of attributes, None for the gated score.
         pattern: ids that the gate looks for.
+        attributes: names, in the order of the rewards.
     """
 
     def __init__(self, model: PreTrainedModel, trunk: nn.Module, columns: Sequence[int | None], pattern: Sequence[int]):
@@ -170,11 +175,24 @@ class GatedScores(nn.Module):
         self.trunk, self.regression, self.gating = trunk, model.regression_layer, model.gating
         self.transform = model.reward_transform_matrix
         self.columns, self.pattern = list(columns), list(pattern)
+        self.attributes = attribute_names(model.config)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, prompt: int = 0) -> torch.Tensor:
         """[batch, time] ids and mask -> [batch, time, columns] float32."""
         rewards, gate = self.rewards_and_gate(input_ids, attention_mask)
-        score = gated_score(rewards, gate[:, None], self.transform.float())
+        return self.chosen(rewards, gated_score(rewards, gate[:, None], self.transform.float()))
+
+    def explained(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """`forward`, and behind its columns what every attribute contributes to the gated score.
+
+        [batch, time] ids and mask -> [batch, time, columns + m] float32.
+        """
+        rewards, gate = self.rewards_and_gate(input_ids, attention_mask)
+        parts = contributions(rewards, gate[:, None], self.transform.float())
+        return torch.cat([self.chosen(rewards, parts.sum(dim=-1)), parts], dim=-1)
+
+    def chosen(self, rewards: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+        """The columns, of rewards [..., m] and gated scores [...]; [..., columns]."""
         return torch.stack([score if k is None else rewards[..., k] for k in self.columns], dim=-1)
 
     def rewards_and_gate(
@@ -188,12 +206,6 @@ class GatedScores(nn.Module):
         at = pattern_positions(input_ids, pattern)
         gate = self.gating(hidden[torch.arange(len(at), device=at.device), at])
         return self.regression(hidden), gate
-
-    def contributions(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-        """What every attribute contributes to the gated score at one position of each row, [batch]; [batch, m]."""
-        rewards, gate = self.rewards_and_gate(input_ids, attention_mask)
-        at_last = rewards[torch.arange(len(last), device=last.device), last]
-        return contributions(at_last, gate, self.transform.float())
 
 
 # --- the pattern

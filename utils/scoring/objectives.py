@@ -16,6 +16,7 @@ from utils.cli.types import named_value, non_negative_int, seconds
 from utils.models.configs import load_config
 from utils.models.fingerprint import model_facts
 from utils.process.errors import AT_ONCE, Problems, UserError
+from utils.scoring.armorm_format import is_armorm
 from utils.scoring.reward_functions import Retries, RewardFunction, load_reward_function
 from utils.scoring.score_models import ScoreModel, Use, check_score_model, load_score_models, shares_tokens_of
 
@@ -78,6 +79,11 @@ class Objective:
     def zero_divides(self) -> bool:
         """Whether 0 divides harmless from harmful: for costs, unless stage 2 had no safety labels to learn it from."""
         return self.kind == "cost" and getattr(load_config(self.path, self.flag), "zero_divides", True)
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether its score is what a model's gate makes of several attributes."""
+        return not self.is_function and self.label is None and is_armorm(load_config(self.path, self.flag))
 
     def check(self) -> None:
         """Raises: UserError: no such function, or one that takes other arguments, or see `check_score_model`."""

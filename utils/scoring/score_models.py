@@ -109,6 +109,12 @@ class ScoreModel:
         return self.module.pattern if isinstance(self.module, GatedScores) else []
 
     @property
+    def attributes(self) -> list[str]:
+        """Names of what the score is made of, where it is that of a gate; else none."""
+        is_gated = isinstance(self.module, GatedScores) and self.module.columns[self.column] is None
+        return self.module.attributes if is_gated else []
+
+    @property
     def scores_tokens(self) -> bool:
         """Whether every token has a score of its own: such a model can start a critic."""
         return isinstance(self.module, TokenHead)
@@ -122,6 +128,15 @@ class ScoreModel:
     def values(self, scores: torch.Tensor) -> torch.Tensor:
         """Scores of the module -> objective values in original units; [..., columns] -> [...]."""
         return self.slope * scores[..., self.column] + self.offset
+
+    def contributions(self, explained: torch.Tensor) -> dict[str, list[float]]:
+        """What every attribute contributes to objective values; together they are the value without `offset`.
+
+        Args:
+            explained: [n, columns + m], see `GatedScores.explained`.
+        """
+        names = self.attributes
+        return dict(zip(names, (self.slope * explained[:, -len(names) :]).T.tolist(), strict=True))
 
     def encode(
         self, messages: Sequence[Message], response: str, finished: bool, source: str = "a dialogue"

@@ -4,11 +4,10 @@ import argparse
 import dataclasses
 import os
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from utils.data.batching import left_pad, right_pad
@@ -205,32 +204,52 @@ def beginnings(rows: Sequence[list[int]], copies: int) -> list[int]:
 
 
 Row = dict[str, Any]  # 'prompt', 'messages', 'response', 'source', 'finished'
-# Values by objective, None where there is no judgement; whether a model had to read a response without its beginning.
-RowScorer = Callable[[Sequence[Row]], tuple[dict[str, list[float | None]], list[bool]]]
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """Objective values of responses.
+
+    Attributes:
+        values: of every row by objective, None where there is no judgement.
+        truncated: of every row, whether a model had to read it without its beginning.
+        contributions: what each attribute contributes to the values, {objective: {attribute: of every row}}; of
+            objectives with a gate, where they were asked for.
+    """
+
+    values: dict[str, list[float | None]]
+    truncated: list[bool]
+    contributions: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+
+RowScorer = Callable[[Sequence[Row]], ScoredRows]
 
 
 def load_row_scorer(
-    objectives: Sequence[Objective], dtype: torch.dtype = torch.float32, batch_size: int = 1
+    objectives: Sequence[Objective], dtype: torch.dtype = torch.float32, batch_size: int = 1, explain: bool = False
 ) -> RowScorer:
     """What gives responses their values of objectives that are of one source (see `by_source`).
 
     Args:
         dtype, batch_size: of a model; dialogues at once.
+        explain: whether contributions are asked for; they come from the same pass of the model.
     """
     names = [objective.name for objective in objectives]
     if objectives[0].is_function:
         function = objectives[0].load_function()
         asked = ("prompt", "response", "messages", "source")
-        return lambda rows: ({names[0]: function(*columns(rows, *asked))}, [False] * len(rows))
-    models = load_models(objectives, dtype)
-    first = models[0]
-    first.module.to(device()).eval()
+        return lambda rows: ScoredRows({names[0]: function(*columns(rows, *asked))}, [False] * len(rows))
+    models = dict(zip(names, load_models(objectives, dtype), strict=True))
+    first = models[names[0]]
+    module = first.module.to(device()).eval()
+    gated = {name: model for name, model in models.items() if explain and model.attributes}
+    run = module.explained if gated else module
 
-    def score(rows: Sequence[Row]) -> tuple[dict[str, list[float | None]], list[bool]]:
+    def score(rows: Sequence[Row]) -> ScoredRows:
         dialogues, truncated = first.encode_all(*columns(rows, "messages", "response", "finished", "source"))
-        scores = last_token_scores(first.module, dialogues, first.tokenizer.pad_token_id, batch_size)
-        values = {name: model.values(scores).tolist() for name, model in zip(names, models, strict=True)}
-        return values, truncated
+        scores = last_token_scores(run, dialogues, first.tokenizer.pad_token_id, batch_size)
+        values = {name: model.values(scores).tolist() for name, model in models.items()}
+        return ScoredRows(values, truncated, {name: model.contributions(scores) for name, model in gated.items()})
 
     return score
 
@@ -242,12 +261,15 @@ def columns(rows: Sequence[Row], *fields: str) -> list[list[Any]]:
 
 @torch.no_grad()
 def last_token_scores(
-    module: nn.Module, dialogues: Sequence[list[int]], pad_token_id: int, batch_size: int
+    run: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    dialogues: Sequence[list[int]],
+    pad_token_id: int,
+    batch_size: int,
 ) -> torch.Tensor:
     """The scores at the last token of each dialogue; [n, columns] float32 on the CPU. Like lengths go together.
 
     Args:
-        module: see `ScoreModel.module`.
+        run: a module (see `ScoreModel.module`), or what gives columns to every token as one does.
     """
     order = sorted(range(len(dialogues)), key=lambda index: len(dialogues[index]))
     scores: list[torch.Tensor] = [torch.empty(0)] * len(dialogues)
@@ -255,7 +277,7 @@ def last_token_scores(
         indices = order[start : start + batch_size]
         ids, mask = (t.to(device()) for t in right_pad([dialogues[index] for index in indices], pad_token_id))
         last = mask.sum(dim=-1) - 1  # [rows]
-        part = module(ids, mask)[torch.arange(len(indices), device=device()), last].cpu()
+        part = run(ids, mask)[torch.arange(len(indices), device=device()), last].cpu()
         for index, row in zip(indices, part, strict=True):
             scores[index] = row
     return torch.stack(scores)
