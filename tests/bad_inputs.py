@@ -310,7 +310,8 @@ CHATS = [{"messages": [{"role": role, "content": "Hi"} for role in roles] + [{"r
 def cases() -> dict[str, Case]:
     """{what is wrong: the case}."""
     groups = (data_files, data_rows, data_as_a_whole, policies, files_of_policies, score_models,
-              score_models_of_others, heads, held_out_pairs, reward_functions, calls_of_reward_functions, adapters,
+              score_models_of_others, models_with_a_gate, heads, held_out_pairs, reward_functions,
+              calls_of_reward_functions, adapters,
               foreign_code, names, variables, config_files, numbers, plans, many_mistakes, hub_names, responses,
               evaluations, judgements, outputs)  # fmt: skip
     return {name: Case(*case) for group in groups for name, case in group().items()}
@@ -628,6 +629,48 @@ def score_models() -> dict[str, tuple]:
     }  # fmt: skip
 
 
+def models_with_a_gate() -> dict[str, tuple]:
+    def useful(model: Callable[[Bench], Path], **more: Any) -> Callable[[Bench], dict[str, Any]]:
+        return lambda b: {"reward_model": f"useful={model(b)}"} | more
+
+    def bare(b: Bench) -> dict[str, Any]:
+        template = b.file("bare.jinja", "{% for m in messages %}{{ m.content }}{% endfor %}")
+        return useful(gated(), score_template=f"useful={template}")(b)
+
+    flag = "--reward_model useful"
+    return {
+        "gate: no ratings": (
+            step3, useful(gated("regression_layer.weight")), (flag, "the weights lack regression_layer.weight")),
+        "gate: no gate": (
+            score, useful(gated("gating.layers.1.bias")), (flag, "the weights lack gating.layers.1.bias")),
+        "gate: no scale": (step3, useful(gated("gating.logit_scale")), (flag, "lack gating.logit_scale")),
+        "gate: no transform": (
+            score, useful(gated("reward_transform_matrix")), (flag, "lack reward_transform_matrix")),
+        "gate: a layer more than config.json says": (
+            step3, useful(gated(gating_n_hidden=2)), (flag, "gating.layers.1.bias has shape [2]")),
+        "gate: another width": (
+            step3, useful(gated(gating_hidden_dim=5)), (flag, "has shape [4", "config.json describes [5")),
+        "gate: no number of attributes": (
+            score, useful(gated(num_objectives=None)), (flag, "num_objectives", "None")),
+        "gate: a temperature of 0": (step3, useful(gated(gating_temperature=0)), (flag, "gating_temperature", "0")),
+        "gate: a pattern that is text": (
+            score, useful(gated(gating_token_pattern="assistant")), (flag, "gating_token_pattern", "no list of ids")),
+        "gate: a pattern that the template never writes": (
+            step3, useful(gated(gating_token_pattern=[7, 7, 7])), (flag, "the dialogue lacks", "[7, 7, 7]")),
+        "gate: a template with nothing to look for": (score, bare, (flag, "nothing of its own between a user's turn")),
+        "gate: an unknown attribute": (
+            score, useful(gated(), score_label="useful=honesty"), ("--score_label useful=honesty", "wit, rhyme")),
+        "gate: a number of an attribute too high": (
+            step3, useful(gated(), score_label="useful=2"), ("--score_label useful=2", "wit, rhyme")),
+        "gate: on an unknown trunk": (
+            score, useful(gated(model_type="cohere")), (flag, "no score model with a gate is known on cohere")),
+        "gate: a policy": (
+            step3, lambda b: {"actor_model": gated()(b)}, ("--actor_model", "MistralForRewardModelWithGating")),
+        "gate: to start stage 2": (
+            step2, lambda b: {"model_name_or_path": gated()(b)}, ("--model_name_or_path", "2 labels")),
+    }  # fmt: skip
+
+
 def heads() -> dict[str, tuple]:
     return {
         "score model: a head of another name": (
@@ -648,6 +691,24 @@ def heads() -> dict[str, tuple]:
                 renamed("score.weight", "score_head.weight"), architectures=["MistralForScore"], score_dim=1),
             ("--model_name_or_path", "the weights lack score.weight", "score_head.weight")),
     }  # fmt: skip
+
+
+def gated(lacks: str = "", **config: Any) -> Callable[[Bench], Path]:
+    """A copy of a score model in ArmoRM's format with two attributes, without one of its tensors."""
+    form = {"architectures": ["MistralForRewardModelWithGating"], "num_objectives": 2,
+            "gating_hidden_dim": 4, "gating_n_hidden": 1, "id2label": {"0": "wit", "1": "rhyme"},
+            "label2id": {"wit": 0, "rhyme": 1}}  # fmt: skip
+
+    def spoil(folder: Path) -> None:
+        weights = load_file(folder / WEIGHTS)
+        hidden = weights.pop("score.weight").shape[1]
+        shapes = {"regression_layer.weight": (2, hidden), "reward_transform_matrix": (2, 2), "gating.logit_scale": (1,),
+                  "gating.layers.0.weight": (4, hidden), "gating.layers.0.bias": (4,), "gating.layers.1.weight": (2, 4),
+                  "gating.layers.1.bias": (2,)}  # fmt: skip
+        weights |= {name: torch.ones(shape) for name, shape in shapes.items() if name != lacks}
+        save_file(weights, folder / WEIGHTS, {"format": "pt"})
+
+    return lambda b: b.model(b.workshop.foreign, spoil, **form | config)
 
 
 def score_models_of_others() -> dict[str, tuple]:

@@ -6,16 +6,22 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from step2_reward.armorm.main import find_pattern_of
+from step3_gapo.arguments import parse_args
+from tests import architectures
 from tests.armorm import ATTRIBUTES, by_hand, pattern_of, rows_by_hand, write_armorm
-from tests.helpers import Workshop, run_function
-from tests.test_score_models import FINISHED, MESSAGES, RESPONSES, score_file, score_in_step3
-from tests.test_turn_endings import ENDINGS
+from tests.helpers import STEP3, Workshop, flags, read_metrics, run_function, run_script
+from tests.test_score_models import FINISHED, MESSAGES, RESPONSES, sample, score_file, score_in_step3
+from tests.test_turn_endings import ENDINGS, LLAMA_3
 from utils.data.formats.rated import ARMORM
 from utils.models.configs import load_tokenizer
+from utils.process.distributed import init_distributed, rank, shutdown_distributed
 from utils.process.errors import UserError
 from utils.scoring import armorm_format
 from utils.scoring.objectives import Objective, load_models
+from utils.scoring.scorers import make_scorers, score_responses
 
 USES = {"gated": None, "helpful": "ultrafeedback-helpfulness", "safe": "10", "style": "code-style"}
 LABELS = tuple(f"{name}={label}" for name, label in USES.items() if label)
@@ -154,3 +160,85 @@ def test_what_does_not_fit_is_told_before_weights_are_read(tmp_path: Path, confi
     with pytest.raises(UserError) as error:
         Objective("a", "reward", str(tmp_path / "model")).check()
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_padding_is_no_part_of_a_dialogue(tmp_path: Path) -> None:
+    """Where the tokens to look for are what pads, too."""
+    tokenizer = ENDINGS["llama3"].tokenizer()
+    eos = tokenizer.eos_token_id
+    heads = write_armorm(tmp_path / "model", tokenizer, gating_token_pattern=[eos], pad_token_id=eos)
+    [model] = load_models([Objective("gated", "reward", str(tmp_path / "model"))])
+    row, _ = model.encode(MESSAGES[0], "Yes", True)
+    assert row[-1] != eos, "the last token that is not padding has the score"
+    at = max(i for i, each in enumerate(row) if each == eos)
+    score = float(by_hand(tmp_path / "model", heads, row, at)[0])
+    for left in (False, True):
+        padding, ones = [eos] * 9, [1] * len(row)
+        ids, mask = (padding + row, [0] * 9 + ones) if left else (row + padding, ones + [0] * 9)
+        with torch.no_grad():
+            scores = model.module(torch.tensor([ids]), torch.tensor([mask]))[0, :, 0]
+        assert scores[-1 if left else len(row) - 1].item() == pytest.approx(score, abs=1e-5)
+
+
+def test_the_pattern_is_what_nothing_merges_with() -> None:
+    chatml = architectures.tokenizer()
+    whole = chatml("<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
+    assert armorm_format.template_pattern(chatml, "m", "--m") == whole
+    chatml.add_tokens(["\n\n"])  # a reply may begin with a line break
+    assert armorm_format.template_pattern(chatml, "m", "--m") == whole[:-1]
+    bare = architectures.tokenizer("{% for m in messages %}{{ m.content }}{% endfor %}")
+    with pytest.raises(UserError, match="writes nothing of its own"):
+        armorm_format.template_pattern(bare, "m", "--m")
+
+
+def test_a_template_that_always_opens_a_reply_is_told(tmp_path: Path, capsys) -> None:
+    """As Llama 3's first one: the gate reads behind the reply, which training refuses."""
+    tokenizer = ENDINGS["llama3"].tokenizer()
+    opening = LLAMA_3.replace("{%- if add_generation_prompt -%}", "").replace("{%- endif -%}", "")
+    tokenizer.chat_template = opening
+    write_armorm(tmp_path / "model", tokenizer)
+    Objective("a", "reward", str(tmp_path / "model")).check()
+    assert "note: --reward_model a" in (said := capsys.readouterr().out) and "opens a reply after every turn" in said
+    with pytest.raises(UserError, match="opens a reply after every turn"):
+        find_pattern_of(tokenizer, "m")
+
+
+def scores_of_a_rank(policy: str, folder: str, stage: int, dtype: str, result: str) -> None:
+    """Of every rank's two dialogues, in an engine of this ZeRO stage."""
+    init_distributed(60.0)
+    words = flags(actor_model="x", algorithm="ppo", data="x", output_dir="x", zero_stage=stage, dtype=dtype,
+                  per_device_train_batch_size=1)  # fmt: skip
+    args, tokenizer = parse_args(words), load_tokenizer(policy, "--actor_model")
+    objectives = [Objective("gated", "reward", folder), Objective("safe", "reward", folder, "10")]
+    scorers = make_scorers(objectives, args, tokenizer, with_critics=["gated", "safe"])
+    assert [scorer.take_critic_start("gated") for scorer in scorers] == [None]
+    scored = score_responses(scorers, sample(tokenizer), args)
+    Path(f"{result}{rank()}").write_text(json.dumps({name: part.values.tolist() for name, part in scored.items()}))
+    shutdown_distributed()
+
+
+@pytest.mark.parametrize(("stage", "dtype", "tolerance"), [(3, "fp32", 1e-5), (3, "bf16", 0.05)])
+def test_scores_in_engines_of_two_ranks(workshop, released, tmp_path, stage: int, dtype: str, tolerance: float) -> None:
+    folder, heads = released
+    words = (str(workshop.base), str(folder), stage, dtype, str(tmp_path / "scores"))
+    done = run_function(scores_of_a_rank, *words, ranks=2)
+    assert done.code == 0, done.stderr
+    wanted = values_by_hand(folder, heads)
+    for number in range(2):
+        found = json.loads((tmp_path / f"scores{number}").read_text())
+        for name in ("gated", "safe"):
+            assert found[name] == pytest.approx(wanted[name], abs=tolerance * max(1, *map(abs, wanted[name])))
+
+
+def test_step3_trains_on_the_gated_score_and_an_attribute(workshop: Workshop, released) -> None:
+    """Two objectives of one model on two ranks under ZeRO-3; their critics start from the policy."""
+    folder, _ = released
+    models = {"reward_model": (f"gated={folder}", f"safe={folder}"), "cost_model": None, "score_label": "safe=10"}
+    run = workshop.step3("gated_zero3", ranks=2, zero_stage=3, max_steps=1, **models, per_device_prompt_batch_size=4)
+    [line] = read_metrics(run)
+    assert all(numpy.isfinite(line[f"loss/critic/{name}"]) and line[f"reward/{name}"] for name in ("gated", "safe"))
+    planned = run_script(STEP3, workshop.step3_flags("gated_plan", dry_run=True, **models))
+    assert planned.code == 0, planned.stderr
+    numbers = sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values())
+    [line] = [each for each in planned.stdout.splitlines() if "reward of gated, reward of safe" in each]
+    assert f"{numbers / 1e3:.2f}k" in line and planned.stdout.count("the policy's; from the policy") == 2

@@ -65,7 +65,7 @@ from utils.output.files import check_output, remove_folder
 from utils.process.distributed import init_distributed, is_main, print_main, seed_everything, shutdown_distributed
 from utils.process.errors import Problems, UserError, run_main
 from utils.process.rank_watch import watch_ranks
-from utils.scoring.armorm_format import template_pattern
+from utils.scoring.armorm_format import BEHIND_REPLY, reads_prompts, template_pattern
 from utils.supervised.examples import Examples, encode, read_examples
 from utils.supervised.run import Run, note_steps, print_summary, print_supervised_dry_run, train
 from utils.supervised.steps import steps_per_epoch
@@ -82,7 +82,7 @@ def main() -> None:
     problems.take(check_deepspeed_arguments, args)
     architecture = problems.take(check_decoder, args.model_name_or_path, MODEL, True, True)
     tokenizer = find_tokenizer(args, problems)
-    pattern = problems.take(template_pattern, tokenizer, args.model_name_or_path, MODEL)
+    pattern = problems.take(find_pattern_of, tokenizer, args.model_name_or_path)
     rated = problems.take(read_ratings, args, tokenizer, architecture)
     load = lambda spec, seed: load_pairs(spec, args.preference_label, seed)
     fit = functools.partial(fit_dialogues, pattern=pattern or ())
@@ -139,6 +139,18 @@ def main() -> None:
         remove_folder(states_folder(args))
     print_summary(args, outcome, len(gate_pairs), "accuracy")
     shutdown_distributed()
+
+
+def find_pattern_of(tokenizer: PreTrainedTokenizerBase, path: str) -> list[int]:
+    """The ids at which the gate will read.
+
+    Raises:
+        UserError: the chat template has none before the reply.
+    """
+    pattern = template_pattern(tokenizer, path, MODEL)
+    if not reads_prompts(tokenizer, pattern):
+        raise UserError(f"{MODEL} {path}: {BEHIND_REPLY}")
+    return pattern
 
 
 def read_ratings(

@@ -11,6 +11,7 @@ its `gating_token_pattern`; where it has none, the pattern is what the chat temp
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,13 +20,16 @@ from torch import nn
 from torch.nn import functional
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 
-from utils.data.encoding import encode_prompt, render_dialogue
+from utils.data.encoding import encode_rendered, render_dialogue
 from utils.data.formats.rated import ARMORM
+from utils.data.records import Message
 from utils.models.loading import position_ids_from_mask
 from utils.process.errors import UserError
 
 ARCHITECTURE = "ForRewardModelWithGating"  # how names of such classes end
-PROBE = "?"  # a user's turn, to see what a chat template writes after it
+BEHIND_REPLY = "the chat template opens a reply after every turn: the gate reads behind the reply, not the prompt"
+# Turns by which it is seen what a chat template writes between them, and with what that merges.
+QUESTIONS, REPLIES = ("How?", "yes", "2", "No way\n", "ok )"), ("Well.", "no", "7", "\nSo", "- a")
 # Defaults of the released model, and of its gate in training.
 TEMPERATURE, HIDDEN, LAYERS = 10.0, 1024, 3
 
@@ -36,10 +40,13 @@ def is_armorm(config: Any) -> bool:
 
 
 def check_armorm(config: Any, path: str, flag: str) -> None:
-    """Raises: UserError: config.json does not say how many attributes there are, or transformers has no such trunk."""
+    """Raises: UserError: config.json does not say how many attributes there are; no such trunk; no temperature."""
     count = getattr(config, "num_objectives", None)
     if not isinstance(count, int) or count < 1:
         raise UserError(f"{flag} {path}: num_objectives in config.json is no number of attributes: {count!r}")
+    temperature = getattr(config, "gating_temperature", TEMPERATURE)
+    if not isinstance(temperature, int | float) or not temperature > 0:
+        raise UserError(f"{flag} {path}: gating_temperature in config.json is no number above 0: {temperature!r}")
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise UserError(f"{flag} {path}: no score model with a gate is known on {config.model_type}")
 
@@ -81,11 +88,12 @@ def find_pattern(ids: Sequence[int], pattern: Sequence[int]) -> int | None:
     return next((start for start in starts if list(ids[start : start + len(pattern)]) == pattern), None)
 
 
-def pattern_positions(input_ids: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
-    """`find_pattern` of every row, 0 where there is none; [b, t] int64 and [p] -> [b] int64."""
+def pattern_positions(input_ids: torch.Tensor, attention_mask: torch.Tensor, pattern: Sequence[int]) -> torch.Tensor:
+    """`find_pattern` of every row without its padding, 0 where there is none; [b, t] int64 each -> [b] int64."""
     if input_ids.shape[1] < len(pattern):
         return input_ids.new_zeros(len(input_ids))
-    found = (input_ids.unfold(1, len(pattern), 1) == pattern).all(dim=-1)  # [b, t - p + 1]
+    found = input_ids.unfold(1, len(pattern), 1) == input_ids.new_tensor(pattern)  # [b, t - p + 1, p]
+    found = (found & (attention_mask.unfold(1, len(pattern), 1) > 0)).all(dim=-1)
     return torch.arange(found.shape[1], device=found.device).mul(found).amax(dim=-1)
 
 
@@ -202,8 +210,7 @@ class GatedScores(nn.Module):
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         inputs["position_ids"] = position_ids_from_mask(attention_mask)
         hidden = self.trunk(**inputs, use_cache=False).last_hidden_state  # [batch, time, features]
-        pattern = torch.tensor(self.pattern, device=input_ids.device)
-        at = pattern_positions(input_ids, pattern)
+        at = pattern_positions(input_ids, attention_mask, self.pattern)
         gate = self.gating(hidden[torch.arange(len(at), device=at.device), at])
         return self.regression(hidden), gate
 
@@ -228,20 +235,42 @@ def token_pattern(config: Any, tokenizer: PreTrainedTokenizerBase, path: str, fl
 def template_pattern(tokenizer: PreTrainedTokenizerBase, path: str, flag: str) -> list[int]:
     """The ids of what a chat template writes between a user's words and a reply; see `token_pattern`.
 
-    Tokens that hold both, as some tokenizers make them at the border, are not among them.
+    The longest run of them that is in every dialogue, and as often, whatever they may merge with at its ends.
+
+    Raises:
+        UserError: there is none; no chat template, or one that refuses the turns.
     """
-    prompts = [[{"role": "user", "content": text}] for text in (PROBE, "Yes")]
-    for messages in prompts:
-        render_dialogue(tokenizer, messages, PROBE)  # refuses what it cannot write
-    first, second = (encode_prompt(tokenizer, messages) for messages in prompts)
-    common = 0
-    while common < min(len(first), len(second)) and first[-1 - common] == second[-1 - common]:
-        common += 1
-    if not common:
+    before = render_dialogue(tokenizer, user_turn(QUESTIONS[0]), REPLIES[0]).rpartition(REPLIES[0])[0]
+    between = before.rpartition(QUESTIONS[0])[2]
+    ids = tokenizer(between, add_special_tokens=False)["input_ids"] if between else []
+    asked = itertools.product(QUESTIONS, REPLIES)
+    dialogues = [encode_rendered(tokenizer, user_turn(question), reply) for question, reply in asked]
+    runs = [ids[start:end] for start in range(len(ids)) for end in range(start + 1, len(ids) + 1)]
+    counts = [{count_pattern(dialogue, run) for dialogue in dialogues} for run in runs]
+    kept = [run for run, found in zip(runs, counts, strict=True) if len(found) == 1 and 0 not in found]
+    if not kept:
         raise UserError(
-            f"{flag} {path}: the chat template writes nothing between a user's turn and the reply, where the gate reads"
+            f"{flag} {path}: the chat template writes nothing of its own between a user's turn and the reply, where the"
+            " gate reads"
         )
-    return first[len(first) - common :]
+    return max(kept, key=len)
+
+
+def user_turn(text: str) -> list[Message]:
+    return [{"role": "user", "content": text}]
+
+
+def count_pattern(ids: Sequence[int], pattern: Sequence[int]) -> int:
+    """How often the pattern is in `ids`."""
+    starts = range(len(ids) - len(pattern) + 1)
+    return sum(list(ids[start : start + len(pattern)]) == list(pattern) for start in starts)
+
+
+def reads_prompts(tokenizer: PreTrainedTokenizerBase, pattern: Sequence[int]) -> bool:
+    """Whether the last occurrence of the pattern comes before the reply: some templates open one after every turn."""
+    ids = encode_rendered(tokenizer, user_turn(QUESTIONS[0]), REPLIES[0])
+    at = find_pattern(ids, pattern)
+    return at is None or at + len(pattern) < len(ids)
 
 
 def missing_pattern(tokenizer: PreTrainedTokenizerBase, pattern: Sequence[int]) -> str:

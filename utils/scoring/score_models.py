@@ -31,7 +31,7 @@ from transformers import (
 from utils.data.encoding import encode_dialogue, encode_rendered, encode_whole
 from utils.data.records import Message
 from utils.engines.arrival import whole
-from utils.models.checking import check_ids, check_model
+from utils.models.checking import check_ids, check_model, tell_once
 from utils.models.configs import (
     embedding_rows,
     is_score_model,
@@ -45,6 +45,7 @@ from utils.models.loading import load_model, trunk_of
 from utils.models.token_head import PooledHead, Rows, TokenHead
 from utils.process.errors import UserError
 from utils.scoring.armorm_format import (
+    BEHIND_REPLY,
     GatedScores,
     armorm_class,
     attribute_names,
@@ -52,6 +53,7 @@ from utils.scoring.armorm_format import (
     find_pattern,
     is_armorm,
     missing_pattern,
+    reads_prompts,
     token_pattern,
 )
 from utils.scoring.safe_rlhf_format import (
@@ -294,6 +296,8 @@ def check_score_model(path: str, flag: str, kind: str, label: str | None = None,
         pattern = token_pattern(config, tokenizer, path, flag)
         if find_pattern(written, pattern) is None:
             raise UserError(f"{flag} {path}: {missing_pattern(tokenizer, pattern)}")
+        if not reads_prompts(tokenizer, pattern):
+            tell_once(f"note: {flag} {path}: {BEHIND_REPLY}, as in the released code")
 
 
 def load_score_tokenizer(path: str, flag: str, template: str | None = None) -> PreTrainedTokenizerBase:
