@@ -7,9 +7,9 @@
 # Once: data (ratings, overall preferences, instructions), a tokenizer that knows them, an SFT model. Then for every seed s,
 # in OUTPUT/seed_s:
 #
-#   reward/overall    Bradley-Terry on the overall preference: the backbone of what follows, and what it is compared with
-#   armorm, armorm_raw         attributes and gate, with verbosity taken out of the others and without
 #   ratings, ratings_NAME      one model of all attributes, and one of each
+#   armorm, armorm_raw         on the first of these, frozen: attributes and gate, with verbosity taken out and without
+#   reward/overall    Bradley-Terry on the overall preference alone
 #   mapl, plain       pairs with instructions, with prompt pairs beside them and without
 #
 # and evaluations of these on held-out pairs in OUTPUT/seed_s/evaluation. What is there is not made again.
@@ -35,8 +35,9 @@ KINDS="at_least_words at_most_words about_words at_least_sentences at_most_sente
 
 make_data() {
     local part
-    "$PYTHON" -m utils.safe_rlhf_mini --output_dir "$DATA" --seed 0 --num_validation 1500 --reward_models
-    for part in train:0.25 validation:1.0; do
+    "$PYTHON" -m utils.safe_rlhf_mini --output_dir "$DATA" --seed 0 --num_validation 1500 \
+        --reward_models --num_held_out_ratings 3000
+    for part in train:0.2 validation:1.0; do
         "$PYTHON" utils/make_prompt_pairs.py --data "$DATA/preferences_${part%:*}.jsonl:${part#*:}" --kinds $KINDS \
             --output_dir "$DATA/instructions_${part%:*}"
     done
@@ -61,12 +62,12 @@ for seed in $SEEDS; do
     export ACTOR_MODEL=$ALL/sft SEED=$seed OUTPUT=$ALL/seed_$seed
     mkdir -p "$OUTPUT"
     ln -sfn "$(realpath "$DATA")" "$OUTPUT/data"
-    step "$OUTPUT/reward/overall/config.json" bash $SCRIPTS/tiny_overall.sh
+    NAME=ratings step "$OUTPUT/ratings/config.json" bash $SCRIPTS/tiny_ratings.sh
     for name in armorm:verbosity armorm_raw:none; do
         NAME=${name%:*} VERBOSITY=${name#*:} STATES=$OUTPUT/states step "$OUTPUT/${name%:*}/config.json" \
             bash $SCRIPTS/tiny_armorm.sh
     done
-    NAME=ratings step "$OUTPUT/ratings/config.json" bash $SCRIPTS/tiny_ratings.sh
+    step "$OUTPUT/reward/overall/config.json" bash $SCRIPTS/tiny_overall.sh
     for name in $ATTRIBUTES; do
         NAME=ratings_$name ATTRIBUTES=$name step "$OUTPUT/ratings_$name/config.json" bash $SCRIPTS/tiny_ratings.sh
     done

@@ -8,12 +8,12 @@ default_ranks 1
 ZERO_STAGE=${ZERO_STAGE:-0}
 EPOCHS=${EPOCHS:-30}
 BATCH_SIZE=${BATCH_SIZE:-256}
-LEARNING_RATE=${LEARNING_RATE:-1e-3}
+LEARNING_RATE=${LEARNING_RATE:-3e-3}
 MAX_LENGTH=${MAX_LENGTH:-384}
 SEED=${SEED:-42}
 CHECKPOINT_INTERVAL=${CHECKPOINT_INTERVAL:-200} # optimizer steps of the gate
 NAME=${NAME:-armorm} # of the result
-BACKBONE=${BACKBONE:-$OUTPUT/reward/overall}
+BACKBONE=${BACKBONE:-$OUTPUT/ratings}
 VERBOSITY=${VERBOSITY:-verbosity} # taken out of the other attributes; none: nothing is
 
 launch step2_reward/armorm/main.py "$OUTPUT/logs/$NAME.log" \
@@ -21,7 +21,7 @@ launch step2_reward/armorm/main.py "$OUTPUT/logs/$NAME.log" \
     --ratings "$OUTPUT/data/ratings_train.jsonl" --verbosity_attribute "$VERBOSITY" \
     --data "$OUTPUT/data/overall_train.jsonl" \
     --validation_data "$OUTPUT/data/overall_validation.jsonl" \
-    --gating_hidden_dim ${GATE_WIDTH:-64} --gating_temperature ${GATE_TEMPERATURE:-1} \
+    --gating_hidden_dim ${GATE_WIDTH:-64} --gating_n_hidden ${GATE_LAYERS:-2} --gating_temperature ${GATE_TEMPERATURE:-1} \
     --zero_stage $ZERO_STAGE \
     --max_length $MAX_LENGTH \
     --num_train_epochs $EPOCHS \

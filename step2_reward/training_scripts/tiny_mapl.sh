@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch/launch.sh"
 OUTPUT=${OUTPUT:-output/reward_models}
 default_ranks 1
 ZERO_STAGE=${ZERO_STAGE:-0}
-EPOCHS=${EPOCHS:-3}
+EPOCHS=${EPOCHS:-2}
 BATCH_SIZE=${BATCH_SIZE:-64}
 LEARNING_RATE=${LEARNING_RATE:-1e-3}
 MAX_LENGTH=${MAX_LENGTH:-384}
@@ -27,8 +27,8 @@ fi
 launch step2_reward/main.py "$OUTPUT/logs/$NAME.log" \
     --objective $NAME --kind reward \
     --model_name_or_path "${ACTOR_MODEL:-$OUTPUT/sft}" \
-    --data "$DATA/preferences_train.jsonl:${FRACTION:-0.5},$DATA/instructions_train/instruction_pairs.jsonl" \
-    "${FLAGS[@]}" \
+    --data "$DATA/preferences_train.jsonl:${FRACTION:-0.25},$DATA/instructions_train/instruction_pairs.jsonl" \
+    "${FLAGS[@]}" --export last \
     --zero_stage $ZERO_STAGE \
     --max_length $MAX_LENGTH \
     --num_train_epochs $EPOCHS \
