@@ -19,7 +19,7 @@ VERBOSITY=${VERBOSITY:-verbosity} # taken out of the other attributes; none: not
 launch step2_reward/armorm/main.py "$OUTPUT/logs/$NAME.log" \
     --model_name_or_path "$BACKBONE" \
     --ratings "$OUTPUT/data/ratings_train.jsonl" --verbosity_attribute "$VERBOSITY" \
-    --data "$OUTPUT/data/overall_train.jsonl" \
+    --data "$OUTPUT/data/overall_train.jsonl" --export last \
     --validation_data "$OUTPUT/data/overall_validation.jsonl" \
     --gating_hidden_dim ${GATE_WIDTH:-64} --gating_n_hidden ${GATE_LAYERS:-2} --gating_temperature ${GATE_TEMPERATURE:-1} \
     --zero_stage $ZERO_STAGE \

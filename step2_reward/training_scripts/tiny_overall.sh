@@ -16,7 +16,7 @@ CHECKPOINT_INTERVAL=${CHECKPOINT_INTERVAL:-100} # optimizer steps
 launch step2_reward/main.py "$OUTPUT/logs/reward_overall.log" \
     --objective overall --kind reward \
     --model_name_or_path "${ACTOR_MODEL:-$OUTPUT/sft}" \
-    --data "$OUTPUT/data/overall_train.jsonl" \
+    --data "$OUTPUT/data/overall_train.jsonl" --export last \
     --validation_data "$OUTPUT/data/overall_validation.jsonl" \
     --zero_stage $ZERO_STAGE \
     --max_length $MAX_LENGTH \

@@ -18,7 +18,7 @@ ATTRIBUTES=${ATTRIBUTES:-} # NAME[:low:high] ...; without it, all that the data 
 launch step2_reward/main.py "$OUTPUT/logs/$NAME.log" \
     --kind ratings ${ATTRIBUTES:+--attributes $ATTRIBUTES} \
     --model_name_or_path "${ACTOR_MODEL:-$OUTPUT/sft}" \
-    --data "$OUTPUT/data/ratings_train.jsonl" \
+    --data "$OUTPUT/data/ratings_train.jsonl" --export last \
     --validation_data "$OUTPUT/data/ratings_validation.jsonl" \
     --zero_stage $ZERO_STAGE \
     --max_length $MAX_LENGTH \
