@@ -406,3 +406,43 @@ def test_pairs_of_ratings_and_prompt_pairs_equal_plain_torch(folder, outputs):
         assert evaluation["pairs"] == 3 and evaluation["prompt_pairs"]["count"] == 8
         assert "prompt_pairs_rejected" not in evaluation
         assert read_metrics(path)[-1]["validation/prompt_pair_accuracy"] == evaluation["prompt_pairs"]["mean"]
+
+
+OF_PAIRS = {"kind": "reward", "objective": "long", "prompt_pairs": None, "validation_prompt_pairs": None}
+BAD_INPUT = {
+    "unknown attribute": ({"kind": "ratings", "attributes": "wit"}, "22 no rating of wit"),
+    "nobody rated it": ({"kind": "ratings", "attributes": ("start", "wit")}, "--attributes wit: no reply"),
+    "out of range": ({"kind": "ratings", "attributes": "length:0:9"}, "train.jsonl:1: 'length' is rated"),
+    "no range": ({"kind": "ratings", "attributes": "length:4:0"}, "--attributes: 'length:4:0' is not NAME:low:high"),
+    "twice": ({"kind": "ratings", "attributes": ("start", "start:0:1")}, "--attributes start: is given twice"),
+    "of one value": ({"kind": "ratings", "attributes": "flat"}, "--attributes flat: all 22 ratings to train on are 1"),
+    "no ratings": ({"kind": "ratings", "data": "{folder}/prompts_train.jsonl"}, "hold no ratings"),
+    "from a score model": ({"kind": "ratings", "model_name_or_path": "{folder}/pairs"}, "needs a language model"),
+    "flags of pairs": ({"kind": "ratings", "margin_weight": 1}, "--margin_weight: serves --kind reward and cost"),
+    "flags of ratings": (OF_PAIRS | {"attributes": "length"}, "--attributes: serves --kind ratings"),
+    "no name": ({"kind": "cost"} , "--objective: needed"),
+    "two orders": (OF_PAIRS | {"pairs_from": "length", "preference_label": "better"}, "--pairs_from: orders the pairs"),
+    "ties of preferences": (OF_PAIRS | {"ties": "both"}, "--ties: serves --pairs_from"),
+    "pairs of nothing": (OF_PAIRS | {"pairs_from": "wit"}, "22 no rating of wit"),
+    "no margins": (OF_PAIRS | {"margin_weight": 1, "data": "{folder}/plain.jsonl",
+                               "validation_data": "{folder}/plain.jsonl"}, "--margin_weight: no pair of"),
+    "weight of nothing": (OF_PAIRS | {"prompt_pair_weight": 2}, "--prompt_pair_weight: serves --prompt_pairs"),
+    "nothing to validate prompt pairs on": (
+        OF_PAIRS | {"prompt_pairs": "{folder}/prompts_train.jsonl"}, "--validation_prompt_pairs: goes with"),
+    "no prompt pairs": (OF_PAIRS | {"pairs_from": "length", "prompt_pairs": "{folder}/train.jsonl",
+                                    "validation_prompt_pairs": "{folder}/train.jsonl"}, "hold no two prompts to a"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_ends_in_one_line(folder, outputs, tmp_path, case):
+    flat = [rating_row(i) | {"scores": rating_row(i)["scores"] | {"flat": 1}} for i in range(22)]
+    write(folder / "flat.jsonl", flat)
+    write(folder / "plain.jsonl", [{"prompt": f"{i}?", "chosen": "bake", "rejected": "wait"} for i in range(4)])
+    changes, said = BAD_INPUT[case]
+    if case == "of one value":
+        changes = changes | dict.fromkeys(("data", "validation_data"), "{folder}/flat.jsonl")
+    changes = {n: value.format(folder=folder) if isinstance(value, str) else value for n, value in changes.items()}
+    result = run_script("step2_reward/main.py", arguments(folder, tmp_path / "out", **changes))
+    assert result.code == 2 and said in result.stderr and result.stderr.count("\n") == 1, result.stderr
+    assert not (tmp_path / "out/config.json").exists()
