@@ -1,8 +1,6 @@
 """How good predicted ratings are: RMSE, correlations, calibration, their 95% intervals and a picture."""
 
 import math
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import numpy
 from matplotlib import pyplot
-from scipy.stats import pearsonr, spearmanr
+from scipy.stats import rankdata
 
 from step2_reward.calibration import bootstrap_interval
 
@@ -26,18 +24,13 @@ def rmse(predicted: numpy.ndarray, ratings: numpy.ndarray) -> float:
 
 def pearson(predicted: numpy.ndarray, ratings: numpy.ndarray) -> float:
     """Pearson's correlation; NaN where one of the two is constant; [n] each."""
-    return _correlation(pearsonr, predicted, ratings)
+    with numpy.errstate(invalid="ignore", divide="ignore"):
+        return float(numpy.corrcoef(predicted, ratings)[0, 1])
 
 
 def spearman(predicted: numpy.ndarray, ratings: numpy.ndarray) -> float:
-    """Spearman's rank correlation; NaN where one of the two is constant; [n] each."""
-    return _correlation(spearmanr, predicted, ratings)
-
-
-def _correlation(function: Callable[..., Any], first: numpy.ndarray, second: numpy.ndarray) -> float:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of constant input, for which NaN is the answer
-        return float(function(first, second).statistic)
+    """Spearman's: Pearson's of the ranks, those of ties averaged; NaN where one of the two is constant; [n] each."""
+    return pearson(rankdata(predicted), rankdata(ratings))
 
 
 def figures(predicted: numpy.ndarray, ratings: numpy.ndarray, seed: int) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """ArmoRM's training: regressions, debiasing and gate by hand; the whole by the command line against numpy and torch."""
 
+import functools
 import json
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy
@@ -12,8 +14,10 @@ from scipy import stats
 from transformers import AutoModel, AutoTokenizer
 
 from step2_reward.armorm import debias, gate, ridge
+from step2_reward.armorm import main as armorm
+from tests.cases import cases
 from tests.helpers import flags, run_killed, run_script
-from tests.test_ratings import write
+from tests.test_ratings import refusal, write
 from tests.test_resume import assert_same_run
 from tests.test_step2_reward import WORDS, make_small_base
 from utils.data import load_pairs
@@ -147,11 +151,17 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def outputs(folder: Path) -> dict[str, Path]:
-    for name, (ranks, changes) in RUNS.items():
+def output(folder: Path) -> Callable[[str], Path]:
+    """The folder of one of RUNS, which is made where it is asked for first."""
+
+    @functools.cache
+    def make(name: str) -> Path:
+        ranks, changes = RUNS[name]
         result = run_script(MAIN, arguments(folder, folder / name, **changes), ranks)
         assert result.code == 0, result.stdout + result.stderr
-    return {name: folder / name for name in RUNS}
+        return folder / name
+
+    return make
 
 
 def ids_of(tokenizer, prompt: str, response: str) -> list[int]:
@@ -160,7 +170,7 @@ def ids_of(tokenizer, prompt: str, response: str) -> list[int]:
 
 
 @torch.no_grad()
-def reference(folder: Path, taken_out: bool) -> dict[str, torch.Tensor]:
+def reference(folder: Path, name: str) -> dict[str, torch.Tensor]:
     """Regressions, transform and gate, from transformers' own hidden states; no function of the stage is called."""
     trunk, tokenizer = AutoModel.from_pretrained(folder / "base"), AutoTokenizer.from_pretrained(folder / "base")
     rows = [json.loads(line) for line in (folder / "ratings.jsonl").read_text().splitlines()]
@@ -190,14 +200,14 @@ def reference(folder: Path, taken_out: bool) -> dict[str, torch.Tensor]:
         prompts.append(hidden[0][: common + 1])
     rewards = numpy.stack(ends) @ weights.T
     transform = numpy.eye(3)
-    if taken_out:
+    if name != "raw":
         flat = rewards.reshape(-1, 3)
         for column in (0, 2):
             grid = [0, 0.01, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15] + [k / 20 for k in range(4, 20)] + [1]
             fits = (p for p in grid if stats.spearmanr(flat[:, column] - p * flat[:, 1], flat[:, 1]).statistic <= 0.03)
             transform[1, column] = -next(fits, 1)
         transform[1, 1] = 0
-    config = json.loads((folder / "one/config.json").read_text())
+    config = json.loads((folder / name / "config.json").read_text())
     [pattern] = config["gating_token_pattern"]  # the one token that opens a reply
     assert tokenizer.decode([pattern]) and pattern in tokenizer.all_special_ids
     at = [ids_of(tokenizer, row["prompt"], row["chosen"]).index(pattern) for row in pairs]
@@ -235,27 +245,27 @@ def train_gate(prompts: torch.Tensor, rewards: torch.Tensor) -> dict[str, torch.
     }
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_every_phase_equals_numpy_and_torch(folder, outputs, name):
-    weights, expected = load_file(outputs[name] / "model.safetensors"), reference(folder, taken_out=name != "raw")
+@pytest.mark.parametrize("name", cases(RUNS, always=["one", "zero3", "raw"]))
+def test_every_phase_equals_numpy_and_torch(folder, output, name):
+    weights, expected = load_file(output(name) / "model.safetensors"), reference(folder, name)
     for key, value in expected.items():
         torch.testing.assert_close(weights[key], value, rtol=1e-4, atol=1e-5, msg=f"{name} {key}")
     base = load_file(folder / "base/model.safetensors")
     assert all(torch.equal(weights[key], base[key]) for key in base if key.startswith("model."))
     assert set(weights) == set(expected) | {key for key in base if key.startswith("model.")}
-    assert not (outputs[name] / "states").exists()
+    assert not (output(name) / "states").exists()
 
 
-def test_taking_verbosity_out_changes_training_and_scores(outputs):
-    one, raw = (load_file(outputs[name] / "model.safetensors") for name in ("one", "raw"))
+def test_taking_verbosity_out_changes_training_and_scores(output):
+    one, raw = (load_file(output(name) / "model.safetensors") for name in ("one", "raw"))
     assert torch.equal(raw["reward_transform_matrix"], torch.eye(3))
     assert not torch.equal(one["reward_transform_matrix"], torch.eye(3))
     assert not torch.allclose(one["gating.layers.2.weight"], raw["gating.layers.2.weight"], atol=1e-4)
     assert torch.equal(one["regression_layer.weight"], raw["regression_layer.weight"])
 
 
-def test_the_export_scores_as_the_evaluation_says(folder, outputs):
-    [model] = [Objective("gated", "reward", str(outputs["one"])).load_model()]
+def test_the_export_scores_as_the_evaluation_says(folder, output):
+    [model] = [Objective("gated", "reward", str(output("one"))).load_model()]
     pairs, _ = load_pairs(str(folder / "held_out.jsonl"), "better", 0)
     hits = []
     for pair in pairs:
@@ -266,19 +276,20 @@ def test_the_export_scores_as_the_evaluation_says(folder, outputs):
                 scores = model.module(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.int64))
             values.append(model.values(scores[0, -1]).item())
         hits.append(values[0] > values[1])
-    evaluation = json.loads((outputs["one"] / "evaluation.json").read_text())
+    evaluation = json.loads((output("one") / "evaluation.json").read_text())
     assert evaluation["gate"]["accuracy"]["mean"] == pytest.approx(numpy.mean(hits))
     assert set(evaluation["attributes"]) == set(NAMES) and evaluation["gate"]["best_attribute"]["name"] in NAMES
     weights = [evaluation["weights"][name]["mean"] for name in NAMES]
-    scale = load_file(outputs["one"] / "model.safetensors")["gating.logit_scale"].item()
+    scale = load_file(output("one") / "model.safetensors")["gating.logit_scale"].item()
     assert sum(weights) == pytest.approx(scale, abs=1e-5)
     for picture in ("calibration.png", "gate.png"):
-        assert (outputs["one"] / picture).read_bytes().startswith(b"\x89PNG")
+        assert (output("one") / picture).read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(
-    "moment", ["states/ratings/00001.safetensors", "states/held_out/00000.safetensors", "checkpoints/step_00000004"]
-)
+MOMENTS = ["states/ratings/00001.safetensors", "states/held_out/00000.safetensors", "checkpoints/step_00000004"]
+
+
+@pytest.mark.parametrize("moment", cases(MOMENTS, always=[MOMENTS[0], MOMENTS[2]]))
 def test_a_killed_run_goes_on_between_and_inside_phases(folder, tmp_path, moment):
     changes = {"gating_dropout": 0.2, "checkpoint_interval": 2, "num_train_epochs": 4}
     whole, killed = folder / "whole", tmp_path / "killed"
@@ -319,7 +330,7 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_ends_in_one_line(folder, tmp_path, case):
+def test_bad_input_ends_in_one_line(folder, tmp_path, monkeypatch, capsys, case):
     rows = [json.loads(line) for line in (folder / "ratings.jsonl").read_text().splitlines()]
     rows = [row | {"scores": row["scores"] | {"flat": 1, "once": 2 + number if number < 2 else None}}
             for number, row in enumerate(rows)]  # fmt: skip
@@ -328,8 +339,8 @@ def test_bad_input_ends_in_one_line(folder, tmp_path, case):
     changes = {
         name: value.format(folder=folder) if isinstance(value, str) else value for name, value in changes.items()
     }
-    result = run_script(MAIN, arguments(folder, tmp_path / "out", **({"ratings": ratings} | changes)))
-    assert result.code == 2 and said in result.stderr and result.stderr.count("\n") == 1, result.stderr
+    words = arguments(folder, tmp_path / "out", **({"ratings": ratings} | changes))
+    assert refusal(monkeypatch, capsys, armorm.main, words, said)
     assert not (tmp_path / "out/config.json").exists()
 
 

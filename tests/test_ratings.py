@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from argparse import Namespace
 from collections import Counter
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification
 
 from step2_reward import losses, regression
+from step2_reward import main as step2
 from tests.helpers import flags, read_metrics, read_weights, run_killed, run_script
 from tests.test_resume import assert_same_run, whole_checkpoints
 from tests.test_step2_reward import WORDS, make_small_base
@@ -25,7 +27,7 @@ from utils.data.registry import detect_format
 from utils.data.rows import Row
 from utils.models.configs import load_tokenizer
 from utils.process.distributed import seed_everything
-from utils.process.errors import UserError
+from utils.process.errors import UserError, run_main
 from utils.supervised.steps import epoch_steps
 
 HELPSTEER = {"helpfulness": 3, "correctness": 4, "coherence": 4, "complexity": 1, "verbosity": 0}
@@ -187,9 +189,10 @@ def test_figures_of_predicted_ratings():
     predicted = 0.5 * ratings + generator.normal(size=200)
     found = regression.figures(predicted, ratings, seed=1)
     assert found["rmse"]["value"] == pytest.approx(numpy.sqrt(numpy.mean((predicted - ratings) ** 2)))
-    assert found["pearson"]["value"] == pytest.approx(numpy.corrcoef(predicted, ratings)[0, 1])
-    ranks = [stats.rankdata(column) for column in (predicted, ratings)]
-    assert found["spearman"]["value"] == pytest.approx(numpy.corrcoef(*ranks)[0, 1])
+    assert found["pearson"]["value"] == pytest.approx(stats.pearsonr(predicted, ratings).statistic)
+    assert found["spearman"]["value"] == pytest.approx(stats.spearmanr(predicted, ratings).statistic)
+    rounded = ratings.round()  # ties
+    assert regression.spearman(predicted, rounded) == pytest.approx(stats.spearmanr(predicted, rounded).statistic)
     # The bootstrap's interval against Fisher's, of data for which that holds.
     center, width = math.atanh(found["pearson"]["value"]), 1.96 / math.sqrt(200 - 3)
     assert found["pearson"]["ci95"] == pytest.approx([math.tanh(center - width), math.tanh(center + width)], abs=0.03)
@@ -435,7 +438,7 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_ends_in_one_line(folder, outputs, tmp_path, case):
+def test_bad_input_ends_in_one_line(folder, outputs, tmp_path, monkeypatch, capsys, case):
     flat = [rating_row(i) | {"scores": rating_row(i)["scores"] | {"flat": 1}} for i in range(22)]
     write(folder / "flat.jsonl", flat)
     write(folder / "plain.jsonl", [{"prompt": f"{i}?", "chosen": "bake", "rejected": "wait"} for i in range(4)])
@@ -443,6 +446,15 @@ def test_bad_input_ends_in_one_line(folder, outputs, tmp_path, case):
     if case == "of one value":
         changes = changes | dict.fromkeys(("data", "validation_data"), "{folder}/flat.jsonl")
     changes = {n: value.format(folder=folder) if isinstance(value, str) else value for n, value in changes.items()}
-    result = run_script("step2_reward/main.py", arguments(folder, tmp_path / "out", **changes))
-    assert result.code == 2 and said in result.stderr and result.stderr.count("\n") == 1, result.stderr
+    assert refusal(monkeypatch, capsys, step2.main, arguments(folder, tmp_path / "out", **changes), said)
     assert not (tmp_path / "out/config.json").exists()
+
+
+def refusal(monkeypatch, capsys, main, words: list[str], said: str) -> str:
+    """The line in which a script, run in this process, refuses its arguments."""
+    monkeypatch.setattr(sys, "argv", ["main.py", *words])
+    with pytest.raises(SystemExit) as stop:
+        run_main(main)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: ") and said in error and error.count("\n") == 1, error
+    return error

@@ -87,8 +87,8 @@ def chosen_attributes(args: argparse.Namespace, rated: Examples) -> Attributes:
     """The attributes of a run.
 
     Raises:
-        UserError: too few ratings of one, or all of one value; no attribute of the name of `--verbosity_attribute`, or
-            several that could be meant.
+        UserError: too few ratings of one, or all of one value (not in a dry run, which has seen a sample); none of the
+            name of `--verbosity_attribute`, or several that could be meant.
     """
     ratings = [example.record.ratings for example in rated]
     named = named_attributes(args.attributes) or [Attribute(name) for name in attributes_of(e.record for e in rated)]
@@ -96,11 +96,27 @@ def chosen_attributes(args: argparse.Namespace, rated: Examples) -> Attributes:
     for each in named:
         values = [found[each.name] for found in ratings if each.name in found]
         low, high = (min(values, default=0.0), max(values, default=0.0)) if each.low is None else (each.low, each.high)
-        if low == high:
+        if low == high and not args.dry_run:
             found = f"all {len(values)} ratings are {low:g}" if values else "no rating is left"
             raise UserError(f"--attributes {each.name}: {found}; there is nothing to learn")
         ranges[each.name] = low, high
+    if not args.dry_run:
+        check_enough(args, rated, list(ranges))
     return Attributes(ranges, verbosity_index(args.verbosity_attribute, list(ranges)))
+
+
+def check_enough(args: argparse.Namespace, rated: Examples, names: list[str]) -> None:
+    """Raises: UserError: an attribute without ratings on one side of the split that chooses α."""
+    ratings, held_out = rating_table(rated, names), ridge.hold_out(len(rated), args.seed)
+    for name, there in zip(names, ~numpy.isnan(ratings.T), strict=True):
+        if not (there & held_out).any() or not (there & ~held_out).any():
+            raise UserError(f"--attributes {name}: {there.sum()} ratings are too few to fit and to choose by")
+
+
+def rating_table(rated: Examples, names: list[str]) -> numpy.ndarray:
+    """[n, m] float64, NaN where there is no rating."""
+    table = [[example.record.ratings.get(name, numpy.nan) for name in names] for example in rated]
+    return numpy.array(table, dtype=numpy.float64)
 
 
 def verbosity_index(name: str | None, names: list[str]) -> int | None:
@@ -123,19 +139,8 @@ def verbosity_index(name: str | None, names: list[str]) -> int | None:
 
 
 def fit_attributes(args: argparse.Namespace, pieces: ridge.Pieces, rated: Examples, attributes: Attributes) -> Fitted:
-    """Ratings in [0, 1], regressed on the states of `pieces`; the same on every rank, which each computes.
-
-    Raises:
-        UserError: an attribute without ratings on one side of the split that chooses α.
-    """
-    missing = numpy.nan
-    table = [[example.record.ratings.get(name, missing) for name in attributes.names] for example in rated]
-    ratings = numpy.array(table, dtype=numpy.float64)
-    held_out = ridge.hold_out(len(ratings), args.seed)
-    for column, name in enumerate(attributes.names):
-        there = ~numpy.isnan(ratings[:, column])
-        if not (there & held_out).any() or not (there & ~held_out).any():
-            raise UserError(f"--attributes {name}: {there.sum()} ratings are too few to fit and to choose by")
+    """Ratings in [0, 1], regressed on the states of `pieces`; the same on every rank, which each computes."""
+    ratings = rating_table(rated, attributes.names)
     low, high = numpy.array(list(attributes.ranges.values())).T
     progress = Progress(len(attributes.names), "attributes fitted", 1)
 
