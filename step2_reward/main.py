@@ -8,6 +8,7 @@ high and a cost when low is said in the configuration, as is what the outputs of
 """
 
 import argparse
+import functools
 import gc
 import sys
 from pathlib import Path
@@ -56,15 +57,18 @@ def main() -> None:
     problems = Problems(collecting=args.dry_run)
     problems.take(settle_ranks, args)
     problems.take(check_deepspeed_arguments, args)
-    architecture = problems.take(check_decoder, args.model_name_or_path, MODEL, args.kind != "ratings")
+    check = functools.partial(check_decoder, from_scores=args.kind != "ratings")
+    architecture = problems.take(check, args.model_name_or_path, MODEL)
     tokenizer = find_tokenizer(args, problems)
-    examples, held_out = read_examples(args, tokenizer, training.load, architecture, problems)
+    examples, held_out = read_examples(
+        args, tokenizer, training.load, architecture, problems, load_held_out=training.load_held_out
+    )
     problems.report()
     note_steps(args, examples.total)
     training.take_note(examples)
     if args.dry_run:
         return print_supervised_dry_run(args, "reward", architecture, examples, held_out)
-    training.settle(examples)
+    training.settle(examples, held_out)
     check_output(args.output_dir, args.fresh)
 
     # Engine.

@@ -1,6 +1,7 @@
 """Reward and cost models: trained on preference pairs, and on prompt pairs beside them (MAPL)."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from utils.data.loading import load_view
 from utils.data.prompt_pairs import PROMPT_PAIRS, PromptPair
 from utils.data.ratings import PairsOfRatings, attribute, named_attributes
 from utils.data.registry import preference_labels
+from utils.data.summaries import ReadingSummary
 from utils.process.distributed import print_main
 from utils.process.errors import UserError
 from utils.supervised.examples import Examples, Read
@@ -25,9 +27,11 @@ from utils.supervised.steps import per_example
 
 PREFERENCE_LABELS = {"reward": "better", "cost": "safer"}  # defaults of --preference_label by kind
 OF_RATINGS = ("least_difference", "ties", "pairs_per_prompt")  # flags that serve --pairs_from
-ALL_FLAGS = ("preference_label", "pairs_from", *OF_RATINGS, "margin_weight", "prompt_pairs", "validation_prompt_pairs")
+OF_PROMPT_PAIRS = ("validation_prompt_pairs", "prompt_pair_weight")
+ALL_FLAGS = ("preference_label", "score_regularization", "statistics_pairs", "margin_weight", "pairs_from", *OF_RATINGS,
+             "prompt_pairs", *OF_PROMPT_PAIRS)  # fmt: skip
 DEFAULTS = {
-    None: {"margin_weight": 0.0},
+    None: {"score_regularization": 0.001, "statistics_pairs": 2000, "margin_weight": 0.0},
     "pairs_from": {"least_difference": 0.0, "ties": "drop"},
     "prompt_pairs": {"prompt_pair_weight": 1.0},
 }  # of flags, by the flag that they serve
@@ -44,20 +48,18 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--score_regularization",
         type=non_negative_float,
-        default=0.001,
-        help="weight of the mean square of the scores in the loss",
+        help="weight of the mean square of the scores in the loss (0.001)",
     )
     group.add_argument(
         "--statistics_pairs",
         type=positive_int,
-        default=2000,
-        help="training pairs, evenly spread, that the scores' mean and spread are taken on",
+        help="training pairs, evenly spread, that the scores' mean and spread are taken on (2000)",
     )
     group.add_argument(
         "--margin_weight",
         type=non_negative_float,
         help="factor of a pair's margin (the number in its field 'margin', or the difference of two ratings), by which"
-        " the scores should differ at least; 0, the default: margins do not count",
+        " the scores should differ at least (0: margins do not count)",
     )
     group = parser.add_argument_group("pairs of ratings (kinds reward and cost)")
     group.add_argument(
@@ -88,7 +90,8 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--validation_prompt_pairs",
         metavar="PATH_OR_NAME[:fraction][,...]",
-        help="held-out ones; needed where --validation_data is given, else held out with --data",
+        help="held-out ones, which --prompt_pairs needs, as it needs --validation_data: their prompts do not tell which go"
+        " with which pairs",
     )
     group.add_argument(
         "--prompt_pair_weight",
@@ -107,13 +110,13 @@ def settle_pair_arguments(args: argparse.Namespace) -> None:
     for name in OF_RATINGS:
         if getattr(args, name) is not None and args.pairs_from is None:
             raise UserError(f"--{name}: serves --pairs_from")
-    for name in ("validation_prompt_pairs", "prompt_pair_weight"):
+    for name in OF_PROMPT_PAIRS:
         if getattr(args, name) is not None and args.prompt_pairs is None:
             raise UserError(f"--{name}: serves --prompt_pairs")
     if args.pairs_from and args.preference_label:
         raise UserError("--pairs_from: orders the pairs, --preference_label does not")
-    if args.prompt_pairs and bool(args.validation_data) != bool(args.validation_prompt_pairs):
-        raise UserError("--validation_prompt_pairs: goes with --validation_data, and the other way round")
+    if args.prompt_pairs and not (args.validation_data and args.validation_prompt_pairs):
+        raise UserError("--prompt_pairs: needs --validation_data and --validation_prompt_pairs")
     for served, values in DEFAULTS.items():
         for name, value in values.items() if served is None or getattr(args, served) else ():
             if getattr(args, name) is None:
@@ -128,16 +131,31 @@ class PairTraining(ScoreTraining):
     shown: ClassVar[tuple[str, ...]] = ("accuracy",)
 
     def load(self, spec: str, seed: int) -> Read:
-        """Pairs, and after them the prompt pairs that go with them."""
+        """Raises: UserError: margins are to count, and there are none."""
+        records, summary = self.pairs(spec, seed)
+        if self.args.margin_weight and all(record.margin is None for record in records):
+            raise UserError(f"--margin_weight: no pair of {spec} has a margin")
+        return self.with_prompt_pairs(records, summary, self.args.prompt_pairs, seed)
+
+    def load_held_out(self, spec: str, seed: int) -> Read:
+        return self.with_prompt_pairs(*self.pairs(spec, seed), self.args.validation_prompt_pairs, seed)
+
+    def pairs(self, spec: str, seed: int) -> Read:
+        """Ordinary pairs, without margins where these do not count: a run does not depend on them then."""
         args = self.args
         records, summary = load_pairs(spec, args.preference_label, seed) if not args.pairs_from else self.rated(spec)
-        if args.margin_weight and all(record.margin is None for record in records):
-            raise UserError(f"--margin_weight: no pair of {spec} has a margin")
-        if args.prompt_pairs is not None:
-            beside = args.prompt_pairs if spec == args.data else args.validation_prompt_pairs
-            more, their_summary = load_view(beside, PROMPT_PAIRS, seed)
-            records, summary.sources = records + more, summary.sources + their_summary.sources
+        if not args.margin_weight:
+            records = [each if each.margin is None else dataclasses.replace(each, margin=None) for each in records]
         return records, summary
+
+    @staticmethod
+    def with_prompt_pairs(records: list[Any], summary: ReadingSummary, spec: str | None, seed: int) -> Read:
+        """Pairs, and after them prompt pairs, if there are to be some."""
+        if spec is None:
+            return records, summary
+        more, theirs = load_view(spec, PROMPT_PAIRS, seed)
+        summary.sources += theirs.sources
+        return records + more, summary
 
     def rated(self, spec: str) -> Read:
         """Pairs of replies that were rated."""
@@ -161,6 +179,12 @@ class PairTraining(ScoreTraining):
                 f"note: --prompt_pairs: only {side} replies of the pairs they were made from; MAPL takes both sides,"
                 " else a score can learn that replies of this kind follow longer prompts"
             )
+
+    def settle(self, train: Examples, held_out: Examples) -> None:
+        """Raises: UserError: prompt pairs alone are left, of which no accuracy of pairs can be told."""
+        for flag, side in (("--data", train), ("--validation_data", held_out)):
+            if all(map(is_prompt_pair, side)):
+                raise UserError(f"{flag}: no pair of replies is left beside the prompt pairs")
 
     def units(self, example: Encoded) -> float:
         """1, or the weight of a prompt pair."""

@@ -16,9 +16,10 @@ from step2_reward.losses import rating_loss
 from step2_reward.training import ScoreTraining
 from utils.data.encoding import Encoded
 from utils.data.loading import load_view
-from utils.data.ratings import RatingsView, attribute, attributes_of, check_rated, named_attributes
+from utils.data.ratings import RatingsView, add_attributes_argument, attributes_of, check_rated, named_attributes
 from utils.process.distributed import print_main
 from utils.process.errors import UserError
+from utils.process.rank_watch import beat
 from utils.supervised.examples import Examples, Read
 from utils.supervised.steps import per_example
 
@@ -26,14 +27,10 @@ from utils.supervised.steps import per_example
 def add_rating_arguments(parser: argparse.ArgumentParser) -> None:
     """What a score model of ratings is trained on."""
     group = parser.add_argument_group("ratings (kind ratings)")
-    group.add_argument(
-        "--attributes",
-        nargs="+",
-        type=attribute,
-        default=[],
-        metavar="NAME[:low:high]",
-        help="attributes to learn, an output each; columns of any such name too; a rating out of range is an error"
-        " (default: all that the data rates)",
+    add_attributes_argument(
+        group,
+        "attributes to learn, an output each; columns of any such name too; a rating out of range is an error (default:"
+        " all that the data rates)",
     )
 
 
@@ -52,19 +49,24 @@ class RatingTraining(ScoreTraining):
 
     def load(self, spec: str, seed: int) -> Read:
         """Raises: UserError: an attribute that no reply is rated on; see `RatingsView`."""
-        records, summary = load_view(spec, RatingsView(attributes=self.attributes), seed)
-        if spec == self.args.data:
-            check_rated(records, self.attributes, spec)
+        records, summary = self.load_held_out(spec, seed)
+        check_rated(records, self.attributes, spec)
         return records, summary
+
+    def load_held_out(self, spec: str, seed: int) -> Read:
+        return load_view(spec, RatingsView(attributes=self.attributes), seed)
 
     def take_note(self, train: Examples) -> None:
         names = [each.name for each in self.attributes] or attributes_of(example.record for example in train)
+        if self.args.dry_run:  # which has seen a sample
+            return
         counts = [sum(name in example.record.ratings for example in train) for name in names]
         rated = ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
         print_main(f"attributes, and replies that are rated on them: {rated}")
 
-    def settle(self, train: Examples) -> None:
-        """Raises: UserError: an attribute with ratings of one value, which has no spread to divide by."""
+    def settle(self, train: Examples, held_out: Examples) -> None:
+        """Raises: UserError: an attribute with ratings of one value, which has no spread to divide by; nothing to
+        validate on."""
         self.labels = tuple(each.name for each in self.attributes) or tuple(attributes_of(e.record for e in train))
         means, stds = [], []
         for name in self.labels:
@@ -75,6 +77,8 @@ class RatingTraining(ScoreTraining):
             means.append(values.mean())
             stds.append(values.std())
         self.mean, self.std = numpy.array(means), numpy.array(stds)
+        if not any(map(self.units, held_out)):
+            raise UserError(f"--validation_data: no held-out reply is rated on {', '.join(self.labels)}")
 
     def describe(self, config: Any) -> None:
         """Also the mean and the spread that the outputs are measured in."""
@@ -116,6 +120,7 @@ class RatingTraining(ScoreTraining):
         for column, name in enumerate(self.labels):
             rated = numpy.array([name in example.record.ratings for example in held_out])
             ratings = numpy.array([e.record.ratings[name] for e in held_out if name in e.record.ratings])
+            beat("figures of the attributes")
             if len(ratings) > 1:
                 figures[name] = regression.figures(predicted[rated, column], ratings, self.args.seed)
         return {"objective": self.args.objective, "kind": "ratings", "replies": len(held_out), "attributes": figures}

@@ -76,6 +76,7 @@ def _shown(figure: dict[str, Any] | None) -> str:
     return f"{figure['value']:.3f} [{low:.3f}, {high:.3f}]"
 
 
+@pyplot.rc_context({"text.parse_math": False})  # names may hold anything
 def plot(attributes: dict[str, dict[str, Any]], path: Path) -> None:
     """Mean rating against mean prediction in groups of equal size, a panel an attribute."""
     columns = min(COLUMNS, max(1, len(attributes)))

@@ -80,14 +80,23 @@ class ScoreTraining(abc.ABC):
 
     @abc.abstractmethod
     def load(self, spec: str, seed: int) -> Read:
-        """The records of `--data` or `--validation_data`."""
+        """The records of `--data`."""
+
+    @abc.abstractmethod
+    def load_held_out(self, spec: str, seed: int) -> Read:
+        """The records of `--validation_data`."""
 
     @abc.abstractmethod
     def take_note(self, train: Examples) -> None:
         """Print what there is to say of the training data."""
 
-    def settle(self, train: Examples) -> None:  # noqa: B027 (most kinds need nothing)
-        """Take from the training data what the model and its loss depend on."""
+    @abc.abstractmethod
+    def settle(self, train: Examples, held_out: Examples) -> None:
+        """Take from the training data what the model and its loss depend on.
+
+        Raises:
+            UserError: there is nothing to train or to validate on.
+        """
 
     @abc.abstractmethod
     def units(self, example: Encoded) -> float:
@@ -105,7 +114,7 @@ class ScoreTraining(abc.ABC):
         """Say in a model's configuration what it is, before it is trained."""
         config.objective, config.kind = self.args.objective, self.args.kind
 
-    def finish(self, config: Any, train: Examples) -> None:  # noqa: B027 (as above)
+    def finish(self, config: Any, train: Examples) -> None:  # noqa: B027 (some kinds need nothing)
         """Add what is known of a trained one."""
 
     @abc.abstractmethod

@@ -81,6 +81,8 @@ def test_penalties_are_the_least_that_leave_little_of_verbosity():
     assert debias.penalties(numpy.stack([verbosity * 3, verbosity], axis=1), 1)[0][0] == 1, (
         "nothing of the grid will do"
     )
+    flat = numpy.stack([numpy.zeros(500), verbosity], axis=1)
+    assert debias.penalties(flat, 1)[0][0] == 0, "a constant reward has nothing of it"
 
 
 # --- the gate

@@ -72,7 +72,7 @@ def test_objectives_share_one_model(released) -> None:
     models = load_models([Objective(name, "reward", str(folder), label) for name, label in USES.items()])
     assert len({id(model.module) for model in models}) == 1 and not models[0].scores_tokens
     [alone] = load_models([Objective("helpful", "reward", str(folder), "ultrafeedback-helpfulness")])
-    assert alone.scores_tokens, "an attribute alone is a head on every token"
+    assert not alone.scores_tokens and not alone.gate_pattern, "critics start from the policy, whatever is asked for"
 
 
 def test_every_token_of_a_padded_batch_has_its_score(released) -> None:
@@ -130,16 +130,37 @@ def test_attributes_are_named_by_the_configuration(tmp_path: Path) -> None:
         Objective("a", "reward", str(tmp_path / "own"), "wit").check()
 
 
-def test_a_dialogue_without_the_pattern_is_told_in_one_line(tmp_path: Path) -> None:
-    """With the row, where a long dialogue loses its beginning; at once, where the model's template writes none."""
+def test_long_dialogues_keep_what_the_gate_reads(tmp_path: Path) -> None:
+    """The beginning goes, and of a reply that is longer than the room its beginning, too."""
     tokenizer = ENDINGS["llama3"].tokenizer()
-    write_armorm(tmp_path / "short", tokenizer, max_position_embeddings=24)
+    write_armorm(tmp_path / "short", tokenizer, max_position_embeddings=40)
     [model] = load_models([Objective("gated", "reward", str(tmp_path / "short"))])
+    [whole] = load_models([Objective("gated", "reward", str(write_whole(tmp_path, tokenizer)))])
+    pattern = model.gate_pattern
+    for prompt, reply in (("a" * 60, "b"), ("a", "b" * 60), ("a" * 60, "b" * 60)):
+        turns = [{"role": "user", "content": prompt}]
+        (ids, cut), (every, _) = model.encode(turns, reply, True), whole.encode(turns, reply, True)
+        at = armorm_format.find_pattern(ids, pattern)
+        end = armorm_format.find_pattern(every, pattern) + len(pattern)
+        assert cut and len(ids) == 40 and ids[-1] == every[-1]
+        assert every[:end][-(at + len(pattern)) :] == ids[: at + len(pattern)], "the end of the prompt"
+        assert ids[at + len(pattern) :] == every[len(every) - (40 - at - len(pattern)) :], "the end of the reply"
+
+
+def write_whole(folder: Path, tokenizer) -> Path:
+    write_armorm(folder / "whole", tokenizer)
+    return folder / "whole"
+
+
+def test_a_dialogue_without_the_pattern_is_told_in_one_line(tmp_path: Path) -> None:
+    """With the row; at once, where the model's template writes none."""
+    tokenizer = ENDINGS["llama3"].tokenizer()
+    write_armorm(tmp_path / "model", tokenizer)
+    [model] = load_models([Objective("gated", "reward", str(tmp_path / "model"))])
+    model.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     with pytest.raises(UserError) as error:
-        model.encode(MESSAGES[0], "a" * 60, True, "rows.jsonl:7")
-    assert str(error.value).startswith("rows.jsonl:7: the dialogue lacks '<|eot|><|start|>") and "24" in str(
-        error.value
-    )
+        model.encode(MESSAGES[0], "Yes", True, "rows.jsonl:7")
+    assert str(error.value).startswith("rows.jsonl:7: the dialogue lacks '<|eot|><|start|>")
     write_armorm(tmp_path / "other", tokenizer, gating_token_pattern=[3, 3, 3])
     with pytest.raises(UserError, match=r"--reward_model a .*other: the dialogue lacks .*ids \[3, 3, 3\]"):
         Objective("a", "reward", str(tmp_path / "other")).check()

@@ -112,12 +112,33 @@ def test_columns_of_ones_own(tmp_path):
     assert record.ratings == {"wit": 2, "tact:ful": 0.5} and dropped == {"no rating": 1}
     with pytest.raises(UserError, match="hold no ratings"):
         read(tmp_path, rows)
-    with pytest.raises(UserError, match=r"rows.jsonl:1: 'wit' is rated 2, --attributes says 3 to 4"):
+    with pytest.raises(UserError, match=r"rows.jsonl:1: 'wit' is rated 2, outside 3 to 4"):
         read(tmp_path, rows, "wit:3:4")
     with pytest.raises(UserError, match=r"rows.jsonl:1: the field 'note' must be a number, found 'x'"):
         read(tmp_path, rows, "note")
-    with pytest.raises(UserError, match="the row has two replies to rate"):
+    with pytest.raises(UserError, match="'wit' cannot rate two replies"):
         read(tmp_path, [{"prompt": "Hi", "chosen": "a", "rejected": "b", "wit": 1}], "wit")
+
+
+def test_columns_count_beside_known_ratings(tmp_path):
+    [record], _ = read(
+        tmp_path, [{"prompt": "Hi", "response": "Hello.", "scores": {"tact": 1}, "wit": 3}], "wit", "tact"
+    )
+    assert record.ratings == {"wit": 3, "tact": 1}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi", "response": "No.", "scores": {"judge": "gpt", "verdict": "good"}},
+        {"prompt": "Hi", "response": "No.", "scores": [1, 2]},
+        {"prompt": "Hi", "response": "No.", "label": False, "scores": {"wit": 0.3}},
+        {"messages": TURNS, "kto_tag": False, "scores": {"wit": 0.3}},
+    ],
+)
+def test_other_things_called_scores_are_no_ratings(row):
+    name = detect_format(Row(row, "here:1")).name
+    assert name.startswith("labelled") if {"label", "kto_tag"} & set(row) else name == "prompt_response"
 
 
 def test_chosen_attributes_alone_count(tmp_path):
@@ -157,6 +178,13 @@ def test_ties_in_both_orders_and_least_differences(tmp_path):
     assert found[:3] == [("c", "a", 2), ("d", "a", 2), ("c", "d", 0)] and len(found) == 8
     assert Counter(found)[("a ", "c", 0)] == Counter(found)[("c", "a ", 0)] == 1 and "ties" not in dropped
     assert pairs(tmp_path, least=1.5)[1]["ties"] == 3
+
+
+def test_a_difference_is_not_less_by_rounding(tmp_path):
+    rows = [{"prompt": "Hi", "response": text, "scores": {"wit": wit}} for text, wit in (("a", 0.3), ("b", 0.2))]
+    view = PairsOfRatings(attributes=named_attributes(["wit"]), least=0.1)
+    [pair], _ = load_view(write(tmp_path / "rows.jsonl", rows), view)
+    assert (pair.chosen, pair.rejected) == ("a", "b")
 
 
 def test_at_most_so_many_pairs_of_a_prompt(tmp_path):
@@ -422,6 +450,9 @@ BAD_INPUT = {
     "no ratings": ({"kind": "ratings", "data": "{folder}/prompts_train.jsonl"}, "hold no ratings"),
     "from a score model": ({"kind": "ratings", "model_name_or_path": "{folder}/pairs"}, "needs a language model"),
     "flags of pairs": ({"kind": "ratings", "margin_weight": 1}, "--margin_weight: serves --kind reward and cost"),
+    "weight of pairs": ({"kind": "ratings", "prompt_pair_weight": 1}, "--prompt_pair_weight: serves --kind reward"),
+    "statistics of pairs": ({"kind": "ratings", "statistics_pairs": 9}, "--statistics_pairs: serves --kind reward"),
+    "nothing to validate on": ({"kind": "ratings", "validation_data": "{folder}/other.jsonl"}, "no held-out reply is rated"),
     "flags of ratings": (OF_PAIRS | {"attributes": "length"}, "--attributes: serves --kind ratings"),
     "no name": ({"kind": "cost"} , "--objective: needed"),
     "two orders": (OF_PAIRS | {"pairs_from": "length", "preference_label": "better"}, "--pairs_from: orders the pairs"),
@@ -431,7 +462,7 @@ BAD_INPUT = {
                                "validation_data": "{folder}/plain.jsonl"}, "--margin_weight: no pair of"),
     "weight of nothing": (OF_PAIRS | {"prompt_pair_weight": 2}, "--prompt_pair_weight: serves --prompt_pairs"),
     "nothing to validate prompt pairs on": (
-        OF_PAIRS | {"prompt_pairs": "{folder}/prompts_train.jsonl"}, "--validation_prompt_pairs: goes with"),
+        OF_PAIRS | {"prompt_pairs": "{folder}/prompts_train.jsonl"}, "--prompt_pairs: needs --validation_data and --validation_prompt_pairs"),
     "no prompt pairs": (OF_PAIRS | {"pairs_from": "length", "prompt_pairs": "{folder}/train.jsonl",
                                     "validation_prompt_pairs": "{folder}/train.jsonl"}, "hold no two prompts to a"),
 }  # fmt: skip
@@ -442,6 +473,7 @@ def test_bad_input_ends_in_one_line(folder, outputs, tmp_path, monkeypatch, caps
     flat = [rating_row(i) | {"scores": rating_row(i)["scores"] | {"flat": 1}} for i in range(22)]
     write(folder / "flat.jsonl", flat)
     write(folder / "plain.jsonl", [{"prompt": f"{i}?", "chosen": "bake", "rejected": "wait"} for i in range(4)])
+    write(folder / "other.jsonl", [{"prompt": "a", "response": "b", "scores": {"tact": 1}}])
     changes, said = BAD_INPUT[case]
     if case == "of one value":
         changes = changes | dict.fromkeys(("data", "validation_data"), "{folder}/flat.jsonl")

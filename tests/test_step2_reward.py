@@ -249,9 +249,9 @@ def test_a_cost_without_safety_labels_says_so(folder: Path, tmp_path: Path):
     rewards = Objective("b", "reward", str(tmp_path / "cost"))
     row = {"scores": {"a": 1.0, "b": 1.0}, "kl": 0.0, "length": 3}
     unlabelled = [Objective("a", "cost", str(tmp_path / "cost")), rewards]
-    assert score_evaluation("x", [row], unlabelled, {}, {})["harmless_ratio"] is None
+    assert score_evaluation("x", [row], unlabelled, {}, {}, {})["harmless_ratio"] is None
     labelled = [Objective("a", "cost", str(folder / "base")), rewards]  # nothing is known against it
-    assert score_evaluation("x", [row], labelled, {}, {})["harmless_ratio"] == 100
+    assert score_evaluation("x", [row], labelled, {}, {}, {})["harmless_ratio"] == 100
 
 
 @pytest.mark.parametrize("name", ["reward", "cost_zero3"])

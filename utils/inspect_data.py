@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils.cli.arguments import Parser, add_loading_arguments, check_output_file
 from utils.cli.types import positive_int, seed
 from utils.data.loading import Inspection, and_others, inspect_source
-from utils.data.ratings import RATINGS, RatingsView, attribute, describe_ratings, named_attributes
+from utils.data.ratings import RATINGS, RatingsView, add_attributes_argument, describe_ratings, named_attributes
 from utils.data.records import Record, View
 from utils.data.registry import views
 from utils.data.sources import Source, parse_spec
@@ -164,13 +164,8 @@ def parse_args() -> argparse.Namespace:
         metavar="FILE_OR_SPEC",
         help="file, folder or hub name with an optional :fraction, or several joined by commas",
     )
-    parser.add_argument(
-        "--attributes",
-        nargs="+",
-        type=attribute,
-        default=[],
-        metavar="NAME[:low:high]",
-        help="ratings on these alone, of columns of any such name too; one out of range is a mistake",
+    add_attributes_argument(
+        parser, "ratings on these alone, of columns of any such name too; one out of range is a mistake"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the findings here")
     parser.add_argument("--seed", type=seed, default=42, help="seed of the subsample of a :fraction")

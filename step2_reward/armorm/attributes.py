@@ -8,7 +8,7 @@ import numpy
 from step2_reward.armorm import debias, ridge
 from step2_reward.armorm.states import KeptStates
 from utils.cli.types import positive_float
-from utils.data.ratings import Attribute, attribute, attributes_of, named_attributes
+from utils.data.ratings import Attribute, add_attributes_argument, attributes_of, named_attributes
 from utils.output.metrics import Progress
 from utils.process.distributed import is_main, print_main
 from utils.process.errors import UserError
@@ -60,14 +60,10 @@ class Fitted:
 
 def add_attribute_arguments(group: argparse._ActionsContainer) -> None:
     """Which attributes, and what is taken out of them."""
-    group.add_argument(
-        "--attributes",
-        nargs="+",
-        type=attribute,
-        default=[],
-        metavar="NAME[:low:high]",
-        help="attributes to learn, with their least and highest rating (default: all that the data rates, from the"
-        " least to the highest rating there is)",
+    add_attributes_argument(
+        group,
+        "attributes to learn, with their least and highest rating (default: all that the data rates, from the least to"
+        " the highest rating there is)",
     )
     group.add_argument(
         "--verbosity_attribute",
@@ -157,12 +153,13 @@ def debiased(args: argparse.Namespace, pairs: KeptStates, fitted: Fitted) -> num
     names, verbosity = fitted.attributes.names, fitted.attributes.verbosity
     if verbosity is None:
         return numpy.eye(len(names))
+    beat("taking verbosity out of the attributes")
     rewards = numpy.concatenate([fitted.rewards(states[:, :2]).reshape(-1, len(names)) for _, states in pairs.read()])
     found, left = debias.penalties(rewards, verbosity, args.verbosity_threshold)
     before = [debias.correlation(rewards, column, verbosity, 0.0) for column in range(len(names))]
     print_main(f"taking {names[verbosity]} out of the others (penalty: rank correlation with it before -> after):")
     for column, name in enumerate(names):
         if column != verbosity:
-            beyond = "" if left[column] <= args.verbosity_threshold else ", above the threshold"
+            beyond = ", above the threshold" if left[column] > args.verbosity_threshold else ""
             print_main(f"  {name} {found[column]:g}: {before[column]:.3f} -> {left[column]:.3f}{beyond}")
     return debias.transform(found, verbosity)

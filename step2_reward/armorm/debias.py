@@ -14,7 +14,8 @@ THRESHOLD = 0.03
 def penalties(
     rewards: numpy.ndarray, verbosity: int, threshold: float = THRESHOLD, grid: Sequence[float] = PENALTIES
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Of each attribute j the least p with Spearman(r_j − p r_v, r_v) ≤ threshold, 1 if none of the grid will do.
+    """Of each attribute j the least p with Spearman(r_j − p r_v, r_v) ≤ threshold, 1 if none will do, 0 of
+    a reward that is constant.
 
     Verbosity's own is 1: its reward is taken out as a whole, as in the published script.
 
@@ -28,7 +29,7 @@ def penalties(
     found = numpy.ones(rewards.shape[1])
     for column in range(rewards.shape[1]):
         if column != verbosity:
-            fitting = (p for p in grid if correlation(rewards, column, verbosity, p) <= threshold)
+            fitting = (p for p in grid if not correlation(rewards, column, verbosity, p) > threshold)
             found[column] = next(fitting, 1.0)
     left = [correlation(rewards, column, verbosity, found[column]) for column in range(rewards.shape[1])]
     return found, numpy.array(left)

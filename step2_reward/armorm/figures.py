@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy
 import torch
+from matplotlib import pyplot
 
 from step2_reward import calibration, regression
 from step2_reward.armorm.attributes import Fitted
 from step2_reward.armorm.gate import GateExample, GateTraining, compare, fixed_weights
 from utils.process.distributed import device
+from utils.process.rank_watch import beat
 
 
 def evaluate(
@@ -29,6 +31,7 @@ def evaluate(
     predicted, attributes = fitted.in_data_units(found.predicted), {}
     for column, name in enumerate(names):
         there = found.held_out & ~numpy.isnan(fitted.ratings[:, column])
+        beat("figures of the attributes")
         if there.sum() > 1:
             figures = regression.figures(predicted[there, column], fitted.ratings[there, column], args.seed)
             attributes[name] = {"alpha": float(found.alphas[column]), **figures}
@@ -82,10 +85,9 @@ def plot(evaluation: dict[str, Any], folder: Path) -> None:
     plot_gate(evaluation, folder / "gate.png")
 
 
+@pyplot.rc_context({"text.parse_math": False})  # names may hold anything
 def plot_gate(evaluation: dict[str, Any], path: Path) -> None:
     """The weights, a box an attribute from the quartiles with whiskers to 5% and 95%; accuracies beside them."""
-    from matplotlib import pyplot
-
     gate, weights = evaluation["gate"], evaluation["weights"]
     names = list(weights)
     height = 0.34 * len(names) + 1.6

@@ -97,7 +97,7 @@ def gate_examples(kept: KeptStates, fitted: Fitted, transform: numpy.ndarray) ->
     found = []
     for start, states in kept.read():  # [rows, 3, d]: chosen, rejected, prompt
         rewards = torch.from_numpy(fitted.rewards(states[:, :2]) @ transform).float()
-        prompts = torch.from_numpy(states[:, 2])
+        prompts = torch.from_numpy(states[:, 2].copy())  # a view would keep the whole file mapped
         for row, example in enumerate(kept.examples[start : start + len(states)]):
             whole = {"prompt_state": prompts[row], "rewards": rewards[row]}
             found.append(GateExample(example.record, example.prompt, example.responses, **whole))

@@ -66,7 +66,7 @@ from utils.process.distributed import init_distributed, is_main, print_main, see
 from utils.process.errors import Problems, UserError, run_main
 from utils.process.rank_watch import watch_ranks
 from utils.scoring.armorm_format import BEHIND_REPLY, reads_prompts, template_pattern
-from utils.supervised.examples import Examples, encode, read_examples
+from utils.supervised.examples import Examples, check_positions, encode, read_examples
 from utils.supervised.run import Run, note_steps, print_summary, print_supervised_dry_run, train
 from utils.supervised.steps import steps_per_epoch
 from utils.supervised.task import Task
@@ -80,7 +80,8 @@ def main() -> None:
     problems = Problems(collecting=args.dry_run)
     problems.take(settle_ranks, args)
     problems.take(check_deepspeed_arguments, args)
-    architecture = problems.take(check_decoder, args.model_name_or_path, MODEL, True, True)
+    any_decoder = functools.partial(check_decoder, of_any_labels=True)
+    architecture = problems.take(any_decoder, args.model_name_or_path, MODEL)
     tokenizer = find_tokenizer(args, problems)
     pattern = problems.take(find_pattern_of, tokenizer, args.model_name_or_path)
     rated = problems.take(read_ratings, args, tokenizer, architecture)
@@ -91,7 +92,7 @@ def main() -> None:
     problems.report()
     note_steps(args, pairs.total)
     if args.dry_run:
-        return print_supervised_dry_run(args, "backbone", architecture, pairs, held_out)
+        return print_supervised_dry_run(args, "backbone", architecture, pairs, held_out, rated)
     check_output(args.output_dir, args.fresh)
 
     # The frozen backbone, and its hidden states of all dialogues.
@@ -161,6 +162,7 @@ def read_ratings(
     records, summary = load_view(args.ratings, RatingsView(attributes=attributes), args.seed)
     check_rated(records, attributes, args.ratings)
     examples = encode(args, tokenizer, (records, summary), embedding_rows(architecture), fit_dialogues)
+    check_positions(args, max(example.length for example in examples))
     print_main("\n".join(f"ratings: {line}" for line in summary.lines()))
     return examples
 

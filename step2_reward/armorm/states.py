@@ -28,6 +28,7 @@ from utils.output.files import flush_to_disk, remove_folder, write_json
 from utils.output.metrics import Progress
 from utils.process.distributed import all_gather_objects, barrier, device, is_main
 from utils.process.errors import UserError
+from utils.process.rank_watch import beat
 from utils.scoring.armorm_format import find_pattern, missing_pattern
 from utils.scoring.score_models import up_to_score
 from utils.supervised.steps import per_example
@@ -45,9 +46,10 @@ def add_state_arguments(parser: argparse.ArgumentParser) -> None:
         "--states_dir",
         metavar="DIR",
         help="keep the hidden states here for further runs on the same data and backbone; the default is"
-        " <output_dir>/states, which goes when the run is finished",
+        " <output_dir>/states, which goes when the run is finished; 4 bytes a hidden unit for a rated reply, 12 for a"
+        " pair; all machines have to see it",
     )
-    add_free(group, "--piece_size", type=positive_int, default=2048, help="dialogues in one file of states")
+    group.add_argument("--piece_size", type=positive_int, default=2048, help="dialogues in one file of states")
 
 
 def states_folder(args: argparse.Namespace) -> Path:
@@ -195,6 +197,7 @@ class KeptStates:
     def read(self) -> Iterator[tuple[int, numpy.ndarray]]:
         """The index of each piece's first example, and its states, [rows, k, d] float32."""
         for start, path in self.pieces:
+            beat("reading hidden states")
             yield start, load_file(path)["states"].numpy()
 
     def last_states(self) -> Iterator[tuple[int, numpy.ndarray]]:

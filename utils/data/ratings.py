@@ -13,6 +13,8 @@ from utils.data.records import DIALOGUES, Message, Pair, Record, View, conversat
 from utils.data.rows import Drop, Row
 from utils.process.errors import UserError
 
+ROUNDING = 1e-9  # of differences of ratings such as 0.3 - 0.2
+
 
 @dataclass(frozen=True)
 class Attribute:
@@ -29,9 +31,12 @@ class Attribute:
     def check(self, rating: float, source: str) -> None:
         """Raises: UserError: a rating out of range, with its place."""
         if self.low is not None and not self.low <= rating <= self.high:
-            raise UserError(
-                f"{source}: '{self.name}' is rated {rating:g}, --attributes says {self.low:g} to {self.high:g}"
-            )
+            raise UserError(f"{source}: '{self.name}' is rated {rating:g}, outside {self.low:g} to {self.high:g}")
+
+
+def add_attributes_argument(group: argparse._ActionsContainer, meaning: str) -> None:
+    """`--attributes`; see `named_attributes`."""
+    group.add_argument("--attributes", nargs="+", type=attribute, default=[], metavar="NAME[:low:high]", help=meaning)
 
 
 def attribute(text: str) -> str:
@@ -107,6 +112,13 @@ def rated(row: Row, messages: list[Message], response: str, ratings: dict[str, A
     return Rated(messages, response, found, row.source)
 
 
+def with_columns(row: Row, record: Rated, columns: dict[str, Any]) -> Rated:
+    """A record with the ratings that a row holds in fields of their own, too."""
+    numbers = {name: row.checked_number(name, value) for name, value in columns.items() if name not in record.ratings}
+    found = {name: number for name, number in numbers.items() if number is not None}
+    return Rated(record.messages, record.response, record.ratings | found, record.source) if found else record
+
+
 @dataclass(frozen=True)
 class RatingsView(View):
     """Ratings on some attributes; without any, on all that the data has. Columns of one's own are read by their names.
@@ -126,9 +138,9 @@ class RatingsView(View):
         columns = {each.name: row.fields[each.name] for each in self.attributes if each.name in row.fields}
         if RATINGS in data_format.offers or not columns:
             found = data_format.read(row, RATINGS)
-            return found if isinstance(found, list) else [found]
+            return found if isinstance(found, list) else [with_columns(row, found, columns)]
         if any(view.record is Pair for view in data_format.offers):
-            raise UserError(f"{row.source}: --attributes {next(iter(columns))}: the row has two replies to rate")
+            raise UserError(f"{row.source}: '{next(iter(columns))}' cannot rate two replies")
         dialogue = data_format.read(row, DIALOGUES)
         return [rated(row, dialogue.messages, dialogue.response, columns)]
 
@@ -190,7 +202,7 @@ class PairsOfRatings(RatingsView):
             return []
         (name,) = (each.name for each in self.attributes)
         difference = first.ratings[name] - second.ratings[name]
-        tie = difference == 0 or abs(difference) < self.least
+        tie = difference == 0 or abs(difference) < self.least - ROUNDING
         if tie and self.ties == "drop":
             dropped["ties"] += 1
             return []

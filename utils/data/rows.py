@@ -81,10 +81,6 @@ class Row:
             raise self.wrong(name, "0 or 1", value)
         return int(value)
 
-    def number(self, name: str) -> float | None:
-        """A number; see `checked_number`."""
-        return self.checked_number(name, self.value(name))
-
     def margin(self) -> float | None:
         """The number in a field of that name, if there is one: data may call anything else so."""
         value = self.fields.get("margin")

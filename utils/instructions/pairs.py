@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from utils.data.prompt_pairs import SIDES
 from utils.data.records import Message, Pair
 from utils.data.rows import Drop
 from utils.data.turns import is_turns
 from utils.instructions.kinds import KINDS, Instruction, Kind
 
-SIDES = ("chosen", "rejected")
 DRAWS = 4  # of each kind that has arguments, for a pair
 LEAST = 2  # instructions of an instruction pair
 

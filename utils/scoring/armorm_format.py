@@ -174,7 +174,7 @@ class GatedScores(nn.Module):
 
     Attributes:
         columns: indices of attributes, None for the gated score.
-        pattern: ids that the gate looks for.
+        pattern: ids that the gate looks for; empty where nothing asks for the gate.
         attributes: names, in the order of the rewards.
     """
 
@@ -187,6 +187,8 @@ class GatedScores(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, prompt: int = 0) -> torch.Tensor:
         """[batch, time] ids and mask -> [batch, time, columns] float32."""
+        if not self.pattern:
+            return self.regression(self.hidden(input_ids, attention_mask))[..., self.columns]
         rewards, gate = self.rewards_and_gate(input_ids, attention_mask)
         return self.chosen(rewards, gated_score(rewards, gate[:, None], self.transform.float()))
 
@@ -207,12 +209,16 @@ class GatedScores(nn.Module):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Of every token the rewards, [batch, time, m], and of every row the gate's weights, [batch, m]; float32."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        inputs["position_ids"] = position_ids_from_mask(attention_mask)
-        hidden = self.trunk(**inputs, use_cache=False).last_hidden_state  # [batch, time, features]
+        hidden = self.hidden(input_ids, attention_mask)
         at = pattern_positions(input_ids, attention_mask, self.pattern)
         gate = self.gating(hidden[torch.arange(len(at), device=at.device), at])
         return self.regression(hidden), gate
+
+    def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """[batch, time] ids and mask -> [batch, time, features]."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs["position_ids"] = position_ids_from_mask(attention_mask)
+        return self.trunk(**inputs, use_cache=False).last_hidden_state
 
 
 # --- the pattern
@@ -271,6 +277,14 @@ def reads_prompts(tokenizer: PreTrainedTokenizerBase, pattern: Sequence[int]) ->
     ids = encode_rendered(tokenizer, user_turn(QUESTIONS[0]), REPLIES[0])
     at = find_pattern(ids, pattern)
     return at is None or at + len(pattern) < len(ids)
+
+
+def cut_for_gate(ids: list[int], prompt: int, room: int) -> list[int]:
+    """At most `room` tokens of a dialogue whose first `prompt` tokens end in the gate's pattern: the end of these, half of
+    the room where the reply needs the rest, and the end of the reply."""
+    reply = len(ids) - prompt
+    kept = min(prompt, max(room // 2, room - reply))
+    return ids[prompt - kept : prompt] + ids[len(ids) - min(reply, room - kept) :]
 
 
 def missing_pattern(tokenizer: PreTrainedTokenizerBase, pattern: Sequence[int]) -> str:

@@ -50,6 +50,7 @@ from utils.scoring.armorm_format import (
     armorm_class,
     attribute_names,
     check_armorm,
+    cut_for_gate,
     find_pattern,
     is_armorm,
     missing_pattern,
@@ -167,14 +168,15 @@ class ScoreModel:
             )
         if self.reading is Reading.RENDERED:
             ids = up_to_score(ids, self.padding)
-        cut = self.positions is not None and len(ids) > self.positions
-        if cut:
-            first = ids[:1] if self.reading is Reading.WHOLE else []
-            ids = first + ids[len(ids) - self.positions + len(first) :]
-        if self.gate_pattern and find_pattern(ids, self.gate_pattern) is None:
-            where = f" among its last {len(ids)} tokens" if cut else ""
-            raise UserError(f"{source}: {missing_pattern(self.tokenizer, self.gate_pattern)}{where}")
-        return ids, cut
+        at = find_pattern(ids, self.gate_pattern) if self.gate_pattern else 0
+        if at is None:
+            raise UserError(f"{source}: {missing_pattern(self.tokenizer, self.gate_pattern)}")
+        if self.positions is None or len(ids) <= self.positions:
+            return ids, False
+        if self.gate_pattern:
+            return cut_for_gate(ids, at + len(self.gate_pattern), self.positions), True
+        first = ids[:1] if self.reading is Reading.WHOLE else []
+        return first + ids[len(ids) - self.positions + len(first) :], True
 
     def encode_all(
         self,
@@ -249,8 +251,9 @@ def load_score_models(
     tokenizer = load_score_tokenizer(path, flag, template)
     model = load_model(loader_of(config), path, flag, dtype, new=optional_parameters(config))
     calibrations = [calibration(model, use.kind, path, use.flag) for use in uses]
-    if None in labels:
-        module = GatedScores(model, trunk_of(model), labels, token_pattern(config, tokenizer, path, flag))
+    if is_armorm(config):
+        pattern = token_pattern(config, tokenizer, path, flag) if None in labels else []
+        module = GatedScores(model, trunk_of(model), labels, pattern)
     elif has_token_head(model):
         rows = [row_of(head_of(model), label) for label in labels]
         module = TokenHead(trunk_of(model), rows[0] if len(rows) == 1 else Rows(rows))
@@ -331,9 +334,9 @@ def shares_tokens_of(
     policy_tokenizer: PreTrainedTokenizerBase, path: str, flag: str, template: str | None = None
 ) -> bool:
     """Whether a score model has a value for every token of the policy's: the tokenizers agree, its head is on each."""
-    if not same_tokenizer(load_score_tokenizer(path, flag, template), policy_tokenizer):
-        return False
     config = load_config(path, flag)
+    if is_armorm(config) or not same_tokenizer(load_score_tokenizer(path, flag, template), policy_tokenizer):
+        return False
     return has_token_head(skeleton(loader_of(config), config, path, flag))
 
 
@@ -391,8 +394,7 @@ def label_index(labels: list[str], label: str | None, path: str, flag: str) -> i
 
 def head_of(model: PreTrainedModel) -> nn.Module | None:
     """The head that scores hidden states, if the architecture has one on every token."""
-    names = ("regression_layer", "score_head", "score")
-    return next((head for name in names if (head := getattr(model, name, None)) is not None), None)
+    return getattr(model, "score_head", None) or getattr(model, "score", None)
 
 
 def has_token_head(model: PreTrainedModel) -> bool:
@@ -403,7 +405,7 @@ def row_of(head: nn.Linear, index: int) -> nn.Linear:
     """The head of one label of a classifier."""
     if head.out_features == 1:
         return head
-    row = type(head)(head.in_features, 1, bias=head.bias is not None, dtype=head.weight.dtype)
+    row = nn.Linear(head.in_features, 1, bias=head.bias is not None, dtype=head.weight.dtype)
     with whole(*head.parameters()):
         row.weight.data.copy_(head.weight.data[index : index + 1])
         if head.bias is not None:
@@ -435,9 +437,11 @@ def calibration(model: PreTrainedModel, kind: str, path: str, flag: str) -> tupl
 
 def reading_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Reading:
     """How a model reads dialogues."""
+    if is_armorm(model.config):
+        return Reading.RENDERED
     if not has_token_head(model):
         return Reading.WHOLE
-    if is_ours(model.config) and not is_armorm(model.config):
+    if is_ours(model.config):
         return Reading.APART
     after_bos = tokenizer.chat_template == SAFE_RLHF_TEMPLATE and tokenizer.bos_token_id is not None
     return Reading.AFTER_BOS if after_bos else Reading.RENDERED
@@ -451,7 +455,7 @@ def is_ours(config: Any) -> bool:
 def room_of(config: Any, tokenizer: PreTrainedTokenizerBase, module: nn.Module) -> int | None:
     """Tokens a model can read at once; encoders may count some of their positions for padding."""
     positions = positions_of(config)
-    if positions is None or isinstance(module, TokenHead):
+    if positions is None or isinstance(module, TokenHead | GatedScores):
         return positions
     return min(positions, tokenizer.model_max_length)
 

@@ -39,18 +39,20 @@ def read_examples(
     architecture: PreTrainedModel | None = None,
     problems: Problems = AT_ONCE,
     fit: Fit = fit_lengths,
+    load_held_out: Load | None = None,
 ) -> tuple[Examples | None, Examples | None]:
     """Training and validation examples that fit `--max_length` and the model; prints what was read.
 
     Args:
         tokenizer, architecture: None in a dry run that has found none; the data is read all the same.
         fit: how records are encoded.
+        load_held_out: of `--validation_data`, where that is not `load`.
 
     Returns:
         None for a side with a problem: unusable data, nothing to validate on, or examples longer than the model has
         positions for, or with ids beyond its embedding.
     """
-    read, held_out = read_sides(args, load, problems)
+    read, held_out = read_sides(args, load, load_held_out or load, problems)
     encoding = functools.partial(encode, rows=embedding_rows(architecture), fit=fit)
     train, validation = (problems.take(encoding, args, tokenizer, side) for side in (read, held_out))
     if train is not None and validation is not None:
@@ -60,13 +62,15 @@ def read_examples(
     return train, validation
 
 
-def read_sides(args: argparse.Namespace, load: Load, problems: Problems) -> tuple[Read | None, Read | None]:
+def read_sides(
+    args: argparse.Namespace, load: Load, load_held_out: Load, problems: Problems
+) -> tuple[Read | None, Read | None]:
     """What is to be trained on, and what is held out; None where there is a problem with it."""
     if not args.validation_data and args.validation_fraction == 0:
         problems.add("--validation_fraction 0: needs --validation_data")
     read = problems.take(load, args.data, args.seed)
     if args.validation_data:
-        return read, problems.take(load, args.validation_data, args.seed)
+        return read, problems.take(load_held_out, args.validation_data, args.seed)
     return problems.take(split_off, args, read) or (None, None)
 
 

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,22 @@ from utils.supervised.task import Outcome, Task
 
 
 def print_supervised_dry_run(
-    args: argparse.Namespace, use: str, model: PreTrainedModel, train: Examples, validation: Examples
+    args: argparse.Namespace,
+    use: str,
+    model: PreTrainedModel,
+    train: Examples,
+    validation: Examples,
+    others: Sequence[Encoded] = (),
 ) -> None:
-    """Tables of model, batches and memory; `model`, whose `use` is as in the plan, has no memory for its parameters."""
+    """Tables of model, batches and memory; `model`, whose `use` is as in the plan, has no memory for its parameters.
+
+    Args:
+        others: what it reads beside both.
+    """
     described = Described("model", args.model_name_or_path, model, (use,), "own")
-    around = surroundings(args, longest_of(train), sequences=max(example.record.sequences for example in train))
+    around = surroundings(
+        args, longest_of([*train, *others]), sequences=max(example.record.sequences for example in train)
+    )
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
     batches = {
         train[0].record.PLURAL: f"{train.total} to train on, {validation.total} to validate on",

@@ -15,7 +15,7 @@ NUMBERS = ("1", "0", "1.0", "0.0", "none")  # labels, too, where the other field
 COMPLETION = "completion|response"
 
 
-def _is_label(row: Row) -> bool:
+def is_label(row: Row) -> bool:
     """Whether the field can be such a label; elsewhere it is a topic, say."""
     value, known = str(row.fields[row.present(LABEL)]).lower(), {"completion", "kto_tag"} & set(row.fields)
     return value in LABELS or (bool(known) and value in NUMBERS)
@@ -42,7 +42,7 @@ def _register_turns(field: str) -> None:
     def prompt(row: Row) -> Prompt:
         return Prompt(prompt_in(row, field), row.source)
 
-    register(Format(f"labelled_{field}", (field, LABEL), {PROMPTS: prompt, DIALOGUES: dialogue}, _is_label))
+    register(Format(f"labelled_{field}", (field, LABEL), {PROMPTS: prompt, DIALOGUES: dialogue}, is_label))
 
 
 register(
@@ -53,7 +53,7 @@ register(
             PROMPTS: lambda row: Prompt(prompt_of(row, "prompt"), row.source),
             DIALOGUES: _labelled_completion,
         },
-        fits=_is_label,
+        fits=is_label,
     )
 )
 _register_turns("messages")

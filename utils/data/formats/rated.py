@@ -3,12 +3,13 @@
 A mapping {attribute: number or null} in `scores` or `ratings` beside prompt and reply, or beside `messages`; the five
 columns of HelpSteer (Wang et al. 2023, 2024); the columns of ArmoRM's data beside `messages` (Wang et al. 2024);
 UltraFeedback's `completions` (Cui et al. 2023), of which a row holds several. Columns of other names are read where
-`--attributes` names them. Of rows that share a prompt in one `group`, only the first needs to have it.
+`--attributes` names them. Of mappings in one `group` only the first needs to have the prompt, which is null elsewhere.
 """
 
 import re
 from typing import Any
 
+from utils.data.formats.labelled import LABEL, is_label
 from utils.data.ratings import RATINGS, Rated, rated
 from utils.data.records import DIALOGUES, PROMPTS, Dialogue, Message, Prompt
 from utils.data.registry import Format, register
@@ -37,7 +38,20 @@ ARMORM = (
 
 
 def _is_mapping(row: Row) -> bool:
-    return isinstance(row.fields[row.present(SCORES)], dict)
+    """Whether the field can be ratings: some number is in it, or nothing at all. Beside a label of KTO's it is not."""
+    scores = row.fields[row.present(SCORES)]
+    if not isinstance(scores, dict) or (row.present(LABEL) in row.fields and is_label(row)):
+        return False
+    found = [value for value in scores.values() if value is not None]
+    return not found or any(map(_is_number, found))
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _register_mapping(name: str, prompt: str, response: str) -> None:
