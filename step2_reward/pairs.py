@@ -90,8 +90,8 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--validation_prompt_pairs",
         metavar="PATH_OR_NAME[:fraction][,...]",
-        help="held-out ones, which --prompt_pairs needs, as it needs --validation_data: their prompts do not tell which go"
-        " with which pairs",
+        help="held-out ones, which --prompt_pairs needs, as it needs --validation_data: their prompts do not tell which"
+        " go with which pairs",
     )
     group.add_argument(
         "--prompt_pair_weight",

@@ -452,7 +452,7 @@ BAD_INPUT = {
     "flags of pairs": ({"kind": "ratings", "margin_weight": 1}, "--margin_weight: serves --kind reward and cost"),
     "weight of pairs": ({"kind": "ratings", "prompt_pair_weight": 1}, "--prompt_pair_weight: serves --kind reward"),
     "statistics of pairs": ({"kind": "ratings", "statistics_pairs": 9}, "--statistics_pairs: serves --kind reward"),
-    "nothing to validate on": ({"kind": "ratings", "validation_data": "{folder}/other.jsonl"}, "no held-out reply is rated"),
+    "nothing to validate on": ({"kind": "ratings", "validation_data": "{folder}/other.jsonl"}, "no held-out reply is"),
     "flags of ratings": (OF_PAIRS | {"attributes": "length"}, "--attributes: serves --kind ratings"),
     "no name": ({"kind": "cost"} , "--objective: needed"),
     "two orders": (OF_PAIRS | {"pairs_from": "length", "preference_label": "better"}, "--pairs_from: orders the pairs"),
@@ -462,7 +462,7 @@ BAD_INPUT = {
                                "validation_data": "{folder}/plain.jsonl"}, "--margin_weight: no pair of"),
     "weight of nothing": (OF_PAIRS | {"prompt_pair_weight": 2}, "--prompt_pair_weight: serves --prompt_pairs"),
     "nothing to validate prompt pairs on": (
-        OF_PAIRS | {"prompt_pairs": "{folder}/prompts_train.jsonl"}, "--prompt_pairs: needs --validation_data and --validation_prompt_pairs"),
+        OF_PAIRS | {"prompt_pairs": "{folder}/prompts_train.jsonl"}, "--prompt_pairs: needs --validation_data and"),
     "no prompt pairs": (OF_PAIRS | {"pairs_from": "length", "prompt_pairs": "{folder}/train.jsonl",
                                     "validation_prompt_pairs": "{folder}/train.jsonl"}, "hold no two prompts to a"),
 }  # fmt: skip

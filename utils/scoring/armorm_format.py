@@ -280,8 +280,8 @@ def reads_prompts(tokenizer: PreTrainedTokenizerBase, pattern: Sequence[int]) ->
 
 
 def cut_for_gate(ids: list[int], prompt: int, room: int) -> list[int]:
-    """At most `room` tokens of a dialogue whose first `prompt` tokens end in the gate's pattern: the end of these, half of
-    the room where the reply needs the rest, and the end of the reply."""
+    """At most `room` tokens of a dialogue whose first `prompt` tokens end in the gate's pattern: the end of these, half
+    of the room where the reply needs the rest, and the end of the reply."""
     reply = len(ids) - prompt
     kept = min(prompt, max(room // 2, room - reply))
     return ids[prompt - kept : prompt] + ids[len(ids) - min(reply, room - kept) :]
