@@ -6,9 +6,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch/launch.sh"
 OUTPUT=${OUTPUT:-output/reward_models}
 default_ranks 1
 ZERO_STAGE=${ZERO_STAGE:-0}
-EPOCHS=${EPOCHS:-30}
+EPOCHS=${EPOCHS:-40}
 BATCH_SIZE=${BATCH_SIZE:-256}
-LEARNING_RATE=${LEARNING_RATE:-3e-3}
+LEARNING_RATE=${LEARNING_RATE:-1e-3}
 MAX_LENGTH=${MAX_LENGTH:-384}
 SEED=${SEED:-42}
 CHECKPOINT_INTERVAL=${CHECKPOINT_INTERVAL:-200} # optimizer steps of the gate
@@ -21,7 +21,7 @@ launch step2_reward/armorm/main.py "$OUTPUT/logs/$NAME.log" \
     --ratings "$OUTPUT/data/ratings_train.jsonl" --verbosity_attribute "$VERBOSITY" \
     --data "$OUTPUT/data/overall_train.jsonl" --export last \
     --validation_data "$OUTPUT/data/overall_validation.jsonl" \
-    --gating_hidden_dim ${GATE_WIDTH:-64} --gating_n_hidden ${GATE_LAYERS:-2} --gating_temperature ${GATE_TEMPERATURE:-1} \
+    --gating_hidden_dim ${GATE_WIDTH:-64} --gating_n_hidden ${GATE_LAYERS:-2} --gating_temperature ${GATE_TEMPERATURE:-3} \
     --zero_stage $ZERO_STAGE \
     --max_length $MAX_LENGTH \
     --num_train_epochs $EPOCHS \
