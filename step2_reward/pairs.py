@@ -61,6 +61,12 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
         help="factor of a pair's margin (the number in its field 'margin', or the difference of two ratings), by which"
         " the scores should differ at least (0: margins do not count)",
     )
+    add_arguments_of_ratings(parser)
+    add_prompt_pair_arguments(parser)
+
+
+def add_arguments_of_ratings(parser: argparse.ArgumentParser) -> None:
+    """How ratings become pairs."""
     group = parser.add_argument_group("pairs of ratings (kinds reward and cost)")
     group.add_argument(
         "--pairs_from",
@@ -80,6 +86,10 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--pairs_per_prompt", type=positive_int, metavar="N", help="at most so many of a prompt, drawn (all)"
     )
+
+
+def add_prompt_pair_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is trained on beside pairs of replies."""
     group = parser.add_argument_group("prompt pairs (MAPL; kinds reward and cost)")
     group.add_argument(
         "--prompt_pairs",

@@ -22,6 +22,7 @@ from utils.engines.engines import Engine
 from utils.process.distributed import device
 from utils.scoring.armorm_format import HIDDEN, LAYERS, TEMPERATURE, GatingNetwork
 from utils.supervised.steps import per_example
+from utils.supervised.task import Task
 
 # The published settings; its 2000 steps of 1024 pairs are 32 passes over the 64,000 it trains on.
 GATE_DEFAULTS = {
@@ -131,6 +132,10 @@ class GateTraining:
     def sums(self, examples: list[GateExample]) -> dict[str, torch.Tensor]:
         """`Task.sums`."""
         return dict(zip(("loss", "accuracy"), (values.sum() for values in self.losses(examples)), strict=True))
+
+    def task(self, train: list[GateExample], held_out: list[GateExample]) -> Task:
+        """What `utils.supervised.run.train` is to do."""
+        return Task(train, lambda pair: 1, self.sums, lambda: self.validate(held_out), shown=("accuracy",))
 
     def validate(self, examples: list[GateExample]) -> dict[str, float]:
         """`Task.validate`."""

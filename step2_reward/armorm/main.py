@@ -31,14 +31,7 @@ from step2_reward.armorm.gate import (
     gate_examples,
     new_gate,
 )
-from step2_reward.armorm.states import (
-    KeptStates,
-    StateReader,
-    add_state_arguments,
-    fit_dialogues,
-    states_folder,
-    states_of,
-)
+from step2_reward.armorm.states import StateReader, add_state_arguments, fit_dialogues, keep_states, states_folder
 from step2_reward.training import find_tokenizer
 from utils.cli.arguments import (
     OF_THE_RANKS,
@@ -59,7 +52,6 @@ from utils.engines.engines import engine_config, make_frozen_engine, make_traini
 from utils.memory.dry_run import settle_ranks
 from utils.models.checking import check_decoder
 from utils.models.configs import DTYPES, allow, embedding_rows
-from utils.models.fingerprint import model_facts
 from utils.models.loading import load_for_its_trunk, trunk_of
 from utils.output.files import check_output, remove_folder
 from utils.process.distributed import init_distributed, is_main, print_main, seed_everything, shutdown_distributed
@@ -69,7 +61,6 @@ from utils.scoring.armorm_format import BEHIND_REPLY, reads_prompts, template_pa
 from utils.supervised.examples import Examples, check_positions, encode, read_examples
 from utils.supervised.run import Run, note_steps, print_summary, print_supervised_dry_run, train
 from utils.supervised.steps import steps_per_epoch
-from utils.supervised.task import Task
 
 MODEL = "--model_name_or_path"
 
@@ -101,13 +92,8 @@ def main() -> None:
     with arriving(engine_config(args, frozen=True)):
         model = load_for_its_trunk(args.model_name_or_path, MODEL, DTYPES[args.dtype])
     engine = make_frozen_engine(StateReader(trunk_of(model)), args)
-    facts = model_facts(args.model_name_or_path, MODEL) if is_main() else {}
-    read = functools.partial(states_of, engine, pad_token_id=tokenizer.pad_token_id)
-    kept = {name: KeptStates(states_folder(args) / name, examples, args, facts)
-            for name, examples in (("ratings", rated), ("pairs", pairs), ("held_out", held_out))}  # fmt: skip
-    for name, states in kept.items():
-        measure = functools.partial(read, pattern=[] if name == "ratings" else pattern)
-        states.compute(f"states of {name}", engine, args.per_device_eval_batch_size, measure)
+    read = {"ratings": (rated, []), "pairs": (pairs, pattern), "held_out": (held_out, pattern)}
+    kept = keep_states(args, engine, read, tokenizer.pad_token_id)
 
     # A regression an attribute, and verbosity taken out of the others.
     fitted = fit_attributes(args, kept["ratings"].last_states, rated, attributes)
@@ -121,14 +107,7 @@ def main() -> None:
     gated = GatedPairs(new_gate(args, fitted))
     total_steps = steps_per_epoch(len(gate_pairs), args) * args.num_train_epochs
     training = GateTraining(make_training_engine(gated, gate_args, args.learning_rate, total_steps), args)
-    task = Task(
-        train=gate_pairs,
-        units=lambda pair: 1,
-        sums=training.sums,
-        validate=lambda: training.validate(gate_held_out),
-        shown=("accuracy",),
-    )
-    outcome = train(training.engine, gated, args, task, run)
+    outcome = train(training.engine, gated, args, training.task(gate_pairs, gate_held_out), run)
 
     # Figures, and one folder in the released format.
     evaluation = evaluate(args, training, gate_pairs, gate_held_out, fitted, transform)

@@ -23,6 +23,7 @@ from utils.data.encoding import Encoded, Writer, data_fingerprint
 from utils.data.records import Record
 from utils.data.summaries import ReadingSummary
 from utils.engines.engines import Engine
+from utils.models.fingerprint import model_facts
 from utils.models.loading import position_ids_from_mask
 from utils.output.files import flush_to_disk, remove_folder, write_json
 from utils.output.metrics import Progress
@@ -209,6 +210,27 @@ class KeptStates:
 def ways_out(args: argparse.Namespace) -> str:
     """What to do where states of another run are in the way."""
     return "--fresh starts over" if args.states_dir is None else "remove it, or choose another --states_dir"
+
+
+def keep_states(
+    args: argparse.Namespace,
+    engine: Engine,
+    read: dict[str, tuple[list[Encoded], list[int]]],
+    pad_token_id: int,
+) -> dict[str, KeptStates]:
+    """The states of several groups of examples, each with the pattern at which the gate reads them ([]: it does not);
+    call on every rank.
+
+    Raises:
+        UserError: see `KeptStates`, of any group, before one is computed.
+    """
+    flag = "--model_name_or_path"
+    facts = model_facts(args.model_name_or_path, flag) if is_main() else {}
+    kept = {name: KeptStates(states_folder(args) / name, group, args, facts) for name, (group, _) in read.items()}
+    for name, (_, pattern) in read.items():
+        measure = functools.partial(states_of, engine, pad_token_id=pad_token_id, pattern=pattern)
+        kept[name].compute(f"states of {name}", engine, args.per_device_eval_batch_size, measure)
+    return kept
 
 
 def flattened(measure: Callable[..., torch.Tensor], shape: list[int], examples: list[Encoded]) -> torch.Tensor:
