@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Reward models with several attributes on SafeRLHF-mini: what docs/reward_models.md reports.
 #
-#   bash step2_reward/training_scripts/reward_models.sh      about half an hour a seed on 2 cores
-#   SEEDS="42 43 44" OUTPUT=output/reward_models             the seeds, and where everything goes
+#   bash step2_reward/training_scripts/reward_models.sh      about 20 minutes a seed on 2 cores
+#   SEEDS="42 43 44" OUTPUT=output/reward_models JOBS=2      the seeds, where everything goes, pieces side by side
 #
 # Once: data (ratings, overall preferences, instructions), a tokenizer that knows them, an SFT model. Then for every seed s,
 # in OUTPUT/seed_s:
@@ -12,31 +12,25 @@
 #   reward/overall    Bradley-Terry on the overall preference alone
 #   mapl, plain       pairs with instructions, with prompt pairs beside them and without
 #
-# and evaluations of these on held-out pairs in OUTPUT/seed_s/evaluation. What is there is not made again.
+# and evaluations of these on held-out pairs in OUTPUT/seed_s/evaluation. What is finished stays, what was begun goes on.
 source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch/launch.sh"
+source utils/launch/pieces.sh
 
-export OUTPUT=${OUTPUT:-output/reward_models}
+PRESET=reward_models
+OUTPUT=${OUTPUT:-output/reward_models}
 SEEDS=${SEEDS:-42 43 44}
 ATTRIBUTES="helpfulness harmlessness conciseness clarity verbosity"
-SCRIPTS=step2_reward/training_scripts
-DATA=$OUTPUT/data
-
-made() { [ -e "$1" ] && ! [ -e "$(dirname "$1")/unfinished" ]; } # whether file $1 is there, of a run that is finished
-step() { # what makes file $1, said as it begins
-    if made "$1"; then return; fi
-    echo "[$(date +%H:%M:%S)] ${1#"$OUTPUT"/}"
-    shift
-    "$@"
-}
-
 # Kinds of instructions that some of the benchmark's responses meet and some break.
 KINDS="at_least_words at_most_words about_words at_least_sentences at_most_sentences short_sentences contains_word
     repeats_word lacks_word opens_with closes_with no_first_person no_commas"
+SCRIPTS=step2_reward/training_scripts
+DATA=$OUTPUT/data
+export LAUNCHER_PIDS=$$ # training ends when this process is gone
 
 make_data() {
     local part
     "$PYTHON" -m utils.safe_rlhf_mini --output_dir "$DATA" --seed 0 --num_validation 1500 \
-        --reward_models --num_held_out_ratings 3000
+        --reward_models --num_held_out_ratings 3000 ${CORPUS_SIZE:-}
     for part in train:0.2 validation:1.0; do
         "$PYTHON" utils/make_prompt_pairs.py --data "$DATA/preferences_${part%:*}.jsonl:${part#*:}" --kinds $KINDS \
             --output_dir "$DATA/instructions_${part%:*}"
@@ -47,36 +41,52 @@ make_data() {
         --vocab_size 1024 --hidden_size 64 --num_layers 3 --num_heads 4 --num_kv_heads 2 --intermediate_size 160
 }
 
-evaluate() { # models $2 ... on pairs $1, in the folder named like the pairs
-    local pairs=$1 name
-    shift
-    name=$(basename "$pairs" .jsonl)
-    "$PYTHON" step2_reward/evaluate.py --reward_model "$@" --data "$pairs" --output_dir "$OUTPUT/evaluation/$name"
+train_sft() { OUTPUT=$OUTPUT bash step1_sft/training_scripts/tiny.sh; }
+
+model() { # NAME of seed $1, as long as $3 seconds, by script $4 with the variables that follow
+    local seed=$1 name=$2 seconds=$3 script=$4
+    shift 4
+    piece "$name#$seed" "$seconds" "$OUTPUT/seed_$seed/$name/config.json" env OUTPUT="$OUTPUT/seed_$seed" SEED="$seed" \
+        ACTOR_MODEL="$OUTPUT/sft" NAME="$name" "$@" bash "$SCRIPTS/$script"
 }
 
-step "$OUTPUT/base/config.json" make_data
-step "$OUTPUT/sft/config.json" bash step1_sft/training_scripts/tiny.sh
+comparison() { # of the models $4 ... of seed $1 on pairs $3, called $2
+    local folder=$OUTPUT/seed_$1 name=$2 pairs=$3 found=()
+    shift 3
+    for model in "$@"; do found+=("$(basename "$model")=$folder/$model"); done
+    piece "$name#${folder##*_}" 60 "$folder/evaluation/$name/evaluation.json" "$PYTHON" step2_reward/evaluate.py \
+        --reward_model "${found[@]}" --data "$pairs" --output_dir "$folder/evaluation/$name"
+}
 
-ALL=$OUTPUT
-for seed in $SEEDS; do
-    export ACTOR_MODEL=$ALL/sft SEED=$seed OUTPUT=$ALL/seed_$seed
-    mkdir -p "$OUTPUT"
-    ln -sfn "$(realpath "$DATA")" "$OUTPUT/data"
-    NAME=ratings step "$OUTPUT/ratings/config.json" bash $SCRIPTS/tiny_ratings.sh
-    for name in armorm:verbosity armorm_raw:none; do
-        NAME=${name%:*} VERBOSITY=${name#*:} STATES=$OUTPUT/states step "$OUTPUT/${name%:*}/config.json" \
-            bash $SCRIPTS/tiny_armorm.sh
+pipeline() {
+    local seed name
+    stage "data" 1
+    piece data 40 "$OUTPUT/base/config.json" make_data
+    stage "SFT" 1
+    piece sft 40 "$OUTPUT/sft/config.json" train_sft
+    for seed in $SEEDS; do
+        if ! $PLANNING; then mkdir -p "$OUTPUT/seed_$seed" && ln -sfn "$(realpath "$DATA")" "$OUTPUT/seed_$seed/data"; fi
     done
-    step "$OUTPUT/reward/overall/config.json" bash $SCRIPTS/tiny_overall.sh
-    for name in $ATTRIBUTES; do
-        NAME=ratings_$name ATTRIBUTES=$name step "$OUTPUT/ratings_$name/config.json" bash $SCRIPTS/tiny_ratings.sh
+    stage "models from ratings and pairs"
+    for seed in $SEEDS; do
+        model $seed ratings 60 tiny_ratings.sh
+        model $seed reward/overall 150 tiny_overall.sh
+        model $seed mapl 170 tiny_mapl.sh
+        model $seed plain 90 tiny_mapl.sh PROMPT_PAIRS=false
+        for name in $ATTRIBUTES; do model $seed ratings_$name 60 tiny_ratings.sh ATTRIBUTES=$name; done
     done
-    NAME=mapl step "$OUTPUT/mapl/config.json" bash $SCRIPTS/tiny_mapl.sh
-    NAME=plain PROMPT_PAIRS=false step "$OUTPUT/plain/config.json" bash $SCRIPTS/tiny_mapl.sh
-    step "$OUTPUT/evaluation/overall_test/evaluation.json" evaluate "$DATA/overall_test.jsonl" \
-        armorm="$OUTPUT/armorm" armorm_raw="$OUTPUT/armorm_raw" bradley_terry="$OUTPUT/reward/overall"
-    for pairs in "$DATA/instructions_validation/instruction_pairs.jsonl" "$DATA/preferences_validation.jsonl"; do
-        step "$OUTPUT/evaluation/$(basename "$pairs" .jsonl)/evaluation.json" evaluate "$pairs" \
-            mapl="$OUTPUT/mapl" plain="$OUTPUT/plain"
+    stage "ArmoRM on the models of ratings"
+    for seed in $SEEDS; do
+        model $seed armorm 60 tiny_armorm.sh
+        model $seed armorm_raw 60 tiny_armorm.sh VERBOSITY=none
     done
-done; exit
+    stage "evaluation"
+    for seed in $SEEDS; do
+        comparison $seed overall_test "$DATA/overall_test.jsonl" armorm armorm_raw reward/overall
+        comparison $seed instruction_pairs "$DATA/instructions_validation/instruction_pairs.jsonl" mapl plain
+        comparison $seed preferences "$DATA/preferences_validation.jsonl" mapl plain
+    done
+}
+
+run_pipeline
+echo "done in $(clock $((SECONDS - STARTED))): $OUTPUT/seed_*/evaluation/*/evaluation.md, $OUTPUT/seed_*/*/evaluation.json"; exit
