@@ -46,7 +46,7 @@ train_sft() { OUTPUT=$OUTPUT bash step1_sft/training_scripts/tiny.sh; }
 model() { # NAME of seed $1, as long as $3 seconds, by script $4 with the variables that follow
     local seed=$1 name=$2 seconds=$3 script=$4
     shift 4
-    piece "$name#$seed" "$seconds" "$OUTPUT/seed_$seed/$name/config.json" env OUTPUT="$OUTPUT/seed_$seed" SEED="$seed" \
+    piece "${name//\//_}#$seed" "$seconds" "$OUTPUT/seed_$seed/$name/config.json" env OUTPUT="$OUTPUT/seed_$seed" SEED="$seed" \
         ACTOR_MODEL="$OUTPUT/sft" NAME="$name" "$@" bash "$SCRIPTS/$script"
 }
 
