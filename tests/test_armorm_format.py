@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from step2_reward.armorm.main import find_pattern_of
+from step2_reward.armorm.main import prompt_pattern
 from step3_gapo.arguments import parse_args
 from tests import architectures
 from tests.armorm import ATTRIBUTES, by_hand, pattern_of, rows_by_hand, write_armorm
@@ -221,7 +221,7 @@ def test_a_template_that_always_opens_a_reply_is_told(tmp_path: Path, capsys) ->
     Objective("a", "reward", str(tmp_path / "model")).check()
     assert "note: --reward_model a" in (said := capsys.readouterr().out) and "opens a reply after every turn" in said
     with pytest.raises(UserError, match="opens a reply after every turn"):
-        find_pattern_of(tokenizer, "m")
+        prompt_pattern(tokenizer, "m")
 
 
 def scores_of_a_rank(policy: str, folder: str, stage: int, dtype: str, result: str) -> None:

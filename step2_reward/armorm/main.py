@@ -74,7 +74,7 @@ def main() -> None:
     any_decoder = functools.partial(check_decoder, of_any_labels=True)
     architecture = problems.take(any_decoder, args.model_name_or_path, MODEL)
     tokenizer = find_tokenizer(args, problems)
-    pattern = problems.take(find_pattern_of, tokenizer, args.model_name_or_path)
+    pattern = problems.take(prompt_pattern, tokenizer, args.model_name_or_path)
     rated = problems.take(read_ratings, args, tokenizer, architecture)
     load = lambda spec, seed: load_pairs(spec, args.preference_label, seed)
     fit = functools.partial(fit_dialogues, pattern=pattern or ())
@@ -121,7 +121,7 @@ def main() -> None:
     shutdown_distributed()
 
 
-def find_pattern_of(tokenizer: PreTrainedTokenizerBase, path: str) -> list[int]:
+def prompt_pattern(tokenizer: PreTrainedTokenizerBase, path: str) -> list[int]:
     """The ids at which the gate will read.
 
     Raises:
