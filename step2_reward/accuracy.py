@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy
 
-from step2_reward.calibration import bootstrap_interval, pairwise_hits, proportion
+from step2_reward.calibration import bootstrap_interval, pairwise_hits
 from step2_reward.rewardbench import ORDER, SECTIONS
+from utils.supervised.intervals import proportion
 
 ALL_PAIRS, MEAN_OF_SUBSETS, SCORE = "all pairs", "mean of subsets", "RewardBench score"
 WHOLE, NAMELESS = "all", "(none)"  # subset of pairs where none has one, and where others have

@@ -11,16 +11,11 @@ matplotlib.use("Agg")
 import numpy
 from matplotlib import pyplot
 from scipy.special import expit
-from scipy.stats import binomtest
+
+from utils.supervised.intervals import proportion
 
 BINS = 10
 RESAMPLES = 1000
-
-
-def proportion(hits: numpy.ndarray) -> dict[str, Any]:
-    """Share of `hits` ([n], each 0 or 1; a tie may count 0.5) with its Wilson 95% interval."""
-    interval = binomtest(round(float(hits.sum())), len(hits)).proportion_ci(method="wilson")
-    return {"mean": float(hits.mean()), "ci95": [interval.low, interval.high], "count": len(hits)}
 
 
 def pairwise_hits(chosen: numpy.ndarray, rejected: numpy.ndarray) -> numpy.ndarray:

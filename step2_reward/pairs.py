@@ -23,6 +23,7 @@ from utils.data.summaries import ReadingSummary
 from utils.process.distributed import print_main
 from utils.process.errors import UserError
 from utils.supervised.examples import Examples, Read
+from utils.supervised.intervals import proportion
 from utils.supervised.steps import per_example
 
 PREFERENCE_LABELS = {"reward": "better", "cost": "safer"}  # defaults of --preference_label by kind
@@ -256,7 +257,7 @@ class PairTraining(ScoreTraining):
             "kind": args.kind,
             "preference_label": args.preference_label or args.pairs_from,
             "pairs": len(pairs),
-            "accuracy": calibration.proportion(calibration.pairwise_hits(chosen, rejected)),
+            "accuracy": proportion(calibration.pairwise_hits(chosen, rejected)),
             "calibration": calibration.pair_calibration(chosen, rejected, args.seed),
         }
         if args.kind == "cost":
@@ -274,7 +275,7 @@ class PairTraining(ScoreTraining):
         sides = numpy.array([str(example.record.side) for example in examples])
         figures = {f"prompt_pairs_{side}": hits[sides == side] for side in ("chosen", "rejected")}
         figures = {"prompt_pairs": hits, **figures}
-        return {name: calibration.proportion(part) for name, part in figures.items() if len(part)}
+        return {name: proportion(part) for name, part in figures.items() if len(part)}
 
     def lines(self, evaluation: dict[str, Any]) -> list[str]:
         """Each figure with its 95% interval and number of cases."""

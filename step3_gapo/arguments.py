@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import math
-from collections.abc import Collection
 
 from transformers import PreTrainedTokenizerBase
 
@@ -30,6 +29,7 @@ from utils.cli.arguments import (
     add_optimization_arguments,
 )
 from utils.cli.free_flags import add_free
+from utils.cli.lora_arguments import add_lora_arguments, check_lora_options, set_lora_defaults
 from utils.cli.types import (
     adam_beta,
     by_name,
@@ -46,15 +46,21 @@ from utils.cli.types import (
 )
 from utils.combining.algorithm import (
     Algorithm,
-    GradientLevel,
     ScoreLevel,
     add_options,
     build,
     options_of,
-    owners,
     preference_weights,
 )
-from utils.combining.registry import describe
+from utils.combining.arguments import (
+    add_algorithm_argument,
+    add_logging_arguments,
+    add_scope_argument,
+    add_weight_arguments,
+    check_method_options,
+    own_method_of,
+    settle_method,
+)
 from utils.models.checking import check_positions
 from utils.models.configs import allow, load_config, load_tokenizer
 from utils.policy.sampling import COMPACT_AT
@@ -62,22 +68,20 @@ from utils.process.errors import AT_ONCE, Problems, UserError
 from utils.scoring.objectives import Condition, Objective, add_score_arguments, declared_objectives
 from utils.scoring.score_models import is_ours
 
-OWN = "FILE.py:CLASS"
-
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         description="Step 3: align a policy to several objectives with PPO, GAPO and their relatives.",
         facts=(*OF_THE_RANKS, "actor_model_sha256"),
     )
-    methods = [*METHODS.values(), *own_method_of(argv)]
+    methods = [*METHODS.values(), *own_method_of(argv, method_named)]
     add_objective_arguments(parser)
     add_algorithm_arguments(parser, methods)
     add_gradient_arguments(parser)
     add_data_arguments(parser, "prompts")
     add_rollout_arguments(parser)
     add_ppo_arguments(parser)
-    add_lora_arguments(parser)
+    add_lora_arguments(parser, "policy, reference and critics")
     add_memory_arguments(parser)
     add_optimization_arguments(parser)
     add_checkpoint_arguments(parser, 10, "rollouts")
@@ -87,22 +91,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_options(parser.add_argument_group("options of one method"), methods)
     args = parser.parse_args(argv)
     allow(args)
-    drop_options_of_others(args, parser.from_file)
-    vars(args).update(options_of(method_of(args), args))
+    settle_method(args, method_of(args), METHODS, parser.from_file)
     set_lora_defaults(args)
-    if args.gradient_scope is None:
-        weighs_gradients = issubclass(method_of(args), GradientLevel)
-        args.gradient_scope = "full" if args.lora_dim and weighs_gradients else "last_layer"
     return args
-
-
-def drop_options_of_others(args: argparse.Namespace, from_file: Collection[str]) -> None:
-    """Unset options that a file has for its own method, where the command line names another one."""
-    if "algorithm" in from_file:
-        return
-    for option, _ in owners(list(METHODS.values())):
-        if option.name in from_file and option not in method_of(args).options:
-            setattr(args, option.name, None)
 
 
 def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,34 +134,9 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def own_method_of(argv: list[str] | None) -> list[type[Algorithm]]:
-    """The user's class that `--algorithm FILE.py:Class` names, whose flags have to be known before the others are read.
-
-    Raises:
-        UserError: see `own_method`.
-    """
-    early = Parser(add_help=False)
-    early.add_argument("--algorithm", nargs="?")
-    name = early.parse_known_args(argv)[0].algorithm
-    return [method_named(name)] if name and ":" in name else []
-
-
-def algorithm_name(text: str) -> str:
-    """argparse type of `--algorithm`."""
-    if ":" not in text and text not in METHODS:
-        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(METHODS)})")
-    return text
-
-
 def add_algorithm_arguments(parser: argparse.ArgumentParser, methods: list[type[Algorithm]]) -> None:
     group = parser.add_argument_group("how the objectives combine")
-    group.add_argument(
-        "--algorithm",
-        type=algorithm_name,
-        required=True,
-        metavar=f"{{{','.join(METHODS)},{OWN}}}",
-        help=f"a method, or {OWN}, one of your own (see examples). {describe(methods)}",
-    )
+    add_algorithm_argument(group, METHODS, methods)
     group.add_argument(
         "--advantage",
         choices=list(ESTIMATORS),
@@ -192,32 +158,12 @@ def add_algorithm_arguments(parser: argparse.ArgumentParser, methods: list[type[
         " reward with critics and in the loss without",
     )
     group.add_argument("--policy_loss", choices=list(POLICY_LOSSES), default=None, help=f"{DEFAULT_LOSS} unless given")
-    group.add_argument(
-        "--preference",
-        type=named_number,
-        nargs="+",
-        default=[],
-        metavar="NAME=W",
-        help="weight of every objective, sum 1 (default: equal), for "
-        + ", ".join(method.name for method in methods if method.reads_preference),
-    )
-    group.add_argument(
-        "--normalize_coefficients",
-        action="store_true",
-        help="methods that weigh gradients: scale the coefficients of the losses to sum 1",
-    )
+    add_weight_arguments(group, methods)
 
 
 def add_gradient_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("which gradients are compared")
-    group.add_argument(
-        "--gradient_scope",
-        choices=("last_layer", "full"),
-        default=None,
-        help="gradients that gradient-level algorithms compare: those of the output head (last_layer: cheap, the"
-        " paper's choice, and the default), or of all trained parameters (full: exact, a backward pass an objective;"
-        " the default with --lora_dim, where the head is not trained)",
-    )
+    add_scope_argument(group)
     group.add_argument(
         "--gram_per",
         choices=("step", "micro_batch"),
@@ -233,19 +179,7 @@ def add_gradient_arguments(parser: argparse.ArgumentParser) -> None:
         help="--gradient_scope full: compare the gradients of this share of an optimizer step's responses and take one"
         " backward pass for the others: an approximation, cheaper where there are many; 1 unless given",
     )
-    group.add_argument(
-        "--gram_every",
-        type=positive_int,
-        default=None,
-        metavar="K",
-        help="compare gradients in every K-th optimizer step; the coefficients serve until then: an approximation;"
-        " 1 unless given",
-    )
-    group.add_argument(
-        "--log_gradients",
-        action="store_true",
-        help="log norms and cosines of the objectives' last-layer gradients for algorithms that do not need them, too",
-    )
+    add_logging_arguments(group)
 
 
 def add_rollout_arguments(parser: argparse.ArgumentParser) -> None:
@@ -349,48 +283,11 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("LoRA")
-    group.add_argument(
-        "--lora_dim",
-        type=non_negative_int,
-        default=0,
-        metavar="R",
-        help="train adapters W + (A / R) B A of this rank in place of all weights; policy, reference and critics share"
-        " one frozen model, the policy's; 0: off",
-    )
-    group.add_argument(
-        "--lora_alpha", type=positive_float, default=None, metavar="A", help="A of the adapters; 2 R unless given"
-    )
-    group.add_argument(
-        "--lora_target_modules",
-        nargs="+",
-        default=None,
-        metavar="NAME",
-        help="layers with adapters, such as q_proj v_proj (default: all linear layers of the decoder, not the head)",
-    )
-    add_free(
-        group,
-        "--lora_export",
-        choices=("merged", "adapter"),
-        default=None,
-        help="export a plain model (merged, unless given), or the policy's adapters in peft's format",
-    )
-
-
-def set_lora_defaults(args: argparse.Namespace) -> None:
-    """Fill in what was not given."""
-    if args.lora_dim:
-        args.lora_alpha, args.lora_export = args.lora_alpha or 2.0 * args.lora_dim, args.lora_export or "merged"
-
-
-def check_lora_options(args: argparse.Namespace, problems: Problems = AT_ONCE) -> None:
+def check_adapters_with(args: argparse.Namespace, problems: Problems = AT_ONCE) -> None:
     """Problems: LoRA's options without LoRA, and what does not go with it."""
     if args.lora_dim and args.enable_hybrid_engine:
         problems.add("--enable_hybrid_engine: its kernels know no adapters; leave it out with --lora_dim")
-    for name in ("lora_alpha", "lora_target_modules", "lora_export"):
-        if not args.lora_dim and getattr(args, name) is not None:
-            problems.add(f"--{name}: has no effect without --lora_dim")
+    check_lora_options(args, problems)
 
 
 def objectives_of(args: argparse.Namespace, problems: Problems = AT_ONCE) -> list[Objective]:
@@ -491,20 +388,7 @@ def algorithm_of(
 def check_algorithm_options(args: argparse.Namespace, problems: Problems = AT_ONCE) -> None:
     """Problems: options that the method does not read."""
     method = method_of(args)
-    for option, names in owners(list(METHODS.values())):
-        if option not in method.options and getattr(args, option.name) is not None:
-            problems.add(f"--{option.name}: --algorithm {args.algorithm} has none (it serves {', '.join(names)})")
-    if args.preference and not method.reads_preference:
-        readers = ", ".join(known.name for known in METHODS.values() if known.reads_preference)
-        problems.add(f"--preference: --algorithm {args.algorithm} has none (it serves {readers})")
-    if not issubclass(method, GradientLevel):
-        if args.normalize_coefficients:
-            problems.add(f"--normalize_coefficients: --algorithm {args.algorithm} weighs no gradients")
-        if args.gradient_scope == "full":
-            problems.add(f"--gradient_scope full: --algorithm {args.algorithm} compares no gradients")
-        for flag in ("gram_fraction", "gram_every"):
-            if getattr(args, flag) is not None:
-                problems.add(f"--{flag}: --algorithm {args.algorithm} weighs no gradients")
+    check_method_options(args, method, METHODS, problems)
     if args.log_gradients and issubclass(method, ScoreLevel):
         problems.add(f"--log_gradients: --algorithm {args.algorithm} mixes the scores, there is one gradient")
     if args.gram_fraction is not None and args.gradient_scope != "full":

@@ -33,7 +33,7 @@ def build_critics(
 ) -> list[Critic]:
     """The value models in their engines."""
     for module in modules:
-        module.shares_prompts = shares_prompts(args, module.trunk)
+        module.shares_prompts = shares_prompts(args, module.trunk, args.responses_per_prompt)
     return [
         Critic(group, make_training_engine(module, args, args.critic_learning_rate, total_steps))
         for group, module in zip(critic_groups(args, names), modules, strict=True)

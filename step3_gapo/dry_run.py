@@ -37,7 +37,7 @@ def print_gapo_dry_run(
     models = [policy_of(args, needs), *score_models_of(args, objectives, needs, tokenizer)]
     longest = max(len(prompt.prompt) for prompt in prompts), args.max_new_tokens
     trained = [described.model for described in models if {"policy", "critic"} & set(described.uses)]
-    shares = all(shares_prompts(args, model) for model in trained)
+    shares = all(shares_prompts(args, model, args.responses_per_prompt) for model in trained)
     around = surroundings(args, longest, len(needs.losses), needs.gram, shares_prompts=shares)
     steps, responses = rollouts * steps_a_rollout * args.ppo_epochs, args.responses_per_prompt or 1
     batches = {

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from step3_gapo.arguments import algorithm_of, check_batch_sizes, check_lora_options, objectives_of, parse_args
+from step3_gapo.arguments import algorithm_of, check_adapters_with, check_batch_sizes, objectives_of, parse_args
 from step3_gapo.critics import Critic
 from step3_gapo.dry_run import print_gapo_dry_run
 from step3_gapo.experience import Experience
@@ -40,13 +40,13 @@ from utils.data.batching import share_of
 from utils.data.encoding import Encoded, data_fingerprint, fit_lengths
 from utils.data.records import Prompt
 from utils.data.summaries import ReadingSummary
+from utils.engines.passes import Passes
 from utils.memory.dry_run import settle_ranks
-from utils.models.adapter_folder import is_adapter_folder
 from utils.models.checking import check_causal_lm, check_dialogues, check_positions
 from utils.models.configs import embedding_rows, load_tokenizer, sampling_config
 from utils.models.export import describe_model
 from utils.models.fingerprint import model_facts
-from utils.models.lora import check_adapter_export, check_targets
+from utils.models.lora import check_lora
 from utils.output.files import check_output, write_json
 from utils.policy.forward import check_plain_head
 from utils.process.distributed import (
@@ -70,7 +70,7 @@ def main() -> None:
     # Arguments, and everything that can be checked before a model is built.
     args = parse_args()
     problems = Problems(collecting=args.dry_run)
-    check_lora_options(args, problems)
+    check_adapters_with(args, problems)
     problems.take(settle_ranks, args)
     problems.take(check_deepspeed_arguments, args)
     objectives = objectives_of(args, problems)
@@ -106,9 +106,11 @@ def main() -> None:
     for step, batch in enumerate(batches, start=done + 1):
         beat("rollout", step)
         seed_everything(args.seed + 1000 * step + rank())
+        passes = Passes()
         rollout = make_rollout(engine, batch, algorithm, args)
         scalars = rollout_scalars(rollout)
         scalars |= update_models(step, rollout, actor_update, engine.critics, skipped, checkpoints, args)
+        scalars |= passes.scalars()
         if tracker:
             tracker.log(step, scalars, rollout)
             write_algorithm_state(algorithm, step, args)
@@ -146,12 +148,7 @@ def check_trained_parts(args: argparse.Namespace, skeleton: PreTrainedModel) -> 
     """Raises: UserError: gradients of the head cannot be compared; the policy has no place for the adapters it gets."""
     if args.gradient_scope == "last_layer" and compares_gradients(args):
         check_plain_head(skeleton.config)
-    if args.lora_dim:
-        check_targets(skeleton, args.lora_target_modules)
-        if args.lora_export == "adapter" and is_adapter_folder(args.actor_model):
-            raise UserError(f"--lora_export adapter: --actor_model {args.actor_model} consists of adapters itself")
-        if args.lora_export == "adapter":
-            check_adapter_export(skeleton, args.lora_target_modules)
+    check_lora(skeleton, args)
 
 
 def read_prompts(
@@ -252,7 +249,7 @@ def restore(checkpoints: Checkpoints, engine: RLHFEngine, actor_update: ActorUpd
     state = checkpoints.restore(engine.trained())
     if state is None:
         return 0
-    actor_update.load_state_dict(state["algorithm"])
+    actor_update.weigher.load_state_dict(state["algorithm"])
     skipped.load_state_dict(state["skipped"])
     return state["step"]
 
@@ -271,7 +268,7 @@ def save(
         tracker.logger.copy_to(folder)
         describe_model(engine.actor.engine.module, engine.tokenizer, folder / "model")
 
-    state = {"algorithm": actor_update.state_dict(), "skipped": skipped.state_dict()}
+    state = {"algorithm": actor_update.weigher.state_dict(), "skipped": skipped.state_dict()}
     checkpoints.save(step, engine.trained(), state, write_more)
 
 

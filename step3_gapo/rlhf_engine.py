@@ -11,9 +11,8 @@ from utils.engines.arrival import arriving, copy_of
 from utils.engines.engines import Engine, engine_config, gathered_weights, make_frozen_engine
 from utils.engines.parking import park
 from utils.models.configs import DTYPES
-from utils.models.export import export_model
 from utils.models.loading import load_causal_lm
-from utils.models.lora import export_adapted_model, with_adapters
+from utils.models.lora import export_trained, with_adapters
 from utils.models.shared_prompts import shares_prompts
 from utils.output.files import finished_files, mark_finished
 from utils.policy.actor import Actor
@@ -51,7 +50,7 @@ class RLHFEngine:
         frozen = make_frozen_engine(reference, args)
         if args.park_frozen_models and not args.lora_dim and args.zero_stage < 3:
             park(frozen.module)
-        shares = shares_prompts(args, reference)
+        shares = shares_prompts(args, reference, args.responses_per_prompt)
         self.reference = PolicyForward(frozen, args.temperature, args.logits_chunk_size, shares)
         self.critics = build_critics(args, needs.critics, critics, total_steps)
         self.actor = Actor(policy, generation, args, total_steps)
@@ -66,9 +65,5 @@ class RLHFEngine:
         weights = gathered_weights(model, trained_only=args.lora_export == "adapter")
         if is_main():
             with finished_files(directory) as folder:
-                if args.lora_dim:
-                    base = args.actor_model
-                    export_adapted_model(model, self.tokenizer, folder, weights, args.lora_export, base)
-                else:
-                    export_model(model, self.tokenizer, folder, weights)
+                export_trained(model, self.tokenizer, folder, weights, args)
             mark_finished(directory)

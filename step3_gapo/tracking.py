@@ -76,6 +76,7 @@ def rollout_scalars(rollout: Rollout) -> Scalars:
     # Each a value of every response, [batch], and which of them count, [batch].
     totals = all_reduce_sum(torch.stack([torch.stack([row.sum(), counted.sum()]) for row, counted in rows.values()]))
     means = {row: total / count for row, (total, count) in zip(rows, totals.tolist(), strict=True) if count}
+    means["cost/generated_tokens"] = totals[list(rows).index("response_length"), 0].item()
     for name in experience.scores:
         if f"reward/{name}" in means:  # else nothing was judged
             means[f"reward_std/{name}"] = spread(means[f"reward_std/{name}"], means[f"reward/{name}"])

@@ -3,7 +3,6 @@
 import argparse
 import copy
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -13,15 +12,14 @@ from step3_gapo.experience import Experience
 from step3_gapo.needs import Needs, kl_in
 from step3_gapo.policy_losses import DEFAULT, POLICY_LOSSES
 from utils.combining.algorithm import AdvantageLevel, Algorithm, GradientLevel, checked
-from utils.gradients.multi_objective import cosine_matrix
+from utils.combining.weighing import Scalars, Weigher
 from utils.gradients.step import ObjectiveStep, loss_slopes
 from utils.gradients.zero import step_if_finite
 from utils.policy.actor import Actor
 from utils.policy.forward import PolicyOutput
-from utils.process.distributed import all_reduce_max, all_reduce_sum, broadcast_from_main, print_main, world_size
+from utils.process.distributed import all_reduce_max, all_reduce_sum, world_size
 
 POLICY_GRADIENT = "the gradient of the policy"
-Scalars = dict[str, float]
 Statistics = tuple[torch.Tensor, torch.Tensor]  # see `ActorUpdate.statistics`
 
 
@@ -41,30 +39,6 @@ class Look:
     losses: torch.Tensor | None = None
     compared: bool = False
     pooled: torch.Tensor | None = None
-
-
-class KeptCoefficients:
-    """Coefficients that serve for several optimizer steps (`--gram_every`), and how many they have served for."""
-
-    def __init__(self, steps: int):
-        self.steps, self.age = steps, 0
-        self.values: torch.Tensor | None = None  # [m] float64
-
-    @property
-    def are_due(self) -> bool:
-        """Whether the next step makes new ones."""
-        return self.values is None or self.age >= self.steps
-
-    def state_dict(self) -> dict[str, Any] | None:
-        """None where they never serve twice."""
-        if self.steps == 1 or self.values is None:
-            return None
-        return {"coefficients": self.values.tolist(), "age": self.age}
-
-    def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Go on from what `state_dict` gave."""
-        self.age = state["age"] if state else 0
-        self.values = torch.tensor(state["coefficients"], dtype=torch.float64) if state else None
 
 
 @dataclass(frozen=True)
@@ -95,9 +69,7 @@ class ActorUpdate:
         self.actor, self.algorithm, self.needs, self.args = actor, algorithm, needs, args
         self.names, self.policy_loss = needs.losses, POLICY_LOSSES[args.policy_loss or DEFAULT]
         self.kl_coeff = args.kl_coeff if kl_in(args) == "loss" else 0.0
-        self.kept = KeptCoefficients(args.gram_every or 1)
-        self.warned: set[str] = set()
-        self.not_finite = ""  # what the last step failed on, where it did
+        self.weigher = Weigher(algorithm, self.names, needs.gram, args.gram_every or 1)
 
     def accumulate(self, batches: StepBatches, on_policy: bool = False) -> Scalars | None:
         """Leave the gradient of one optimizer step on this rank's micro-batches in the policy's engine.
@@ -107,7 +79,7 @@ class ActorUpdate:
                 forward pass (`Experience.hidden`).
 
         Returns:
-            Metrics; None when what the gradients are compared by was not finite (`not_finite` says what it was).
+            Metrics; None when what the gradients are compared by was not finite (`weigher.not_finite` says what).
         """
         scope = self.scope  # of this step
         others = [Look(batch) for batch in batches.others] if scope else []
@@ -119,7 +91,8 @@ class ActorUpdate:
             again = len(group) > 1 and (scope == "last_layer" or self.needs.pools)
             looks = [self.look(step, batch, total, again, on_policy) for batch in group]  # forward, losses, slopes
             self.settle(looks)
-            coefficients, scalars = self.weigh(step.gram(), looks)
+            parts = sum(look.losses for look in looks) if scope else None
+            coefficients, scalars = self.weigher.weigh(step.gram(), parts, POLICY_GRADIENT)
             if scalars is None:
                 step.forget()
                 return None
@@ -132,13 +105,13 @@ class ActorUpdate:
                 statistics.append(self.statistics(look.batch, output))
                 output = look.output = None  # its graph and logits, before another pass makes them
         step.finish(coefficients, (total / units)[:-1])
-        self.kept.age = 1 if scope else self.kept.age + 1
+        self.weigher.took_step(compared=bool(scope))
         return mean_over_groups(logged) | self.step_scalars(losses, statistics, told)
 
     @property
     def scope(self) -> str | None:
         """Which gradients are compared, if any; none in steps that go by coefficients that are kept."""
-        return self.args.gradient_scope if self.needs.gram and self.kept.are_due else None
+        return self.args.gradient_scope if self.weigher.compares_now else None
 
     def groups(self, batches: StepBatches, scope: str | None) -> list[list[Experience]]:
         """Micro-batches that share what is known before they descend: all that are compared in a step, with
@@ -181,35 +154,6 @@ class ActorUpdate:
         """Tell the algorithm what it has wanted to know of the whole step."""
         if self.needs.pools:
             self.algorithm.settle(all_reduce_sum(sum(look.pooled for look in looks)))
-
-    def weigh(self, gram: torch.Tensor | None, looks: list[Look]) -> tuple[torch.Tensor | None, Scalars | None]:
-        """Coefficients [m] of the losses, or weights of what they are mixed from, where there are some.
-
-        Args:
-            gram: [m, m] float64, if gradients are compared.
-
-        Returns:
-            Also what to log of them; None in its place where something is not finite (see `not_finite`).
-        """
-        self.not_finite, coefficients = POLICY_GRADIENT, self.algorithm.weights
-        weighs_gradients = isinstance(self.algorithm, GradientLevel)
-        if gram is None:
-            coefficients = self.kept.values if weighs_gradients else coefficients
-            return coefficients, self.named("coefficient", coefficients)
-        if not gram.isfinite().all():
-            return None, None
-        if weighs_gradients:
-            losses = all_reduce_sum(sum(look.losses for look in looks)).cpu().double()
-            coefficients = broadcast_from_main(self.algorithm.weigh(gram, losses))  # some draw random numbers
-            if not coefficients.isfinite().all():
-                self.not_finite = f"what --algorithm {self.algorithm.name} makes of the gradients"
-                return None, None
-            self.kept.values = coefficients
-            self.warn_of_zero_gradients(gram)
-        scalars = gram_scalars(gram, coefficients, self.names) | self.named("coefficient", coefficients)
-        if weighs_gradients:
-            scalars |= self.named("alpha", self.algorithm.alpha(gram, coefficients))
-        return coefficients, scalars
 
     def losses(self, log_probs: torch.Tensor, batch: Experience, totals: torch.Tensor) -> list[torch.Tensor]:
         """One loss a name, over the actions that count in it; m scalars.
@@ -306,38 +250,6 @@ class ActorUpdate:
         actions, responses = batch.mask.sum(), batch.mask.new_tensor(len(batch.mask))
         return torch.stack([entropy, clipped, moved, kl, actions, responses]), ratio_error
 
-    def warn_of_zero_gradients(self, gram: torch.Tensor) -> None:
-        """One line, once an objective: it has weight 0 as long as its gradient vanishes."""
-        for name, square in zip(self.names, gram.diagonal().tolist(), strict=True):
-            if square == 0 and name not in self.warned:
-                self.warned.add(name)
-                print_main(f"warning: the gradient of {name} is zero; it has weight 0 until it is not")
-
-    def named(self, tag: str, values: torch.Tensor | None) -> Scalars:
-        """Scalars of values [m], of which there may be none."""
-        if values is None:
-            return {}
-        return {f"{tag}/{name}": value for name, value in zip(self.names, values.tolist(), strict=True)}
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a run that goes on must know, as JSON."""
-        own = self.algorithm.state_dict() or None
-        state = {"name": self.algorithm.name, "warned": sorted(self.warned), "adaptive": own}
-        return state | ({"kept": kept} if (kept := self.kept.state_dict()) else {})
-
-    def go_back(self, state: dict[str, Any]) -> None:
-        """To what was known before a step that was not taken; what was said stays said."""
-        self.algorithm.load_state_dict(state["adaptive"] or {})
-        self.kept.load_state_dict(state.get("kept"))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.warned = set(state["warned"])
-        if state["name"] != self.algorithm.name:
-            return
-        if state["adaptive"]:
-            self.algorithm.load_state_dict(state["adaptive"])
-        self.kept.load_state_dict(state.get("kept"))
-
 
 def mean_over_groups(groups: list[Scalars]) -> Scalars:
     """Mean over groups of micro-batches, tag by tag; what is the same in all of them is left as it is."""
@@ -348,23 +260,6 @@ def mean_over_groups(groups: list[Scalars]) -> Scalars:
 def count_units(batches: list[Experience], losses: list[str]) -> torch.Tensor:
     """Actions of all ranks that count in each loss, and in any: [m + 1]; 1 at least, so that a mean of none is 0."""
     return all_reduce_sum(sum(batch.units(losses).sum(dim=(1, 2)) for batch in batches)).clamp(min=1)
-
-
-def gram_scalars(gram: torch.Tensor, coefficients: torch.Tensor | None, names: list[str]) -> Scalars:
-    """What a Gram matrix says of a step: norms, cosines; with coefficients, the update's length and its progress on
-    every objective."""
-    norms, cosines = gram.diagonal().clamp(min=0).sqrt(), cosine_matrix(gram)
-    scalars, progress = {}, None
-    if coefficients is not None:
-        progress = gram @ coefficients  # ⟨Δ, g_i⟩
-        scalars["gradient/direction_norm"] = (coefficients @ progress).clamp(min=0).sqrt().item()
-    for i, name in enumerate(names):
-        scalars[f"gradient/norm/{name}"] = norms[i].item()
-        if progress is not None:
-            scalars[f"gradient/progress/{name}"] = progress[i].item()
-        for j in range(i):
-            scalars[f"gradient/cosine/{names[j]}_{name}"] = cosines[i, j].item()
-    return scalars
 
 
 def optimizer_step(
@@ -381,18 +276,19 @@ def optimizer_step(
     Returns:
         Metrics, empty when there was no step; what was not finite, if anything.
     """
-    state = copy.deepcopy(actor_update.state_dict())
+    weigher = actor_update.weigher
+    state = copy.deepcopy(weigher.state_dict())
     scalars = actor_update.accumulate(batches, on_policy)
     if scalars is None:
-        actor_update.go_back(state)
-        return {}, actor_update.not_finite
+        weigher.go_back(state)
+        return {}, weigher.not_finite
     engines = {POLICY_GRADIENT: actor_update.actor.engine}
     for critic in critics:
         scalars |= accumulate_critic_gradient(critic, batches.all, args)
         engines[f"the gradient of the critic of {', '.join(critic.names)}"] = critic.engine
     norms, not_finite = step_if_finite(engines)
     if not_finite:
-        actor_update.go_back(state)
+        weigher.go_back(state)
         return {}, not_finite
     if on_policy:
         scalars |= {f"first_minibatch/{tag}": scalars[tag] for tag in ("approximate_kl", "ratio_error")}

@@ -250,7 +250,7 @@ BAD_FLAGS = {
     "no value": ({"algorithm": "cagrad", "weighting_options": "c"}, ["c"]),
     "twice": ({"algorithm": "cagrad", "weighting_options": ("c=1", "c=2")}, ["twice"]),
     "preference": (
-        {"algorithm": "cagrad", "preference": ("helpfulness=0.5", "harmlessness=0.5")}, ["cagrad", "p_gapo, upgrad"]),
+        {"algorithm": "cagrad", "preference": ("helpfulness=0.5", "harmlessness=0.5")}, ["p_gapo, raco, upgrad"]),
     "preference of 0": (
         {"algorithm": "upgrad", "preference": ("helpfulness=0", "harmlessness=1")}, ["helpfulness=0", "positive"]),
     "power": ({"algorithm": "upgrad", "rescale_power": 1}, ["--rescale_power", "upgrad"]),

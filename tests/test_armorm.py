@@ -316,7 +316,7 @@ def test_kept_states_serve_further_runs(folder, tmp_path):
     result = run_script(MAIN, arguments(folder, tmp_path / "second", gating_n_hidden=1, **words))
     assert result.code == 0 and {path: path.stat().st_mtime_ns for path in before} == before
     other = run_script(MAIN, arguments(folder, tmp_path / "third", seed=3, max_length=60, **words))
-    assert other.code == 2 and "holds states of other runs (--max_length)" in other.stderr
+    assert other.code == 2 and "is of another run (--max_length)" in other.stderr
 
 
 BAD_INPUT = {

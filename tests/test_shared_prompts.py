@@ -135,13 +135,14 @@ def test_rows_differ_by_ids_or_mask() -> None:
 @pytest.mark.parametrize(
     ("changes", "shares"),
     [
-        ({}, True), ({"responses_per_prompt": None}, False), ({"responses_per_prompt": 1}, False),
+        ({}, True), ({"responses": None}, False), ({"responses": 1}, False),
         ({"zero_stage": 3}, False), ({"gradient_checkpointing": True}, False),
     ],
 )  # fmt: skip
 def test_flags_under_which_prompts_are_shared(changes: dict[str, object], shares: bool) -> None:
-    args = {"responses_per_prompt": 4, "zero_stage": 2, "gradient_checkpointing": False} | changes
-    assert shares_prompts(argparse.Namespace(**args), made(named("llama"))) is shares
+    args = {"responses": 4, "zero_stage": 2, "gradient_checkpointing": False} | changes
+    responses = args.pop("responses")
+    assert shares_prompts(argparse.Namespace(**args), made(named("llama")), responses) is shares
 
 
 def test_models_whose_prompts_can_be_shared() -> None:

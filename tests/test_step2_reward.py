@@ -33,6 +33,7 @@ from utils.models.loading import new_score_model
 from utils.process.distributed import seed_everything
 from utils.process.errors import run_main
 from utils.scoring.objectives import Objective
+from utils.supervised.intervals import proportion
 from utils.supervised.steps import epoch_steps
 
 pytestmark = pytest.mark.slow
@@ -108,7 +109,7 @@ def test_figures_of_pairs_and_signs():
         0,
         0.5,
     ]
-    accuracy = calibration.proportion(numpy.array([1.0] * 8 + [0.0] * 2))
+    accuracy = proportion(numpy.array([1.0] * 8 + [0.0] * 2))
     assert accuracy["mean"] == 0.8 and accuracy["ci95"] == pytest.approx([0.4902, 0.9433], abs=1e-4)  # Wilson
     figures = calibration.sign_figures(numpy.array([1.0, -1.0, 1.0, 5.0]), numpy.array([1, -1, -1, 0]), seed=0)
     assert figures["sign_accuracy"]["mean"] == pytest.approx(2 / 3) and figures["sign_accuracy"]["count"] == 3

@@ -44,7 +44,8 @@ from utils.models.lora import export_adapted_model, with_adapters
 from utils.output.files import check_writable, finished_directory
 from utils.process.errors import Failure, UserError, run_main
 
-TRAINED = {"sft": "model", "reward": "model", "gapo": "actor"}  # by stage: the engine that a run exports
+TRAINED = {"sft": "model", "reward": "model", "gapo": "actor", "dpo": "model"}  # by stage: the engine to export
+OF_THE_BEST = "these are the weights of the best epoch so far, not those of the last step"
 PREFIX = {"reward": "model."}  # by stage: what holds the exported model in its engine (step2_reward's LastTokenScore)
 
 
@@ -88,7 +89,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--output_dir", required=True, help="the new folder; appears whole or not at all")
     parser.add_argument(
-        "--engine", help="which engine to export: actor (of step 3) or model (of steps 1 and 2; what there is)"
+        "--engine", help="which engine to export: actor (of step 3) or model (of all others; what there is)"
     )
     parser.add_argument(
         "--actor_model", metavar="PATH", help="the base of LoRA's adapters (default: where it was during the run)"
@@ -166,7 +167,7 @@ def read_model(
         if flags["kind"] != "ratings":
             print("note: mean and spread of the scores are measured when a run is finished; config.json has none here")
     if (folder / BEST).is_file():
-        print("these are the weights of the best epoch so far, not those of the last step")
+        print(OF_THE_BEST)
         return model, load_file(folder / BEST)
     shapes = {prefix + name: shape for name, shape in whole_shapes(model).items()}
     saved = read_saved(folder / ENGINES / engine, flags["zero_stage"], shapes)
@@ -190,9 +191,12 @@ def read_adapted_policy(
     dtype = DTYPES[flags.dtype]
     model = with_adapters(load_causal_lm(base, flag, dtype), flags)
     model.generation_config = GenerationConfig.from_pretrained(folder / "model")
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()} | persistent_buffers(model)
+    if (folder / BEST).is_file():
+        print(OF_THE_BEST)
+        return model, weights | load_file(folder / BEST)
     shapes = whole_shapes(model)
     saved = read_saved(folder / ENGINES / engine, flags.zero_stage, shapes)
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()} | persistent_buffers(model)
     return model, weights | {name: saved.whole(name).to(dtype) for name in shapes}
 
 

@@ -154,7 +154,7 @@ def debiased(args: argparse.Namespace, pairs: KeptStates, fitted: Fitted) -> num
     if verbosity is None:
         return numpy.eye(len(names))
     beat("taking verbosity out of the attributes")
-    rewards = numpy.concatenate([fitted.rewards(states[:, :2]).reshape(-1, len(names)) for _, states in pairs.read()])
+    rewards = numpy.concatenate([fitted.rewards(states[:, :2]).reshape(-1, len(names)) for _, states in pairs.states()])
     found, left = debias.penalties(rewards, verbosity, args.verbosity_threshold)
     before = [debias.correlation(rewards, column, verbosity, 0.0) for column in range(len(names))]
     print_main(f"taking {names[verbosity]} out of the others (penalty: rank correlation with it before -> after):")

@@ -13,7 +13,7 @@ from torch import nn
 from step2_reward.accuracy import ALL_PAIRS, WHOLE, accuracy_differences
 from step2_reward.armorm.attributes import Fitted
 from step2_reward.armorm.states import KeptStates
-from step2_reward.calibration import pair_calibration, pairwise_hits, proportion
+from step2_reward.calibration import pair_calibration, pairwise_hits
 from step2_reward.losses import preference_loss
 from utils.cli.types import fraction, positive_float, positive_int
 from utils.data.encoding import Encoded
@@ -21,6 +21,7 @@ from utils.data.registry import preference_labels
 from utils.engines.engines import Engine
 from utils.process.distributed import device
 from utils.scoring.armorm_format import HIDDEN, LAYERS, TEMPERATURE, GatingNetwork
+from utils.supervised.intervals import proportion
 from utils.supervised.steps import per_example
 from utils.supervised.task import Task
 
@@ -96,7 +97,7 @@ def new_gate(args: argparse.Namespace, fitted: Fitted) -> GatingNetwork:
 def gate_examples(kept: KeptStates, fitted: Fitted, transform: numpy.ndarray) -> list[GateExample]:
     """Pairs with the states that the gate reads, and their rewards r' = r T."""
     found = []
-    for start, states in kept.read():  # [rows, 3, d]: chosen, rejected, prompt
+    for start, states in kept.states():  # [rows, 3, d]: chosen, rejected, prompt
         rewards = torch.from_numpy(fitted.rewards(states[:, :2]) @ transform).float()
         prompts = torch.from_numpy(states[:, 2].copy())  # a view would keep the whole file mapped
         for row, example in enumerate(kept.examples[start : start + len(states)]):
@@ -135,7 +136,7 @@ class GateTraining:
 
     def task(self, train: list[GateExample], held_out: list[GateExample]) -> Task:
         """What `utils.supervised.run.train` is to do."""
-        return Task(train, lambda pair: 1, self.sums, lambda: self.validate(held_out), shown=("accuracy",))
+        return Task(train, lambda: self.validate(held_out), ("accuracy",), units=lambda pair: 1, sums=self.sums)
 
     def validate(self, examples: list[GateExample]) -> dict[str, float]:
         """`Task.validate`."""

@@ -1,42 +1,33 @@
-"""Hidden states of a frozen backbone at the end of dialogues and where the gate reads, computed and kept in pieces.
-
-A piece is written by rename, once all ranks have done their share: a run that was killed goes on with the next one.
-"""
+"""Hidden states of a frozen backbone at the end of dialogues and where the gate reads, computed once and kept."""
 
 import argparse
 import functools
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from utils.cli.free_flags import add_free
 from utils.cli.types import positive_int
 from utils.data.batching import right_pad
-from utils.data.encoding import Encoded, Writer, data_fingerprint
+from utils.data.encoding import Encoded, Writer
 from utils.data.records import Record
 from utils.data.summaries import ReadingSummary
 from utils.engines.engines import Engine
 from utils.models.fingerprint import model_facts
 from utils.models.loading import position_ids_from_mask
-from utils.output.files import flush_to_disk, remove_folder, write_json
-from utils.output.metrics import Progress
-from utils.process.distributed import all_gather_objects, barrier, device, is_main
+from utils.output.files import remove_folder
+from utils.process.distributed import device, is_main
 from utils.process.errors import UserError
-from utils.process.rank_watch import beat
 from utils.scoring.armorm_format import find_pattern, missing_pattern
 from utils.scoring.score_models import up_to_score
-from utils.supervised.steps import per_example
+from utils.supervised.kept import KeptTable
 
-MANIFEST = "states.json"
 # What states depend on, beside data and backbone.
-FLAGS = ("max_length", "dtype", "piece_size", "attn_implementation")
+FLAGS = ("max_length", "dtype", "attn_implementation")
 
 
 def add_state_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,83 +124,18 @@ def states_of(engine: Engine, examples: list[Encoded], pad_token_id: int, patter
     return torch.cat([states[:, :, 0], states[:, :1, 1]], dim=1) if pattern else states[:, :, 0]
 
 
-class KeptStates:
-    """The states of some examples, in pieces on disk.
+class KeptStates(KeptTable):
+    """The states of some examples; a piece is [rows, k, d] float32."""
 
-    Args:
-        folder: of their own; None of another run may be there.
-        facts: what they depend on beside the examples.
-
-    Raises:
-        UserError: states of other examples, or of another backbone, are there.
-    """
-
-    def __init__(self, folder: Path, examples: list[Encoded], args: argparse.Namespace, facts: dict[str, Any]):
-        self.folder, self.examples, self.size = folder, examples, args.piece_size
-        manifest = facts | {"examples": len(examples), "data": data_fingerprint(examples)}
-        manifest |= {f"--{name}": getattr(args, name) for name in FLAGS}
-        found = None
-        if is_main():
-            if args.fresh and args.states_dir is None:
-                remove_folder(folder)
-            found = self.other_than(manifest)
-        if found := all_gather_objects(found)[0]:
-            raise UserError(f"{folder}: holds states of other runs ({found}); {ways_out(args)}")
-        barrier()
-
-    def other_than(self, manifest: dict[str, Any]) -> str | None:
-        """What of an older manifest is other than now; writes this one where there is none."""
-        path = self.folder / MANIFEST
-        if not path.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, manifest)
-            return None
-        then = json.loads(path.read_text())
-        now = json.loads(json.dumps(manifest))
-        names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
-        return ", ".join(names) or None
-
-    @property
-    def pieces(self) -> list[tuple[int, Path]]:
-        """The first example of each piece, and its file."""
-        starts = range(0, len(self.examples), self.size)
-        return [(start, self.folder / f"{number:05d}.safetensors") for number, start in enumerate(starts)]
-
-    def compute(self, label: str, engine: Engine, batch_size: int, measure: Callable[..., torch.Tensor]) -> None:
-        """Those that are missing; call on every rank.
-
-        Args:
-            measure: examples -> [b, k, d]; see `states_of`.
-        """
-        missing = [(start, path) for start, path in self.pieces if not path.is_file()]
-        done = len(self.pieces) - len(missing)
-        missing = all_gather_objects(missing)[0]  # the main rank may write while others look
-        progress = Progress(len(self.pieces), label, 1, done)
-        for number, (start, path) in enumerate(missing, start=done + 1):
-            part = self.examples[start : start + self.size]
-            shape: list[int] = []
-            flat = functools.partial(flattened, measure, shape)
-            table = per_example(engine, part, batch_size, flat)[:, :-1].float()
-            if is_main():
-                write_tensor(path, table.view(len(part), *shape))
-                progress.update(number)
-            barrier()
-
-    def read(self) -> Iterator[tuple[int, numpy.ndarray]]:
-        """The index of each piece's first example, and its states, [rows, k, d] float32."""
-        for start, path in self.pieces:
-            beat("reading hidden states")
-            yield start, load_file(path)["states"].numpy()
+    def states(self) -> Iterator[tuple[int, numpy.ndarray]]:
+        """The index of each piece's first example, and its states."""
+        for start, states in self.read():
+            yield start, states.numpy()
 
     def last_states(self) -> Iterator[tuple[int, numpy.ndarray]]:
         """The same of the end of the first reply alone, [rows, d]."""
-        for start, states in self.read():
+        for start, states in self.states():
             yield start, states[:, 0]
-
-
-def ways_out(args: argparse.Namespace) -> str:
-    """What to do where states of another run are in the way."""
-    return "--fresh starts over" if args.states_dir is None else "remove it, or choose another --states_dir"
 
 
 def keep_states(
@@ -222,27 +148,19 @@ def keep_states(
     call on every rank.
 
     Raises:
-        UserError: see `KeptStates`, of any group, before one is computed.
+        UserError: see `KeptTable`, of any group, before one is computed.
     """
-    flag = "--model_name_or_path"
+    flag, own = "--model_name_or_path", args.states_dir is None
     facts = model_facts(args.model_name_or_path, flag) if is_main() else {}
-    kept = {name: KeptStates(states_folder(args) / name, group, args, facts) for name, (group, _) in read.items()}
+    facts |= {f"--{name}": getattr(args, name) for name in FLAGS}
+    if is_main() and own and args.fresh:
+        remove_folder(states_folder(args))
+    way_out = "--fresh starts over" if own else "remove it, or choose another --states_dir"
+    kept = {
+        name: KeptStates(states_folder(args) / name, group, facts, args.piece_size, way_out)
+        for name, (group, _) in read.items()
+    }
     for name, (_, pattern) in read.items():
         measure = functools.partial(states_of, engine, pad_token_id=pad_token_id, pattern=pattern)
         kept[name].compute(f"states of {name}", engine, args.per_device_eval_batch_size, measure)
     return kept
-
-
-def flattened(measure: Callable[..., torch.Tensor], shape: list[int], examples: list[Encoded]) -> torch.Tensor:
-    """A measure [b, k, d] as [b, k * d]; leaves [k, d] in `shape`."""
-    states = measure(examples)
-    shape[:] = states.shape[1:]
-    return states.flatten(1)
-
-
-def write_tensor(path: Path, states: torch.Tensor) -> None:
-    """A file that is there whole or not at all."""
-    temporary = path.with_suffix(".unfinished")
-    save_file({"states": states.contiguous()}, temporary)
-    flush_to_disk([temporary])
-    temporary.replace(path)

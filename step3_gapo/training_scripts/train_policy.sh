@@ -36,7 +36,7 @@ train_policy() {
     settle_objectives
     check_run "$name"
     flags=$(run_flags "$name") maker=$(maker_of "$name")
-    scaled=$(condition_flags "$(condition_of "$name")")
+    scaled=$(condition_flags "$(condition_of "$name")" "$(stage_of "$name")")
     case $maker in
         eval/soup) RANKS=1 NNODES=1 HOSTFILE= make_soup "$name" "$flags"; return ;;
         step3_gapo) ;;

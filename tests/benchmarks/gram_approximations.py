@@ -27,7 +27,7 @@ from step3_gapo.main import optimizer_batches, prompt_batches, read_prompts
 from step3_gapo.needs import needs_of, step_sizes
 from step3_gapo.rlhf_engine import RLHFEngine
 from step3_gapo.rollout import make_rollout
-from step3_gapo.update import ActorUpdate, Look, Scalars, StepBatches, count_units, optimizer_step
+from step3_gapo.update import ActorUpdate, StepBatches, count_units, optimizer_step
 from utils.cli.arguments import Parser
 from utils.combining.algorithm import GradientLevel
 from utils.gradients.step import ObjectiveStep
@@ -38,16 +38,6 @@ from utils.process.distributed import init_distributed, seed_everything
 from utils.process.errors import UserError, run_main
 
 FRACTIONS, STEPS_KEPT = (0.5, 0.25, 0.125), (2, 4, 8)
-
-
-class Watched(ActorUpdate):
-    """Keeps the Gram matrix that a step goes by."""
-
-    gram: torch.Tensor
-
-    def weigh(self, gram: torch.Tensor, looks: list[Look]) -> tuple[torch.Tensor | None, Scalars | None]:
-        self.gram = gram
-        return super().weigh(gram, looks)
 
 
 def gram_of_share(update: ActorUpdate, batch: Experience, fraction: float) -> torch.Tensor:
@@ -96,7 +86,7 @@ def measure(args: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
     rollout_size, step_size = step_sizes(args)
     updates = args.max_steps * args.ppo_epochs * (rollout_size // step_size)
     engine = RLHFEngine(args, objectives, needs, tokenizer, generation, updates)
-    update = Watched(engine.actor, algorithm, needs, args)
+    update = ActorUpdate(engine.actor, algorithm, needs, args)
     found: dict[str, list[tuple[float, float]]] = {}
     seen: list[torch.Tensor] = []  # exact coefficients, step by step
     progress = Progress(args.max_steps, "rollout", every=4)
@@ -106,12 +96,13 @@ def measure(args: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
         for order, step in enumerate(optimizer_batches(rollout.experience, args)):
             grams = {f"--gram_fraction {f}": gram_of_share(update, step.compared[0], f) for f in FRACTIONS}
             optimizer_step(update, [], StepBatches(step.compared), order == 0, args)
-            exact = algorithm.coefficients(update.gram, torch.zeros(len(update.names)).double())
+            gram = update.weigher.gram
+            exact = algorithm.coefficients(gram, torch.zeros(len(update.names)).double())
             seen.append(exact)
             others = {name: algorithm.coefficients(gram, exact) for name, gram in grams.items()}
             others |= {f"--gram_every {k}": seen[(len(seen) - 1) // k * k] for k in STEPS_KEPT}
             for name, coefficients in others.items():
-                found.setdefault(name, []).append((angle(update.gram, exact, coefficients), shift(exact, coefficients)))
+                found.setdefault(name, []).append((angle(gram, exact, coefficients), shift(exact, coefficients)))
         progress.update(number)
     return found
 

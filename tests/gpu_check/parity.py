@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from step3_gapo.experience import Experience
-from step3_gapo.update import ActorUpdate, Look, StepBatches, optimizer_step
+from step3_gapo.update import ActorUpdate, StepBatches, optimizer_step
 from tests.benchmarks.step import SCOPES
 from tests.benchmarks.synthetic import (
     Load,
@@ -24,14 +24,6 @@ RATE = 1e-3  # large enough for a step to be seen in the weights
 ALLOWED = 1e-4  # relative to the largest number
 
 Step = dict[str, Any]  # experience, gram, and the weights of each model after the step; on the CPU
-
-
-class Watched(ActorUpdate):
-    """Keeps the Gram matrix."""
-
-    def weigh(self, gram: torch.Tensor, looks: list[Look]) -> Any:
-        self.gram = gram
-        return super().weigh(gram, looks)
 
 
 def cpu_checks(settings: Settings) -> Checks:
@@ -80,7 +72,7 @@ def take_step(settings: Settings, scope: str, experience: list[Experience] | Non
     actor, critics = make_actor(load, args), make_critics(load, args, OBJECTIVES)
     experience = experience or make_experience(actor, load, args, OBJECTIVES)
     plain = make_update(actor, args, OBJECTIVES, algorithm="gapo", gradient_scope=scope)
-    update = Watched(actor, plain.algorithm, plain.needs, plain.args)
+    update = ActorUpdate(actor, plain.algorithm, plain.needs, plain.args)
     _, not_finite = optimizer_step(update, critics, StepBatches(experience), False, args)
     assert not not_finite, f"{not_finite} is not finite"
     models = {"policy": actor.engine} | {f"critic of {critic.names[0]}": critic.engine for critic in critics}
@@ -90,7 +82,7 @@ def take_step(settings: Settings, scope: str, experience: list[Experience] | Non
     }
     return {
         "experience": [vars(moved(vars(batch), "cpu")) for batch in experience],
-        "gram": update.gram.cpu(),
+        "gram": update.weigher.gram.cpu(),
         "weights": weights,
     }
 

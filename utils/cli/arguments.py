@@ -114,6 +114,11 @@ def add_data_arguments(parser: argparse.ArgumentParser, what: str, required: boo
     """`--data` and the treatment of what does not fit. `what` says what the stage reads from it."""
     group = parser.add_argument_group("data")
     add_data_argument(group, what, required)
+    add_fitting_arguments(group)
+
+
+def add_fitting_arguments(group: argparse._ArgumentGroup) -> None:
+    """What becomes of examples that do not fit."""
     group.add_argument(
         "--overlong",
         choices=("error", "drop"),
@@ -166,11 +171,18 @@ def add_supervised_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH_OR_NAME[:fraction][,...]",
         help="held-out data; without it, --validation_fraction of --data is held out, by prompt",
     )
+    add_epoch_arguments(group, "sequences a rank and step")
+    add_optimization_arguments(parser)
+    add_loading_arguments(parser)
+
+
+def add_epoch_arguments(group: argparse._ArgumentGroup, batch: str) -> None:
+    """Epochs over a data set, part of which is held out; `batch` says what a batch size counts."""
     group.add_argument("--validation_fraction", type=fraction, default=0.05, help="share of the prompts held out")
     group.add_argument("--max_length", type=positive_int, default=512, help="tokens of prompt and response together")
     group.add_argument("--num_train_epochs", type=positive_int, default=1, help="passes over the data")
-    group.add_argument("--per_device_train_batch_size", type=positive_int, default=16, help="sequences a rank and step")
-    add_free(group, "--per_device_eval_batch_size", type=positive_int, default=32, help="sequences a rank, evaluation")
+    group.add_argument("--per_device_train_batch_size", type=positive_int, default=16, help=batch)
+    add_free(group, "--per_device_eval_batch_size", type=positive_int, default=32, help=f"{batch}, evaluation")
     group.add_argument(
         "--gradient_accumulation_steps", type=positive_int, default=1, help="micro-batches an optimizer step"
     )
@@ -183,8 +195,6 @@ def add_supervised_arguments(parser: argparse.ArgumentParser) -> None:
         default="best",
         help="model of the epoch with the lowest validation loss, or of the last epoch",
     )
-    add_optimization_arguments(parser)
-    add_loading_arguments(parser)
 
 
 def add_optimization_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,8 +8,8 @@
 
         def coefficients(self, gram, losses): ...
 
-It is a `ScoreLevel`, an `AdvantageLevel` or a `GradientLevel`, after the place where its objectives become one. Every
-rank holds an object with the same state and sees the same numbers.
+It is a `ScoreLevel`, an `AdvantageLevel`, a `LossLevel` or a `GradientLevel`, after the place where its objectives
+become one. Every rank holds an object with the same state and sees the same numbers.
 """
 
 import argparse
@@ -222,6 +222,16 @@ class WeightedAdvantages(AdvantageLevel):
         self, advantages: torch.Tensor, ratio: torch.Tensor, mask: torch.Tensor, judged: torch.Tensor
     ) -> torch.Tensor:
         return sum(w * advantage for w, advantage in zip(self.weights.tolist(), advantages, strict=True))
+
+
+class LossLevel(Algorithm, ABC):
+    """Losses become one by weights that are known before them; of stages whose objectives have neither scores nor
+    advantages."""
+
+    @property
+    @abstractmethod
+    def weights(self) -> torch.Tensor:
+        """[losses] float64 as of now, non-negative."""
 
 
 class GradientLevel(Algorithm, ABC):

@@ -6,10 +6,11 @@ import pkgutil
 from collections.abc import Sequence
 
 from utils.cli.plugins import load_class
-from utils.combining.algorithm import AdvantageLevel, Algorithm, GradientLevel, ScoreLevel
+from utils.combining.algorithm import AdvantageLevel, Algorithm, GradientLevel, LossLevel, ScoreLevel
 from utils.process.errors import UserError
 
-LEVELS = (ScoreLevel, AdvantageLevel, GradientLevel)  # in this order --help has them
+LEVELS = (ScoreLevel, AdvantageLevel, GradientLevel)  # of stages with scores; in this order --help has them
+OF_PAIRS = (LossLevel, GradientLevel)  # of stages without
 
 
 def find_methods(*rooms: str) -> dict[str, type[Algorithm]]:
@@ -32,22 +33,27 @@ def is_method(value: object) -> bool:
 
 
 def level_of(method: type[Algorithm]) -> int:
-    return next(number for number, level in enumerate(LEVELS) if issubclass(method, level))
+    return next(number for number, level in enumerate((*LEVELS, *OF_PAIRS)) if issubclass(method, level))
 
 
-def own_method(spec: str) -> type[Algorithm]:
+def own_method(spec: str, levels: tuple[type[Algorithm], ...] = LEVELS) -> type[Algorithm]:
     """The class that 'file.py:Class' or 'module:Class' names.
+
+    Args:
+        levels: one of which it has to be, of those there are.
 
     Raises:
         UserError: there is none, or it is no method.
     """
-    method = load_class(spec, f"--algorithm {spec}", LEVELS)
+    method = load_class(spec, f"--algorithm {spec}", levels)
     if missing := [word for word in ("name", "summary") if not isinstance(vars(method).get(word), str)]:
         raise UserError(f"--algorithm {spec}: the class does not say its {' and '.join(missing)}")
     return method
 
 
-def method_called(name: str, methods: dict[str, type[Algorithm]]) -> type[Algorithm] | None:
+def method_called(
+    name: str, methods: dict[str, type[Algorithm]], levels: tuple[type[Algorithm], ...] = LEVELS
+) -> type[Algorithm] | None:
     """The method of `--algorithm NAME`; None where there is none.
 
     Raises:
@@ -55,7 +61,7 @@ def method_called(name: str, methods: dict[str, type[Algorithm]]) -> type[Algori
     """
     if ":" not in name:
         return methods.get(name)
-    method = own_method(name)
+    method = own_method(name, levels)
     if method.name in methods:
         raise UserError(f"--algorithm {name}: calls itself {method.name}, which is another method")
     return method

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, get_scheduler
 from utils.cli.arguments import warmup_steps
 from utils.engines.arrival import persistent_buffers
 from utils.engines.deepspeed_config import frozen_config, quiet, training_config
+from utils.engines.passes import count_passes
 from utils.process.distributed import device, is_main, world_size
 
 Engine = deepspeed.DeepSpeedEngine
@@ -46,6 +47,7 @@ def make_training_engine(
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup_steps(args, total_steps), total_steps)
     config |= further_config or {}
     engine = initialize_quietly(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config)
+    count_passes(engine.module)
     # Its optimizer for bf16 without ZeRO allocates the states by an empty step, which Adam's bias correction counts.
     if args.dtype == "bf16" and args.zero_stage == 0:
         optimizer.state.clear()
@@ -58,6 +60,7 @@ def make_frozen_engine(model: nn.Module, args: argparse.Namespace) -> Engine:
     place(model.requires_grad_(False), config)
     engine = initialize_quietly(model=model.eval(), config=config)
     engine.eval()
+    count_passes(engine.module)
     return engine
 
 

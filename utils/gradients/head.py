@@ -13,14 +13,14 @@ from collections.abc import Callable
 
 import torch
 
-from utils.policy.actor import Actor
+from utils.policy.trained import TrainedPolicy
 from utils.process.distributed import all_reduce_sum, device
 
 
 class HeadGradients:
     """Sums, over micro-batches, this rank's gradients of m objectives with respect to the actor's output head."""
 
-    def __init__(self, actor: Actor, objectives: int, temperature: float):
+    def __init__(self, actor: TrainedPolicy, objectives: int, temperature: float):
         self.actor, self.temperature = actor, temperature
         head = actor.twin.get_output_embeddings()
         # [vocabulary, m, features] float32

@@ -17,8 +17,8 @@ import torch
 
 from utils.gradients.head import HeadGradients
 from utils.gradients.zero import ObjectiveGradients, forget_gradients
-from utils.policy.actor import Actor
 from utils.policy.forward import NO_PLAIN_HEAD, PolicyOutput
+from utils.policy.trained import TrainedPolicy
 from utils.process.distributed import world_size
 from utils.process.errors import UserError
 
@@ -50,7 +50,7 @@ def loss_slopes(
     with torch.enable_grad():
         leaf = log_probs.detach().requires_grad_()
         values = losses(leaf)
-        slopes = [torch.autograd.grad(loss, leaf)[0] for loss in values]
+        slopes = [torch.autograd.grad(loss, leaf, retain_graph=True)[0] for loss in values]  # parts may be shared
     return torch.stack([loss.detach() for loss in values]), torch.stack(slopes)
 
 
@@ -65,7 +65,9 @@ class ObjectiveStep:
         rest: at scope full, whether there are micro-batches that are not compared.
     """
 
-    def __init__(self, actor: Actor, scope: str | None, objectives: int, temperature: float, rest: bool = False):
+    def __init__(
+        self, actor: TrainedPolicy, scope: str | None, objectives: int, temperature: float, rest: bool = False
+    ):
         self.actor, self.engine, self.scope = actor, actor.engine, scope
         self.objectives, self.temperature = objectives, temperature
         self.head: HeadGradients | None = None

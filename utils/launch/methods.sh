@@ -4,7 +4,7 @@
 #   read_methods         reads the rows; refuses in one line what is none
 #   list_methods         shows their runs
 #   check_run RUN        refuses a name in one line, unless it stands for a run; files are called by it
-#   run_flags RUN        the flags of its row; condition_flags @CONDITION: those that a condition adds to the training
+#   run_flags RUN        the flags of its row; condition_flags @CONDITION STAGE: those that a condition adds to the training
 #   maker_of RUN         the stage or script that makes it
 #   sources_of_run RUN   the models that it is made from
 #   experts_of RUN       NAME=RUN of every objective, where it is made from a run of each
@@ -43,11 +43,20 @@ add_method() { # the row $1, at $2, in folder $3
     if ! [[ $run =~ ^@?[A-Za-z0-9_.]+(\{(objective|w|equal)\})?$ ]]; then
         echo "error: $2: \"$run\" cannot be the name of a run" >&2; return 2
     fi
-    if [[ " ${METHOD_RUNS[*]} " == *" $run "* ]]; then echo "error: $2: there is a row $run already" >&2; return 2; fi
+    if is_row "$run" "${cells[6]}"; then echo "error: $2: there is a row $run already" >&2; return 2; fi
     METHOD_RUNS+=("$run") METHOD_LABELS+=("${cells[1]} ${cells[2]}") METHOD_PLACES+=("${cells[3]}")
     METHOD_MAKERS+=("${cells[6]}") METHOD_SOURCES+=("${cells[7]}") METHOD_FLAGS+=("${cells[8]}")
     if [[ ${cells[8]} == *.py:* ]]; then METHOD_FLAGS[-1]=$(found_beside "$3" "${cells[8]}"); fi
     if ! same_words "${cells[8]}" "${METHOD_FLAGS[-1]}"; then echo "error: $2: $BLANKS" >&2; return 2; fi
+}
+
+is_row() { # whether run $1 has a row; of a condition, one that serves stage $2
+    local row
+    for row in "${!METHOD_RUNS[@]}"; do
+        if [ "${METHOD_RUNS[row]}" != "$1" ]; then continue; fi
+        if [[ $1 != @* ]] || [ "${METHOD_MAKERS[row]}" = "$2" ]; then return; fi
+    done
+    return 1
 }
 
 found_beside() { # flags $2, with files of Python code that lie in folder $1
@@ -80,8 +89,9 @@ seed_of() { # of name $1: nothing or #SEED
     if [[ $1 == *"#"* ]]; then echo "#${1#*#}"; fi
 }
 
-find_method() { # of name $1: leaves its ROW, the OBJECTIVE or WEIGHTS in the name, and in SCOPE full if it asks for that
+find_method() { # of name $1, the RUN: leaves its ROW, the OBJECTIVE or WEIGHTS in the name, in SCOPE full if it asks for it
     local run=${1%%[@#]*} code=1
+    RUN=$1
     SCOPE=${GRADIENT_SCOPE:-}
     if [[ $run == *_full ]]; then
         code=0 && match_rows "${run%_full}" "$1" || code=$?
@@ -134,7 +144,7 @@ check_run() {
     local condition seed
     condition=$(condition_of "$1") seed=$(seed_of "$1")
     find_method "$1" || return 2
-    condition_flags "$condition" > /dev/null || return 2
+    condition_flags "$condition" "$(stage_of "$1")" > /dev/null || return 2
     if [ -n "$seed" ] && ! [[ $seed =~ ^#(0|[1-9][0-9]{0,8})$ ]]; then
         echo "error: no seed of the run \"$1\": \"${seed#\#}\" is not a whole number" >&2
         return 2
@@ -200,6 +210,13 @@ expand_flags() { # $1 of a row, for the run that `find_method` has found
     for word in $1; do
         case $word in
             "{scope}") if [ -n "$SCOPE" ]; then expanded+=(--gradient_scope "$SCOPE"); fi ;;
+            "{margins}")
+                others=$(others_of "${OBJECTIVE_NAMES[0]}")
+                if [ -z "$others" ]; then continue; fi
+                expanded+=(--monitor $others --margin_model)
+                for name in $(experts_of "$RUN"); do
+                    if [ "${name%%=*}" != "${OBJECTIVE_NAMES[0]}" ]; then expanded+=("${name/=/=$OUTPUT/policies/}"); fi
+                done ;;
             "{preference}") expanded+=("$(preference "$WEIGHTS")") ;;
             "{monitor_others}")
                 others=$(others_of "$OBJECTIVE" | paste -sd' ')
@@ -221,11 +238,11 @@ fill_in() { # word $1: the objective of the name, and variables of the training 
     echo "$word"
 }
 
-condition_flags() { # of condition $1
+condition_flags() { # of condition $1, for the runs of stage $2
     local row
     if [ -z "$1" ]; then return; fi
     for row in "${!METHOD_RUNS[@]}"; do
-        if [ "${METHOD_RUNS[row]}" != "$1" ]; then continue; fi
+        if [ "${METHOD_RUNS[row]}" != "$1" ] || ! [[ ${METHOD_MAKERS[row]} =~ ^(|"$2")$ ]]; then continue; fi
         if [[ ${METHOD_FLAGS[row]} == *"{cost}"* && -z $(names_of cost) ]]; then
             echo "error: no objective for the condition ${1#@}: none is a cost" >&2
             return 2
@@ -233,13 +250,27 @@ condition_flags() { # of condition $1
         expand_flags "${METHOD_FLAGS[row]}"
         return
     done
-    echo "error: no condition is known as \"${1#@}\" (there is $(shown_conditions ""))" >&2
+    echo "error: no condition of $2 is known as \"${1#@}\" (there is $(shown_conditions ""))" >&2
     return 2
 }
 
-shown_conditions() { printf '%s\n' "${METHOD_RUNS[@]}" | sed -n "s/^@/$1/p" | paste -sd, | sed 's/,/, /g'; }
+shown_conditions() { printf '%s\n' "${METHOD_RUNS[@]}" | sed -n "s/^@/$1/p" | uniq | paste -sd, | sed 's/,/, /g'; }
 
 maker_of() { find_method "$1" && echo "${METHOD_MAKERS[ROW]}"; }
+
+stage_of() { # that trains run $1, or what it is made from
+    local source maker
+    find_method "$1" || return
+    maker=${METHOD_MAKERS[ROW]}
+    if ! [ -d "$maker/training_scripts" ]; then
+        for source in ${METHOD_SOURCES[ROW]}; do
+            if [[ $source == *"{objective}" ]] && match_rows "${source%"{objective}"}${OBJECTIVE_NAMES[0]}" "$1"; then
+                maker=${METHOD_MAKERS[ROW]}
+            fi
+        done
+    fi
+    echo "$maker"
+}
 
 is_own() { [ -n "${METHODS:-}" ] && find_method "$1" && [ "$ROW" -ge "$OWN_ROWS" ]; }
 
@@ -262,7 +293,7 @@ experts_of() { # a condition that names objectives is one of theirs, any other o
     local source name condition scaled
     find_method "$1" || return
     condition=$(condition_of "$1")
-    scaled=" $(condition_flags "$condition")"
+    scaled=" $(condition_flags "$condition" "$(stage_of "$1")")"
     if ! [[ $scaled == *" "[A-Za-z0-9_]*=* ]]; then scaled=$(printf ' %s=' "${OBJECTIVE_NAMES[@]}"); fi
     for source in ${METHOD_SOURCES[ROW]}; do
         if [[ $source != *"{objective}" ]]; then continue; fi

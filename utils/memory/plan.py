@@ -26,7 +26,7 @@ class Phase:
 def phases_of(models: list[PlannedModel], args: argparse.Namespace, around: Surroundings) -> list[Phase]:
     """Phases of a run, in their order; without those in which nothing happens."""
     memory = Memory(models, args, around)
-    moments = {"policy": GAPO_MOMENTS, "backbone": BACKBONE_MOMENTS}.get(models[0].use, SUPERVISED_MOMENTS)
+    moments = MOMENTS.get(models[0].use, SUPERVISED_MOMENTS)
     found = {name: list(make(memory)) for name, make in moments.items()}
     return [fullest(name, ledgers) for name, ledgers in found.items() if ledgers]
 
@@ -62,9 +62,9 @@ def loaded_together(memory: Memory) -> list[list[PlannedModel]]:
     A critic that starts from its score model comes with that, which makes no difference: all copies are made before the
     first engine that trains.
     """
-    uses = {use: [model for model in memory.models if model.use == use] for use in ("policy", "reference", "critic")}
+    order = ("policy", "dpo", "reference", "critic") if memory.lora else ("reference", "critic", "policy", "dpo")
+    uses = {use: [model for model in memory.models if model.use == use] for use in order}
     others = [[model] for model in memory.models if model.use not in uses]
-    order = ("policy", "reference", "critic") if memory.lora else ("reference", "critic", "policy")
     together = [model for use in order for model in uses[use]]
     return [*others, together] if together else others
 
@@ -241,6 +241,58 @@ def step_moments(memory: Memory) -> Iterator[Ledger]:
         yield memory.resident() + memory.step(model) + Ledger({(DEVICE, "gradients"): waiting})
 
 
+def margin_moments(memory: Memory) -> Iterator[Ledger]:
+    """One model after another says what pairs are worth, alone, before the policy is built."""
+    rows = memory.args.per_device_eval_batch_size * memory.around.sequences
+    for model in memory.models:
+        if model.use == "margin":
+            now = memory.visitor(model)
+            now[DEVICE, "activations"] = memory.working(model, rows * sum(memory.around.longest))
+            now[DEVICE, "logits"] = memory.logits(model, rows * memory.around.longest[1], 1)
+            yield memory.libraries() + memory.with_only([model]).weights() + now
+
+
+def without_margins(memory: Memory) -> Memory:
+    """What is there once pairs have their margins."""
+    return memory.with_only([model for model in memory.models if model.use != "margin"])
+
+
+def pair_loading_moments(memory: Memory) -> Iterator[Ledger]:
+    yield from loading_moments(without_margins(memory))
+
+
+def pair_reading_moments(memory: Memory) -> Iterator[Ledger]:
+    """A pass over held-out pairs; before training one over all pairs, of the policy that is the reference then."""
+    memory, rows = without_margins(memory), memory.args.per_device_eval_batch_size * memory.around.sequences
+    for model in memory.models:
+        now = memory.visitor(model)
+        now[DEVICE, "activations"] = memory.working(model, rows * sum(memory.around.longest))
+        now[DEVICE, "logits"] = memory.logits(model, rows * memory.around.longest[1], 1)
+        if memory.shares_prompts:
+            now[DEVICE, "keys and values"] = memory.key_values(model, rows)
+        yield memory.resident() + now
+
+
+def pair_update_moments(memory: Memory) -> Iterator[Ledger]:
+    """As of step 3's policy; the reference's pass over a micro-batch, where it is made then, is none of the fullest."""
+    memory = without_margins(memory)
+    base = memory.resident() + memory.visitor(memory.models[0])
+    if memory.around.compares and memory.args.gradient_scope == "full":
+        yield from full_comparison(memory, base)
+        return
+    if memory.around.compares:
+        yield base + head_comparison(memory)
+    yield from backward_moments(memory, base, memory.rows(), memory.accumulates)
+
+
+def pair_step_moments(memory: Memory) -> Iterator[Ledger]:
+    yield from step_moments(without_margins(memory))
+
+
+def pair_export_moments(memory: Memory) -> Iterator[Ledger]:
+    yield from export_moments(without_margins(memory))
+
+
 def supervised_moments(memory: Memory) -> Iterator[Ledger]:
     (model,), args = memory.models, memory.args
     rows = args.per_device_train_batch_size * memory.around.sequences
@@ -293,3 +345,8 @@ SUPERVISED_MOMENTS = {
     "optimizer step": step_moments, "export": export_moments,
 }  # fmt: skip
 BACKBONE_MOMENTS = {"loading": loading_moments, "hidden states": evaluation_moments, "export": export_moments}
+PAIR_MOMENTS = {
+    "margins": margin_moments, "loading": pair_loading_moments, "pairs read": pair_reading_moments,
+    "policy update": pair_update_moments, "optimizer step": pair_step_moments, "export": pair_export_moments,
+}  # fmt: skip
+MOMENTS = {"policy": GAPO_MOMENTS, "backbone": BACKBONE_MOMENTS, "dpo": PAIR_MOMENTS}

@@ -65,7 +65,8 @@ class PlannedModel:
     """A model that a run holds.
 
     Attributes:
-        use: policy, critic, reference or score in step 3; sft in stage 1; reward, or a frozen backbone, in stage 2.
+        use: policy, critic, reference or score in step 3; dpo (a policy trained on pairs), reference or margin in its
+            form on pairs; sft in stage 1; reward, or a frozen backbone, in stage 2.
     """
 
     use: str
@@ -73,7 +74,7 @@ class PlannedModel:
 
     @property
     def trained(self) -> bool:
-        return self.use not in ("reference", "score", "backbone")
+        return self.use not in ("reference", "score", "backbone", "margin")
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Surroundings:
         overhead, host_overhead: bytes that libraries take there before there is a model.
         longest: (prompt, response) tokens of the longest sequences that are trained on.
         machines: among which the ranks are divided.
-        sequences: rows of a batch that an example of supervised training takes.
+        sequences: rows of a batch that an example takes.
         objectives: m.
         compares: whether the algorithm compares the objectives' gradients.
         shares_prompts: whether policy and critics can read a prompt once for its responses
@@ -265,24 +266,25 @@ class Memory:
 
     @property
     def responses_per_prompt(self) -> int:
-        return self.args.responses_per_prompt or 1
+        return getattr(self.args, "responses_per_prompt", None) or self.around.sequences
 
     def rows(self) -> int:
         """Sequences of a micro-batch, all as long as the longest."""
         args, budget = self.args, getattr(self.args, "micro_batch_tokens", 0)
         if not budget:
-            return args.per_device_train_batch_size
+            return args.per_device_train_batch_size * self.around.sequences
         return min(max(1, budget // sum(self.around.longest)), self.step_rows)
 
     @property
     def step_rows(self) -> int:
         """Sequences of an optimizer step on a rank."""
-        return self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        examples = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        return examples * self.around.sequences
 
     @property
     def step_rows_compared(self) -> int:
         """Those whose gradients are compared (`--gram_fraction`)."""
-        return share_of(self.args.gram_fraction or 1.0, self.step_rows)
+        return share_of(getattr(self.args, "gram_fraction", None) or 1.0, self.step_rows)
 
     def compared_rows(self) -> int:
         """Sequences of a micro-batch of these."""
@@ -310,14 +312,16 @@ class Memory:
     @property
     def shares_prompts(self) -> bool:
         """Whether a prompt is read once for its responses under these flags."""
-        return self.around.shares_prompts and allows_sharing(self.args)
+        return self.around.shares_prompts and allows_sharing(self.args, self.responses_per_prompt)
 
     def tokens_read(self, rows: int) -> int:
         """Tokens of a pass over so many sequences, which may be those of all prompts of a rollout."""
         prompt, response = self.around.longest
         prompts = rows
-        if self.shares_prompts:
+        if self.shares_prompts and hasattr(self.args, "generation_batches"):
             prompts = min(rows, self.args.per_device_prompt_batch_size * self.args.generation_batches)
+        elif self.shares_prompts:
+            prompts = rows // self.around.sequences
         return prompts * prompt + rows * response
 
     def working(self, model: PlannedModel, tokens: int) -> int:

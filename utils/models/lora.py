@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from utils.cli.hub import source_of
-from utils.models.adapter_folder import ADAPTER_WEIGHTS
+from utils.models.adapter_folder import ADAPTER_WEIGHTS, is_adapter_folder
 from utils.models.checking import tell_once
 from utils.models.export import describe_model, export_model
 from utils.process.errors import UserError
@@ -70,6 +70,18 @@ def check_adapter_export(model: PreTrainedModel, targets: list[str] | None) -> N
             f"--lora_export adapter: peft takes adapters of {', '.join(alike)} for those of the experts of"
             f" {type(model).__name__}; use --lora_export merged, or --lora_target_modules without them"
         )
+
+
+def check_lora(model: PreTrainedModel, args: argparse.Namespace) -> None:
+    """Raise UserError if `--actor_model`, given without memory for its parameters, has no place for what `--lora_dim`
+    and the flags beside it ask for."""
+    if not args.lora_dim:
+        return
+    check_targets(model, args.lora_target_modules)
+    if args.lora_export == "adapter" and is_adapter_folder(args.actor_model):
+        raise UserError(f"--lora_export adapter: --actor_model {args.actor_model} consists of adapters itself")
+    if args.lora_export == "adapter":
+        check_adapter_export(model, args.lora_target_modules)
 
 
 def with_adapters(base: PreTrainedModel, args: argparse.Namespace) -> PreTrainedModel:
@@ -129,6 +141,24 @@ def merged_weights(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> 
             base = merged[f"{name}.weight"]
             merged[f"{name}.weight"] = (base.float() + (change.T if layer.fan_in_fan_out else change)).to(base.dtype)
     return merged
+
+
+def export_trained(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    weights: dict[str, torch.Tensor],
+    args: argparse.Namespace,
+) -> None:
+    """Write a Hugging Face directory of what a stage has trained, as its `--lora_dim` and `--lora_export` say, if any.
+
+    Args:
+        weights: whole ones by name (`gathered_weights`); for `--lora_export adapter` those that are trained suffice.
+    """
+    if getattr(args, "lora_dim", 0):
+        export_adapted_model(model, tokenizer, directory, weights, args.lora_export, args.actor_model)
+    else:
+        export_model(model, tokenizer, directory, weights)
 
 
 def export_adapted_model(

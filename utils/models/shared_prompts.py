@@ -40,15 +40,19 @@ def cache_obstacle(language_model: type[PreTrainedModel], config: PreTrainedConf
     return None
 
 
-def shares_prompts(args: argparse.Namespace, model: PreTrainedModel) -> bool:
-    """Whether passes of step 3 through a language model, or a trunk, read a prompt once for all of its responses."""
-    return allows_sharing(args) and can_share(model)
+def shares_prompts(args: argparse.Namespace, model: PreTrainedModel, responses: int | None) -> bool:
+    """Whether passes of step 3 through a language model, or a trunk, read a prompt once for all of its responses.
+
+    Args:
+        responses: to each prompt; None: one.
+    """
+    return allows_sharing(args, responses) and can_share(model)
 
 
-def allows_sharing(args: argparse.Namespace) -> bool:
+def allows_sharing(args: argparse.Namespace, responses: int | None) -> bool:
     """Not under ZeRO-3, where every further call gathers the weights again, nor with gradient checkpointing, which
     keeps no keys and values."""
-    return (args.responses_per_prompt or 1) > 1 and args.zero_stage < 3 and not args.gradient_checkpointing
+    return (responses or 1) > 1 and args.zero_stage < 3 and not args.gradient_checkpointing
 
 
 def can_share(model: PreTrainedModel) -> bool:

@@ -1,7 +1,6 @@
 """The policy under DeepSpeed: trained through its engine, sampled through a twin without hooks."""
 
 import argparse
-import copy
 import os
 import re
 from collections.abc import Iterator
@@ -10,30 +9,25 @@ from contextlib import contextmanager
 import deepspeed
 import torch
 from deepspeed.module_inject.replace_policy import replace_policies
-from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from utils.engines.engines import make_training_engine
 from utils.models.shared_prompts import shares_prompts
-from utils.policy.forward import PolicyForward
 from utils.policy.sampling import compaction_obstacle, decode, repeated
-from utils.process.distributed import device, print_main
+from utils.policy.trained import TrainedPolicy
+from utils.process.distributed import print_main
 
 
-class Actor:
+class Actor(TrainedPolicy):
     """The policy: trained through `engine`, sampled through a hook-free twin that shares its parameters.
 
-    ZeRO-3 hooks fetch and release every layer at every token of generation. The twin is a copy of the module
-    tree around the very same parameters, without hooks: they are gathered once, all tokens are generated, and
-    they are released again. On ZeRO 0-2 gathering is a no-op and the twin generates just the same.
+    ZeRO-3 hooks fetch and release every layer at every token of generation. For the twin all parameters are gathered
+    once, all tokens are generated, and they are released again. On ZeRO 0-2 gathering is a no-op and the twin generates
+    just the same.
     """
 
     def __init__(
         self, model: PreTrainedModel, generation: GenerationConfig, args: argparse.Namespace, total_steps: int
     ):
-        self.twin = copy.deepcopy(model, {id(p): p for p in model.parameters()}).eval()
-        self.twin.generation_config = self.generation = generation  # `model` keeps what its folder says
-        self.parameters = list(model.parameters())
         self.hybrid = args.enable_hybrid_engine
         obstacle = hybrid_engine_obstacle(model) if self.hybrid else None
         if obstacle:
@@ -44,21 +38,17 @@ class Actor:
         if obstacle:
             print_main(f"--compact_at: {obstacle}; responses that have ended stay in the batch")
         section = {"hybrid_engine": {"enabled": True, "max_out_tokens": args.max_prompt_length + args.max_new_tokens}}
-        self.engine = make_training_engine(
-            model, args, args.actor_learning_rate, total_steps, section if self.hybrid else None
+        shares = shares_prompts(args, model, args.responses_per_prompt)
+        super().__init__(
+            model,
+            args,
+            args.actor_learning_rate,
+            total_steps,
+            args.temperature,
+            shares,
+            section if self.hybrid else None,
         )
-        for buffer in self.twin.buffers():
-            buffer.data = buffer.data.to(device())
-        shares = shares_prompts(args, model)
-        self.forward = PolicyForward(self.engine, args.temperature, args.logits_chunk_size, shares)
-
-    @contextmanager
-    def gathered_head(self) -> Iterator[nn.Module]:
-        """The output head with whole parameters on every rank, without hooks."""
-        head = self.twin.get_output_embeddings()
-        partitioned = [p for p in head.parameters() if hasattr(p, "ds_id")]
-        with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
-            yield head
+        self.twin.generation_config = self.generation = generation  # `model` keeps what its folder says
 
     @contextmanager
     def gathered(self) -> Iterator[None]:

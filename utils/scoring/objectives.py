@@ -3,8 +3,8 @@
 import argparse
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,10 +21,11 @@ from utils.scoring.reward_functions import Retries, RewardFunction, load_reward_
 from utils.scoring.score_models import ScoreModel, Use, check_score_model, load_score_models, shares_tokens_of
 
 KINDS = {
-    "reward": "model (value = score, centered)",
-    "cost": "model (value = -cost)",
-    "function": "function (prompts, responses) -> values, higher is better",
+    "reward": "an objective and its model (value = score, centered)",
+    "cost": "an objective and its model (value = -cost)",
+    "function": "an objective and its function (prompts, responses) -> values, higher is better",
 }
+Flags = Mapping[str, str]
 FLAGS = {"reward": "reward_model", "cost": "cost_model", "function": "reward_function"}
 CHOICES = {
     "label": "of an objective's model with several labels the one whose logit is the score, by index or name",
@@ -55,6 +56,7 @@ class Objective:
         condition: under which its score counts in training; it is 0 elsewhere.
         optimized: False for objectives that are scored and logged only.
         retries: of a function that fails.
+        flags: {kind: what the flag of such an objective is called}.
     """
 
     name: str
@@ -66,10 +68,11 @@ class Objective:
     condition: Condition | None = None
     optimized: bool = True
     retries: Retries = Retries()
+    flags: Flags = field(default_factory=lambda: FLAGS, compare=False)
 
     @property
     def flag(self) -> str:
-        return f"--{FLAGS[self.kind]} {self.name}"
+        return f"--{self.flags[self.kind]} {self.name}"
 
     @property
     def is_function(self) -> bool:
@@ -139,17 +142,23 @@ def by_source(objectives: Sequence[Objective]) -> list[list[Objective]]:
     return list(groups.values())
 
 
-def add_score_arguments(parser: argparse._ActionsContainer) -> None:
-    """`--reward_model`, `--cost_model`, `--reward_function`, for any number of objectives each, and how to use them."""
-    for kind, what in KINDS.items():
+def add_score_arguments(
+    parser: argparse._ActionsContainer, flags: Flags = FLAGS, kinds: Mapping[str, str] = KINDS
+) -> None:
+    """`--reward_model`, `--cost_model`, `--reward_function`, for any number of objectives each, and how to use them.
+
+    Args:
+        flags: other names of these; kinds: what they are, for --help.
+    """
+    for kind, what in kinds.items():
         parser.add_argument(
-            f"--{FLAGS[kind]}",
+            f"--{flags[kind]}",
             type=named_value,
             nargs="+",
             action="extend",
             default=[],
             metavar="NAME=MODULE:FUNCTION" if kind == "function" else "NAME=PATH",
-            help=f"an objective and its {what}; may be repeated",
+            help=f"{what}; may be repeated",
         )
     for choice, what in CHOICES.items():
         parser.add_argument(
@@ -196,26 +205,32 @@ def named_objectives(args: argparse.Namespace) -> list[Objective]:
     return objectives
 
 
-def declared_objectives(args: argparse.Namespace, problems: Problems = AT_ONCE) -> list[Objective]:
+def declared_objectives(
+    args: argparse.Namespace, problems: Problems = AT_ONCE, flags: Flags = FLAGS, needed: bool = True
+) -> list[Objective]:
     """The same before anyone has looked at their models and functions.
+
+    Args:
+        flags: what they are given by; needed: whether there has to be one.
 
     Problems: none, a name given twice, a label or template of no model.
     """
     labels, templates = dict(args.score_label), dict(args.score_template)
     retries = Retries(args.reward_retries, args.reward_retry_wait)
     objectives = [
-        Objective(name, kind, path, retries=retries)
+        Objective(name, kind, path, retries=retries, flags=flags)
         if kind == "function"
-        else Objective(name, kind, path, labels.get(name), templates.get(name))
-        for kind, flag in FLAGS.items()
+        else Objective(name, kind, path, labels.get(name), templates.get(name), flags=flags)
+        for kind, flag in flags.items()
         for name, path in getattr(args, flag)
     ]
-    if not objectives:
+    if not objectives and needed:
         problems.add(NONE_GIVEN)
     names = [objective.name for objective in objectives]
     for name in names:
         if names.count(name) > 1:
-            problems.add(f"--reward_model/--cost_model/--reward_function: the objective {name} is given twice")
+            given = "/".join(f"--{flag}" for flag in flags.values())
+            problems.add(f"{given}: the objective {name} is given twice")
     for choice in CHOICES:
         problems.take(check_choices, f"--score_{choice}", getattr(args, f"score_{choice}"), objectives)
     return objectives

@@ -152,7 +152,7 @@ def make_model_scorer(
         if same and objective.name in with_critics
     }
     if first.scores_tokens:
-        first.module.shares_prompts = shares_prompts(args, first.module.trunk)
+        first.module.shares_prompts = shares_prompts(args, first.module.trunk, args.responses_per_prompt)
     engine = make_frozen_engine(first.module, args)
     if args.park_frozen_models and args.zero_stage < 3:
         park(engine.module)

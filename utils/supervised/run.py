@@ -1,10 +1,10 @@
-"""What stages 1 and 2 share: data held out by prompt, batches of optimizer steps, training loop, export."""
+"""What stages share that train for epochs over examples: training loop, checkpoints, record, export."""
 
 import argparse
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from utils.checkpoints.checkpoints import Checkpoints
 from utils.checkpoints.manifest import BEST, Checkpoint
+from utils.checkpoints.same_run import Facts
 from utils.checkpoints.skipped_steps import SkippedSteps
 from utils.cli.arguments import note_warmup
 from utils.data.encoding import Encoded, data_fingerprint
 from utils.engines.engines import Engine, gathered_weights, restore_weights
 from utils.memory.dry_run import Described, longest_of, optimizer_lines, print_dry_run, surroundings
-from utils.models.export import describe_model, export_model
+from utils.models.export import describe_model
 from utils.models.fingerprint import model_facts
+from utils.models.lora import export_trained
 from utils.output.files import finished_files, mark_finished, write_json
 from utils.output.metrics import Progress, format_duration, start_record
 from utils.process.distributed import is_main, print_main, world_size
@@ -27,7 +29,7 @@ from utils.process.errors import UserError
 from utils.process.rank_watch import beat
 from utils.supervised.examples import Examples
 from utils.supervised.steps import epoch_steps, optimizer_step, steps_per_epoch
-from utils.supervised.task import Outcome, Task
+from utils.supervised.task import Outcome, Stateful, Step, Task
 
 # --- data
 
@@ -68,26 +70,17 @@ def note_steps(args: argparse.Namespace, examples: int) -> None:
     note_warmup(args, steps_per_epoch(examples, args) * args.num_train_epochs)
 
 
-# --- batches
-
-
 # --- training
 
 
 def train(engine: Engine, model: PreTrainedModel, args: argparse.Namespace, task: Task, run: "Run") -> Outcome:
     """`--num_train_epochs` passes over the data; afterwards `model` holds the weights to export.
 
-    The loss of an optimizer step is the sum over its units divided by a constant, the mean number of units in
-    a step. A mean over the step's own tokens would weigh a token of a short response, which length grouping
-    puts among other short ones, more than that of a long one. DeepSpeed averages over ranks and
-    micro-batches, which the scale undoes.
-
     Raises:
         UserError: training has diverged.
     """
     per_epoch = steps_per_epoch(len(task.train), args)
-    units_per_step = sum(map(task.units, task.train)) / per_epoch
-    scale = world_size() * args.gradient_accumulation_steps / units_per_step
+    take_step = task.step or mean_over_units(engine, args, task, per_epoch)
     outcome = run.start(engine, model, task, per_epoch * args.num_train_epochs)
     start = time.monotonic() - outcome.seconds
     for step in range(run.step + 1, run.total_steps + 1):
@@ -95,7 +88,7 @@ def train(engine: Engine, model: PreTrainedModel, args: argparse.Namespace, task
         if number == 0 or step == run.step + 1:
             batches = epoch_steps(task.train, args, epoch + 1)
         beat("training", step)
-        figures, not_finite = optimizer_step(engine, batches[number], task, scale)
+        figures, not_finite = take_step(batches[number])
         run.log_step(step, figures, not_finite)
         if number + 1 == per_epoch:
             outcome.validation.append(task.validate())
@@ -108,6 +101,18 @@ def train(engine: Engine, model: PreTrainedModel, args: argparse.Namespace, task
     return outcome
 
 
+def mean_over_units(engine: Engine, args: argparse.Namespace, task: Task, steps: int) -> Step:
+    """Optimizer steps on the sum of a task's loss over units, divided by a constant, the mean number of them in one of
+    the `steps` of an epoch.
+
+    A mean over the step's own tokens would weigh a token of a short response, which length grouping puts among other
+    short ones, more than that of a long one. DeepSpeed averages over ranks and micro-batches, which the scale undoes.
+    """
+    units_per_step = sum(map(task.units, task.train)) / steps
+    scale = world_size() * args.gradient_accumulation_steps / units_per_step
+    return lambda micro_batches: optimizer_step(engine, micro_batches, task, scale)
+
+
 class Run:
     """How far a run has come, what it shows, and what it keeps against interruption.
 
@@ -116,7 +121,10 @@ class Run:
         best: weights of the epoch to be exported, on the main rank; empty while those are the present ones.
 
     Args:
+        data: training and validation examples.
         describe: writes beside a checkpoint's weights what `utils/export_checkpoint.py` needs to know of their model.
+        facts: what the result depends on beside flags and data (see `Checkpoints`), on the main rank; the model of
+            `--model_name_or_path` unless given.
 
     Raises:
         UserError: a checkpoint is there, of a run with another result.
@@ -129,24 +137,27 @@ class Run:
         data: tuple[list[Encoded], list[Encoded]],
         tokenizer: PreTrainedTokenizerBase,
         describe: Callable[[PreTrainedModel, PreTrainedTokenizerBase, Path], None] = describe_model,
+        facts: Facts | None = None,
     ):
         self.args, self.tokenizer, self.describe = args, tokenizer, describe
-        facts: dict[str, Any] = {}
         if is_main():
-            facts = model_facts(args.model_name_or_path, "--model_name_or_path")
+            facts = facts or model_facts(args.model_name_or_path, "--model_name_or_path")
             facts |= dict(zip(("--data", "--validation_data"), map(data_fingerprint, data), strict=True))
-        self.checkpoints = Checkpoints(args, stage, facts)
+        self.checkpoints = Checkpoints(args, stage, facts or {})
         self.skipped = SkippedSteps(args.max_skipped_steps, "lower --learning_rate")
         self.step, self.total_steps, self.best = 0, 0, {}
         self.record: RunRecord | None = None
+        self.of_task: Stateful | None = None
 
     def start(self, engine: Engine, model: PreTrainedModel, task: Task, total_steps: int) -> Outcome:
         """Go on from the newest checkpoint, if there is one, and open the record; the outcome so far."""
-        self.total_steps = total_steps
+        self.total_steps, self.of_task = total_steps, task.state
         state, checkpoint = self.checkpoints.restore({"model": engine}), self.checkpoints.newest
         if state:
             self.step, outcome = state["step"], Outcome(**state["outcome"])
             self.skipped.load_state_dict(state["skipped"])
+            if self.of_task:
+                self.of_task.load_state_dict(state["task"])
             if (checkpoint.folder / BEST).is_file():
                 self.best = load_file(checkpoint.folder / BEST) if is_main() else {}
             elif self.args.export == "best" and 0 < outcome.exported_epoch < self.args.num_train_epochs:
@@ -156,7 +167,7 @@ class Run:
         if is_main():
             self.record = RunRecord(self.args, total_steps, task.shown, checkpoint)
         if not state:
-            self.log_validation(0, outcome)
+            self.log_validation(0, outcome, task.before)
         return outcome
 
     def log_step(self, step: int, figures: dict[str, float], not_finite: str | None) -> None:
@@ -165,8 +176,8 @@ class Run:
         if self.record:
             self.record.step(step, figures | {"skipped_steps": self.skipped.total})
 
-    def log_validation(self, step: int, outcome: Outcome) -> None:
-        """Record the last validation; UserError when its loss is not finite."""
+    def log_validation(self, step: int, outcome: Outcome, others: Mapping[str, float] | None = None) -> None:
+        """Record the last validation, and other figures with it; UserError when its loss is not finite."""
         figures, epoch = outcome.validation[-1], len(outcome.validation) - 1
         if not math.isfinite(figures["loss"]):
             raise UserError(
@@ -174,7 +185,7 @@ class Run:
                 f" {self.checkpoints.give_up()}"
             )
         if self.record:
-            self.record.validation(step, figures, epoch)
+            self.record.validation(step, figures, epoch, others or {})
 
     def keep_best(self, model: PreTrainedModel, outcome: Outcome) -> None:
         """Note whether the epoch just validated is the one to export, and its weights if more epochs follow."""
@@ -196,6 +207,8 @@ class Run:
                 save_file(self.best, folder / BEST)
 
         state = {"outcome": dataclasses.asdict(outcome), "skipped": self.skipped.state_dict()}
+        if self.of_task:
+            state["task"] = self.of_task.state_dict()
         self.checkpoints.save(step, {"model": engine}, state, write_more)
 
     def finish(self) -> None:
@@ -223,8 +236,8 @@ class RunRecord:
         shown = {name: figures[name] for name in ("loss", *self.shown) if name in figures}
         self.progress.update(step, **shown)
 
-    def validation(self, step: int, figures: dict[str, float], epoch: int) -> None:
-        self.logger.log(step, {f"validation/{name}": value for name, value in figures.items()})
+    def validation(self, step: int, figures: dict[str, float], epoch: int, others: Mapping[str, float]) -> None:
+        self.logger.log(step, {f"validation/{name}": value for name, value in figures.items()} | others)
         parts = [f"{name} {figures[name]:.4g}" for name in self.shown if name in figures]
         when = f"after epoch {epoch}/{self.epochs}" if epoch else "before training"
         print(" · ".join([f"{self.name} {when}: validation", *parts]), flush=True)
@@ -246,13 +259,14 @@ def export(
         write_more: adds files to the folder it is given.
     """
     beat("exporting the model")
-    weights = gathered_weights(model)
+    adapters = getattr(args, "lora_export", None) == "adapter"
+    weights = gathered_weights(model, trained_only=adapters)
     if is_main():
         with finished_files(args.output_dir) as folder:
             write_json(folder / "evaluation.json", evaluation)
             if write_more:
                 write_more(folder)
-            export_model(model, tokenizer, folder, weights)
+            export_trained(model, tokenizer, folder, weights, args)
 
 
 def print_summary(args: argparse.Namespace, outcome: Outcome, examples: int, figure: str) -> None:

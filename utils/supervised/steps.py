@@ -48,17 +48,21 @@ def split_evenly(items: list[Any], parts: int) -> list[list[Any]]:
 
 @torch.no_grad()
 def per_example(
-    engine: Engine,
+    engine: Engine | None,
     examples: list[Encoded],
     batch_size: int,
     measure: Callable[[list[Encoded]], torch.Tensor],
 ) -> torch.Tensor:
     """`measure` (b examples -> [b] or [b, k]) of every example, without gradients, shared out over the ranks.
 
+    Args:
+        engine: to be in evaluation mode for it, if there is one.
+
     Returns:
         [n, k + 1] float64 on the CPU of every rank; the last column is 1.
     """
-    engine.eval()
+    if engine:
+        engine.eval()
     lengths = [example.length for example in examples]
     batches = length_grouped_batches(lengths, batch_size, 0, 0, rank(), world_size())
     table = None
@@ -68,7 +72,8 @@ def per_example(
         if table is None:
             table = values.new_zeros(len(examples), values.shape[1] + 1)
         table[torch.tensor(indices, device=table.device)] = torch.nn.functional.pad(values, (0, 1), value=1.0)
-    engine.train()
+    if engine:
+        engine.train()
     # A rest smaller than the number of ranks is measured by several of them: the last column counts.
     table = all_reduce_sum(table).cpu()
     return table / table[:, -1:]

@@ -1,30 +1,51 @@
 """What a stage trains on an example, and what came of a run."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 
 from utils.data.encoding import Encoded
 
 
+class Stateful(Protocol):
+    """What has to be known of it where a run goes on, as JSON."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+Step = Callable[[list[list[Encoded]]], tuple[dict[str, float], str | None]]
+
+
 @dataclass
 class Task:
     """What tells one supervised stage from another.
 
+    Its steps are those of `units` and `sums`, a mean loss over units, or of `step`.
+
     Attributes:
         train: the training examples.
-        units: how much an example weighs: its response tokens for a language model, 1 for a preference pair.
-        sums: sums over the units of some examples on this rank; "loss" carries the graph, others are logged.
         validate: figures on the validation data, the same on every rank; "loss" chooses the best epoch.
         shown: those of the figures that progress lines show.
+        units: how much an example weighs: its response tokens for a language model, 1 for a preference pair.
+        sums: sums over the units of some examples on this rank; "loss" carries the graph, others are logged.
+        step: takes an optimizer step on this rank's micro-batches: its figures; what was not finite, for which the step
+            was skipped, if anything.
+        state: what of the task a checkpoint keeps beside its engine.
+        before: figures of what came before the first step.
     """
 
     train: list[Encoded]
-    units: Callable[[Encoded], int]
-    sums: Callable[[list[Encoded]], dict[str, torch.Tensor]]
     validate: Callable[[], dict[str, float]]
     shown: tuple[str, ...]
+    units: Callable[[Encoded], float] | None = None
+    sums: Callable[[list[Encoded]], dict[str, torch.Tensor]] | None = None
+    step: Step | None = None
+    state: Stateful | None = None
+    before: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
