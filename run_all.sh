@@ -7,6 +7,7 @@
 #   smoke    the same in small: two ranks with ZeRO-2, two aligned policies
 #   hh       human data in DATA_DIR: HH-RLHF files and safety pairs
 #   three    SafeRLHF-mini with a third objective, a function: conciseness
+#   dpo      SafeRLHF-mini without sampling: per-objective DPO, MODPO, RACO, GAPO on DPO, beside fronts of the paper
 #   mistral_7b   the paper's set-up, for 8 GPUs (see presets/mistral_7b.sh)
 #
 #   --fresh     start over; otherwise what is finished stays, what was begun goes on, and the rest is done
@@ -51,9 +52,9 @@ for argument in "$@"; do
         -h | --help) show_help; exit ;;
         --fresh) FRESH=true ;;
         --dry_run) DRY_RUN=true ;;
-        tiny | smoke | hh | three | mistral_7b) PRESET=$argument ;;
+        tiny | smoke | hh | three | dpo | mistral_7b) PRESET=$argument ;;
         *)
-            echo "error: $argument: neither a preset (tiny, smoke, hh, three, mistral_7b) nor --fresh or --dry_run" >&2
+            echo "error: $argument: neither a preset (tiny, smoke, hh, three, dpo, mistral_7b) nor --fresh or --dry_run" >&2
             exit 2 ;;
     esac
 done
@@ -200,8 +201,13 @@ pipeline() {
     done
     stage "step 3: policies" "${POLICY_JOBS:-$JOBS}"
     for run in $RUNS; do
-        if is_trained "$run"; then make_policy "$run" "$POLICY_SECONDS"; fi
+        if is_trained "$run" && ! follows_policies "$run"; then make_policy "$run" "$POLICY_SECONDS"; fi
     done
+    following=$(for run in $RUNS; do if is_trained "$run" && follows_policies "$run"; then echo "$run"; fi; done)
+    if [ -n "$following" ]; then
+        stage "step 3: policies that others are the margins of" "${POLICY_JOBS:-$JOBS}"
+        for run in $following; do make_policy "$run" "$POLICY_SECONDS"; done
+    fi
     if [ "${NODE_RANK:-0}" -gt 0 ]; then return; fi # the first machine does the rest
     averaged=$(for run in $RUNS; do if ! is_trained "$run"; then echo "$run"; fi; done)
     if [ -n "$averaged" ]; then
@@ -233,6 +239,12 @@ script_of() { # what makes score model or policy $1; a policy that no stage trai
 }
 
 is_trained() { find_method "$1" && [ -d "${METHOD_MAKERS[ROW]}/training_scripts" ]; } # whether a stage makes run $1
+
+follows_policies() { # whether other policies have to be there before run $1
+    local sources
+    sources=$(sources_of_run "$1")
+    [[ $sources == *policies/* ]]
+}
 
 piece_or_ready() { # piece $1 makes model $2, which takes about $3 seconds, by script $4; unless it is there already
     if is_ready_made "$2"; then

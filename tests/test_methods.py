@@ -12,12 +12,15 @@ from eval.reporting.plane import neighbors
 from eval.reporting.sections.summary import order_sentences
 from eval.results.methods import read_methods, use_methods
 from eval.results.runs import find_fronts, load_runs, parse_run_name, sort_names
+from step3_dpo import arguments as step3_dpo
+from step3_dpo.frozen import MarginModel
+from step3_dpo.objectives import objectives_of
 from step3_gapo.arguments import check_algorithm_options, parse_args
 from step3_gapo.needs import method_of
 from tests.cases import cases
 from tests.evaluations import make_run, noisy_run, write_runs
 from utils.combining.algorithm import build, options_of
-from utils.process.errors import UserError
+from utils.process.errors import AT_ONCE, UserError
 from utils.scoring.objectives import declared_objectives
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,21 +49,21 @@ def test_runs_that_need_other_memory_are_planned_apart() -> None:
     assert [len({found[run] for run in group}) for group in alike] == [1] * 5 and len(set(found.values())) == 5
 
 
-def commands(objectives: str, runs: list[str], **variables: str) -> list[list[str]]:
-    """What preset tiny's script would start for each run: [[script, log, flags ...]]."""
-    script = (ROOT / "step3_gapo/training_scripts/tiny_policy.sh").read_text()
-    script = script.replace('$(dirname "${BASH_SOURCE[0]}")', "step3_gapo/training_scripts")
+def commands(objectives: str, runs: list[str], stage: str = "step3_gapo", **variables: str) -> list[list[str]]:
+    """What preset tiny's script of a stage would start for each run: [[script, log, flags ...]]."""
+    script = (ROOT / f"{stage}/training_scripts/tiny_policy.sh").read_text()
+    script = script.replace('$(dirname "${BASH_SOURCE[0]}")', f"{stage}/training_scripts")
     train = f'launch() {{ printf "%s\\n" "$@"; echo; }}; for run in {" ".join(runs)}; do train_policy "$run"; done'
     result = bash(script.replace('train_policy "${1:-}"; exit', train), OBJECTIVES=objectives, **variables)
     assert result.returncode == 0, result.stderr
     return [block.splitlines() for block in result.stdout.removesuffix("\n\n").split("\n\n")]
 
 
-def rows() -> list[str]:
-    """The runs of the table, patterns included."""
+def rows() -> dict[str, str]:
+    """The stage or script that makes the runs of each row of the table, patterns included; of conditions, the last."""
     lines = (ROOT / "presets/methods.txt").read_text().splitlines()
-    found = [line.split("|")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
-    return [run for run in found if run not in ("run", "sft")]
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines if line.strip() and not line.startswith("#")]
+    return {run: maker for run, *_, maker, _, _ in cells if run not in ("run", "sft")}
 
 
 def expand(row: str, objectives: str) -> list[str]:
@@ -81,6 +84,9 @@ def test_every_row_is_a_command_of_its_stage(objectives: str, monkeypatch: pytes
     assert len(runs) == len(set(runs)) + 1, "the pattern of equal weights is one of the others, too"
     assert {run: parse_run_name(run).row.run for run in runs} == stands_for, "the report takes names apart alike"
     runs += [f"{run}{condition}" for run in runs for condition in conditions]
+    of_pairs = [run for run in runs if table[stands_for[run.partition("@")[0]]] == "step3_dpo"]
+    check_runs_of_pairs(of_pairs, objectives)
+    runs = [run for run in runs if run not in of_pairs]
     for run, (script, _, *flags) in zip(runs, commands(objectives, runs), strict=True):
         assert flags[flags.index("--output_dir") + 1] == f"out/policies/{run}"
         if script == "eval/soup.py":
@@ -98,6 +104,28 @@ def test_every_row_is_a_command_of_its_stage(objectives: str, monkeypatch: pytes
         names, kinds = zip(*((objective.name, objective.kind) for objective in optimized), strict=True)
         build(method_of(args), names, kinds, dict(args.preference), options_of(method_of(args), args))
         assert args.score_scale == ([("harmlessness", 4.0)] if "@" in run else [])
+
+
+def check_runs_of_pairs(runs: list[str], objectives: str) -> None:
+    """Every run's flags are some of step3_dpo, and go together."""
+    assert len(runs) > 20
+    names = NAMES[objectives]
+    variables = {"PAIRS_conciseness": "short.jsonl:better", "VALIDATION_PAIRS_conciseness": "short.jsonl"}
+    for run, (script, _, *flags) in zip(runs, commands(objectives, runs, "step3_dpo", **variables), strict=True):
+        assert script == "step3_dpo/main.py" and flags[flags.index("--output_dir") + 1] == f"out/policies/{run}"
+        args = step3_dpo.parse_args(flags)
+        declared = objectives_of(args, AT_ONCE)
+        assert [objective.label for objective in declared] == ["better", "safer", "better"][: len(names)]
+        one = args.algorithm in ("dpo", "modpo")
+        assert sum(objective.optimized for objective in declared) == (1 if one else len(names))
+        margins = [MarginModel(name, path, 0.1) for name, path in args.margin_model]
+        step3_dpo.check_numbers(args, declared, margins, AT_ONCE)
+        assert step3_dpo.algorithm_of(args, declared, margins, AT_ONCE).losses
+        assert dict(args.beta) == {None: 0.1} | ({"harmlessness": 0.4} if "@" in run else {})
+        if args.algorithm == "modpo":
+            suffix = "@imbalanced" if "@" in run else ""
+            paths = {name: f"out/policies/dpo_{name}" for name in names[1:]}
+            assert dict(args.margin_model) == paths | {"harmlessness": f"{paths['harmlessness']}{suffix}"}
 
 
 def test_a_name_says_all_weights_of_more_than_two_objectives() -> None:

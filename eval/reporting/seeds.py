@@ -68,7 +68,8 @@ def shared_args(runs: list[Run]) -> dict[str, Any]:
 
 
 def reduce_figures(runs: list[Run], reduce: Callable[[list[float]], float]) -> dict[str, Any]:
-    """{'objectives': {name: figure}, 'harmless_ratio', 'average', 'kl', 'response_length', 'gold': likewise}.
+    """{'objectives': {name: figure}, 'harmless_ratio', 'average', 'kl', 'response_length', 'cost': {key: figure},
+    'gold': likewise}.
 
     A figure that some run lacks is None; 'gold' is there where all runs have gold scores.
     """
@@ -78,6 +79,8 @@ def reduce_figures(runs: list[Run], reduce: Callable[[list[float]], float]) -> d
         "kl": reduce_entries([evaluation.get("kl") for evaluation in evaluations], reduce),
         "response_length": reduce_entries([evaluation.get("response_length") for evaluation in evaluations], reduce),
     }
+    costs = [evaluation.get("cost") or {} for evaluation in evaluations]
+    figures["cost"] = {key: reduce([cost[key] for cost in costs]) for key in costs[0] if all(key in c for c in costs)}
     if all(run.gold for run in runs):
         figures["gold"] = reduce_scores([run.gold for run in runs], reduce)
     return figures

@@ -123,7 +123,7 @@ def table_columns(runs: Sequence[Run]) -> list[Column]:
 
     An average over objectives in different units has no better side: which run leads is a matter of the units.
     """
-    model, policy, gold = KIND_TITLES["model"], "policy", KIND_TITLES["gold"]
+    model, policy, cost, gold = KIND_TITLES["model"], "policy", "training", KIND_TITLES["gold"]
     names = objective_names(run.evaluation for run in runs)
     gold_names = objective_names(run.gold or {} for run in runs)
     harmless = harmless_title(runs)
@@ -133,6 +133,8 @@ def table_columns(runs: Sequence[Run]) -> list[Column]:
         Column(("average",), model, "average", ranked=share_a_unit(names, runs)),
         Column(("kl",), policy, "KL", ranked=False),
         Column(("response_length",), policy, "length", decimals=1, ranked=False),
+        Column(("cost", "seconds"), cost, "seconds", decimals=0, ranked=False),
+        Column(("cost", "forward_passes"), cost, "sequences read", decimals=0, ranked=False),
         *(Column(("gold", "objectives", name), gold, name, has_interval=True, prefix="gold ") for name in gold_names),
         Column(("gold", "harmless_ratio"), gold, harmless, decimals=1, prefix="gold "),
     ]

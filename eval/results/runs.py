@@ -370,11 +370,20 @@ def load_runs(root: Path) -> list[Run]:
     if not evaluations:
         raise UserError(f"--input_dir {root}: no eval/*.json there (eval/score.py writes them)")
     names = sort_names(evaluations, objective_names(evaluations.values()))
-    return [
-        Run(
-            parse_run_name(name),
-            {**evaluations[name], "args": evaluations[name].get("args") or find_args(root, name)},
-            read_metrics(root / "policies" / name / "metrics.jsonl"),
-        )
-        for name in names
-    ]
+    return [load_run(root, name, evaluations[name]) for name in names]
+
+
+def load_run(root: Path, name: str, evaluation: dict[str, Any]) -> Run:
+    """A run with its settings, its metrics and what its training has cost."""
+    metrics = read_metrics(root / "policies" / name / "metrics.jsonl")
+    found = {"args": evaluation.get("args") or find_args(root, name), "cost": training_cost(metrics)}
+    return Run(parse_run_name(name), evaluation | found, metrics)
+
+
+def training_cost(metrics: dict[str, list[tuple[int, float]]]) -> dict[str, float]:
+    """Sums over a run of what its steps have logged: seconds, sequences that models have read (forward_passes), tokens
+    that the policy has generated; without what was not logged."""
+    total = lambda tags: sum(value for tag in tags for _, value in metrics[tag])
+    times = [tag for tag in metrics if tag.startswith("time/")]
+    cost = {"seconds": total(times)} if times else {}
+    return cost | {tag.removeprefix("cost/"): total([tag]) for tag in metrics if tag.startswith("cost/")}

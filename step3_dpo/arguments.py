@@ -1,0 +1,262 @@
+"""The command line of the stage and everything about it that can be checked before a model is built."""
+
+import argparse
+import math
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from step3_dpo.algorithms.modpo import MARGIN, PAIRS
+from step3_dpo.frozen import Margin, MarginModel
+from step3_dpo.methods import METHODS, method_named, method_of, reads_margins
+from step3_dpo.objectives import OF_PROMPTS, OF_RATINGS, PairObjective, named_data
+from utils.cli.arguments import (
+    OF_THE_RANKS,
+    Parser,
+    add_checkpoint_arguments,
+    add_deepspeed_arguments,
+    add_dry_run_arguments,
+    add_epoch_arguments,
+    add_fitting_arguments,
+    add_loading_arguments,
+    add_optimization_arguments,
+)
+from utils.cli.free_flags import add_free
+from utils.cli.lora_arguments import add_lora_arguments, set_lora_defaults
+from utils.cli.types import by_name, named_number, named_value, non_negative_int, positive_float, safe_name
+from utils.combining.algorithm import Algorithm, add_options, build, options_of
+from utils.combining.arguments import (
+    add_algorithm_argument,
+    add_logging_arguments,
+    add_scope_argument,
+    add_weight_arguments,
+    check_method_options,
+    own_method_of,
+    settle_method,
+)
+from utils.models.checking import check_causal_lm
+from utils.models.configs import allow, load_tokenizer, same_tokenizer
+from utils.process.errors import Problems, UserError
+from utils.scoring.objectives import add_score_arguments, declared_objectives
+
+MARGIN_FLAGS = {"reward": "margin_reward", "cost": "margin_cost", "function": "margin_function"}
+MARGIN_KINDS = {
+    "reward": "modpo: an objective whose margin is that of a score model",
+    "cost": "modpo: an objective whose margin is that of a cost model, negated",
+    "function": "modpo: an objective whose margin is that of a function (prompts, responses) -> values",
+}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(
+        description="Step 3 on preference pairs, without sampling: DPO on several objectives, MODPO, GAPO on DPO.",
+        facts=OF_THE_RANKS,
+    )
+    methods = [*METHODS.values(), *own_method_of(argv, method_named)]
+    add_objective_arguments(parser)
+    group = parser.add_argument_group("how the objectives combine")
+    add_algorithm_argument(group, METHODS, methods)
+    add_weight_arguments(group, methods)
+    add_margin_arguments(parser)
+    group = parser.add_argument_group("which gradients are compared")
+    add_scope_argument(group)
+    add_logging_arguments(group)
+    add_epoch_arguments(parser.add_argument_group("training"), "pairs a rank and step")
+    add_lora_arguments(parser, "policy and reference")
+    add_memory_arguments(parser)
+    add_optimization_arguments(parser)
+    add_checkpoint_arguments(parser, 200, "optimizer steps")
+    add_loading_arguments(parser)
+    add_deepspeed_arguments(parser)
+    add_dry_run_arguments(parser)
+    add_options(parser.add_argument_group("options of one method"), methods)
+    args = parser.parse_args(argv)
+    allow(args)
+    settle_method(args, method_of(args), METHODS, parser.from_file)
+    set_lora_defaults(args)
+    return args
+
+
+def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model and objectives")
+    group.add_argument(
+        "--actor_model", required=True, metavar="PATH", help="SFT policy: start, reference and tokenizer"
+    )
+    group.add_argument(
+        "--objective",
+        type=named_data,
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="NAME=DATA[:LABEL]",
+        help="an objective and the pairs that it orders: PATH_OR_NAME[:fraction][,...] as of other stages' --data, and"
+        f" which of the data's preferences counts: better (unless given), safer, {OF_RATINGS}ATTRIBUTE (the replies to"
+        f" a prompt by their ratings), or {OF_PROMPTS} (one reply to two prompts, MAPL); several may name one file",
+    )
+    group.add_argument(
+        "--validation_objective",
+        type=named_data,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=DATA[:LABEL]",
+        help="held-out pairs of every objective; without it, --validation_fraction of all pairs, by prompt",
+    )
+    group.add_argument(
+        "--monitor",
+        type=safe_name,
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="of these objectives' pairs only log how the policy orders them, do not optimize",
+    )
+    group.add_argument(
+        "--beta",
+        type=beta,
+        nargs="+",
+        default=[(None, 0.1)],
+        metavar="B",
+        help="β: of all objectives, and NAME=B of one (0.1)",
+    )
+    group.add_argument(
+        "--loss_scale",
+        type=named_number,
+        nargs="+",
+        default=[],
+        metavar="NAME=S",
+        help="multiply an objective's loss in training; logs stay as they are",
+    )
+    add_fitting_arguments(group)
+
+
+def beta(text: str) -> tuple[str | None, float]:
+    """argparse type of `B` and `NAME=B`."""
+    name, value = named_value(text) if "=" in text else (None, text)
+    try:
+        return name, positive_float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither B nor NAME=B") from None
+
+
+def add_margin_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("margins (MODPO)")
+    group.add_argument(
+        "--margin_model",
+        type=named_value,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=PATH",
+        help="modpo: an objective whose margin is β (log π − log π₀) of this policy, aligned to it from --actor_model;"
+        " may be repeated",
+    )
+    add_score_arguments(group, MARGIN_FLAGS, MARGIN_KINDS)
+
+
+def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("memory")
+    group.add_argument(
+        "--reference_log_probs",
+        choices=("kept", "per_batch"),
+        default="kept",
+        help="those of the pairs: one number a pair, computed before training and kept in <output_dir> until it is"
+        " finished, so that no reference is in memory; or computed batch by batch by a frozen reference",
+    )
+    add_free(
+        group,
+        "--logits_chunk_size",
+        type=non_negative_int,
+        default=512,
+        metavar="N",
+        help="tokens whose logits exist at once in forward and backward passes; 0: those of the whole micro-batch"
+        " (spares a product with the output head)",
+    )
+
+
+# --- margins
+
+
+def margins_of(args: argparse.Namespace, objectives: Sequence[PairObjective], problems: Problems) -> list[Margin]:
+    """The objectives that have margins.
+
+    Problems: a method that reads none, a name given twice, or of an objective that is trained on its pairs; see
+    `check_margin`.
+    """
+    betas = betas_of(args)
+    margins: list[Margin] = [MarginModel(name, path, beta_of(betas, name)) for name, path in args.margin_model]
+    margins += declared_objectives(args, problems, MARGIN_FLAGS, needed=False)
+    if margins and not reads_margins(args):
+        problems.add(f"{margins[0].flag}: --algorithm {args.algorithm} reads no margins (modpo does)")
+    names = [margin.name for margin in margins]
+    for margin in margins:
+        if names.count(margin.name) > 1:
+            problems.add(f"{margin.flag}: the objective has another margin")
+        if any(each.name == margin.name and each.optimized for each in objectives):
+            problems.add(f"{margin.flag}: is trained on its pairs (--monitor {margin.name} leaves these out)")
+    tokenizer = problems.take(load_tokenizer, args.actor_model, "--actor_model")
+    return [margin for margin in margins if problems.passes(check_margin, margin, tokenizer, args)]
+
+
+def check_margin(margin: Margin, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> None:
+    """Raises: UserError: no such model or function, or a policy with another vocabulary than that which is trained."""
+    if not isinstance(margin, MarginModel):
+        margin.check()
+        return
+    check_causal_lm(margin.path, margin.flag)
+    if not same_tokenizer(load_tokenizer(margin.path, margin.flag), tokenizer):
+        raise UserError(
+            f"{margin.flag} {margin.path}: its tokenizer is another one than that of --actor_model {args.actor_model};"
+            " a policy aligned from that has the same"
+        )
+
+
+# --- β and scales
+
+
+def betas_of(args: argparse.Namespace) -> dict[str | None, float]:
+    """`--beta` by name; None: of all others."""
+    return {None: 0.1} | dict(args.beta)
+
+
+def beta_of(betas: dict[str | None, float], name: str) -> float:
+    return betas.get(name, betas[None])
+
+
+def check_numbers(
+    args: argparse.Namespace, objectives: Sequence[PairObjective], margins: Sequence[Margin], problems: Problems
+) -> None:
+    """Problems: β or a scale of no objective, or given twice; a scale that is not positive."""
+    known = [objective.name for objective in objectives]
+    implicit = [margin.name for margin in margins if isinstance(margin, MarginModel)]
+    given = [name for name, _ in args.beta]
+    for name in dict.fromkeys(given):
+        shown = "" if name is None else f" {name}"
+        if given.count(name) > 1:
+            problems.add(f"--beta{shown}: is given twice")
+        if name is not None and name not in (*known, *implicit):
+            problems.add(f"--beta{shown}: no such objective (there are {', '.join([*known, *implicit])})")
+    for name, scale in (problems.take(by_name, "--loss_scale", args.loss_scale) or {}).items():
+        if name not in known:
+            problems.add(f"--loss_scale {name}: no such objective (there are {', '.join(known)})")
+        if not 0 < scale < math.inf:
+            problems.add(f"--loss_scale {name}={scale:g}: must be positive")
+
+
+# --- the method
+
+
+def algorithm_of(
+    args: argparse.Namespace, objectives: Sequence[PairObjective], margins: Sequence[Margin], problems: Problems
+) -> Algorithm | None:
+    """The method for the optimized objectives and those with margins; None where flags do not fit together."""
+    method = method_of(args)
+    check_method_options(args, method, METHODS, problems)
+    names = [objective.name for objective in objectives if objective.optimized]
+    kinds = [PAIRS] * len(names)
+    if reads_margins(args):
+        names += [margin.name for margin in margins]
+        kinds += [MARGIN] * len(margins)
+    if not names:
+        return None
+    preference = problems.take(by_name, "--preference", args.preference) if method.reads_preference else {}
+    return problems.take(build, method, names, kinds, preference, options_of(method, args), args.normalize_coefficients)

@@ -1,0 +1,183 @@
+"""The objectives of a run: each is data that orders pairs, `NAME=DATA[:label]`."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from step3_dpo.pairs import Labelled, conflicts, merged
+from utils.cli.types import named_value
+from utils.data import load_pairs
+from utils.data.loading import load_view
+from utils.data.prompt_pairs import PROMPT_PAIRS
+from utils.data.ratings import PairsOfRatings, named_attributes
+from utils.data.records import LABELS
+from utils.data.registry import preference_labels
+from utils.data.summaries import ReadingSummary
+from utils.models.configs import embedding_rows
+from utils.process.distributed import print_main
+from utils.process.errors import Problems, UserError
+from utils.supervised.examples import Examples, Read, encode, split_off
+
+OF_PROMPTS = "prompt_pairs"  # label of one reply to two prompts
+OF_RATINGS = "rating/"  # before the attribute whose ratings order the replies to a prompt
+
+
+@dataclass(frozen=True)
+class PairObjective:
+    """One named thing to improve.
+
+    Attributes:
+        data: files or hub names, as of `--data`.
+        label: which of the data's preferences orders a pair.
+        optimized: False for objectives that are validated only.
+    """
+
+    name: str
+    data: str
+    label: str
+    optimized: bool = True
+
+    def load(self, seed: int) -> Read:
+        """Its pairs, or prompt pairs.
+
+        Raises:
+            UserError: see `load_view`.
+        """
+        if self.label == OF_PROMPTS:
+            return load_view(self.data, PROMPT_PAIRS, seed)
+        if self.label.startswith(OF_RATINGS):
+            attribute = named_attributes([self.label.removeprefix(OF_RATINGS)])
+            return load_view(self.data, PairsOfRatings(attributes=attribute, seed=seed), seed)
+        return load_pairs(self.data, self.label, seed)
+
+
+def named_data(text: str) -> tuple[str, str]:
+    """argparse type of `NAME=DATA[:label]`: the name, and 'DATA:label'."""
+    name, value = named_value(text)
+    data, separator, last = value.rpartition(":")
+    if not separator or is_fraction(last):
+        return name, f"{value}:{LABELS[0]}"
+    known = (*preference_labels(), OF_PROMPTS)
+    if last not in known and not (last.startswith(OF_RATINGS) and last != OF_RATINGS):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: {last!r} is no label (there are {', '.join(known)}, and {OF_RATINGS}ATTRIBUTE)"
+        )
+    return name, value
+
+
+def is_fraction(text: str) -> bool:
+    """Whether what follows the last colon of data is a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def objectives_of(args: argparse.Namespace, problems: Problems) -> list[PairObjective]:
+    """The named objectives, in the order given.
+
+    Problems: a name given twice; an unknown one in --monitor.
+    """
+    names = [name for name, _ in args.objective]
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            problems.add(f"--objective {name}: is given twice")
+    for name in args.monitor:
+        if name not in names:
+            problems.add(f"--monitor {name}: no such objective (there are {', '.join(names)})")
+    if names and all(name in args.monitor for name in names):
+        problems.add("--monitor: no objective is left to optimize")
+    return declared(args.objective, args.monitor)
+
+
+def declared(given: Sequence[tuple[str, str]], monitored: Sequence[str]) -> list[PairObjective]:
+    """Objectives of words of the command line."""
+    parts = [(name, *value.rpartition(":")[::2]) for name, value in given]
+    return [PairObjective(name, data, label, name not in monitored) for name, data, label in parts]
+
+
+def read_pairs(
+    args: argparse.Namespace,
+    objectives: Sequence[PairObjective],
+    tokenizer: PreTrainedTokenizerBase | None,
+    architecture: PreTrainedModel | None,
+    problems: Problems,
+) -> tuple[Examples | None, Examples | None]:
+    """Training and validation pairs that fit `--max_length` and the model; prints what was read, and what conflicts.
+
+    Problems: unusable data, an objective without a pair to train or to validate on; see `encode`.
+    """
+    names = [objective.name for objective in objectives]
+    held_out_data = dict(args.validation_objective)
+    if held_out_data and sorted(held_out_data) != sorted(names):
+        problems.add(f"--validation_objective: names {', '.join(held_out_data)}, --objective {', '.join(names)}")
+        held_out_data = {}
+    read = problems.take(load_all, objectives, args.seed)
+    if held_out_data:
+        others = declared([(name, held_out_data[name]) for name in names], args.monitor)
+        held_out = problems.take(load_all, others, args.seed)
+    else:
+        if args.validation_fraction == 0:
+            problems.add("--validation_fraction 0: needs --validation_objective")
+        read, held_out = problems.take(split_off, args, read) or (None, None)
+    encoding = partial(encode, rows=embedding_rows(architecture))
+    train, validation = (problems.take(encoding, args, tokenizer, side) for side in (read, held_out))
+    if train is not None and validation is not None:
+        print_main("\n".join(read[1].lines() + [f"validation: {line}" for line in held_out[1].lines()]))
+        trained = [objective.name for objective in objectives if objective.optimized]
+        train = problems.take(with_labels_of, train, [names.index(name) for name in trained])
+        for side, examples in (("train", train), ("validate", validation)):
+            problems.take(count_labels, examples, names, side)
+        print_conflicts(train, names)
+    return train, validation
+
+
+def load_all(objectives: Sequence[PairObjective], seed: int) -> tuple[list[Labelled], ReadingSummary]:
+    """The pairs of all objectives, each once."""
+    summary, records = ReadingSummary(), []
+    for objective in objectives:
+        own, theirs = objective.load(seed)
+        records.append(own)
+        for source in theirs.sources:
+            source.name = f"{objective.name} ({objective.label}): {source.name}"
+        summary.sources += theirs.sources
+    return merged(records), summary
+
+
+def with_labels_of(examples: Examples, trained: Sequence[int]) -> Examples:
+    """The pairs that some optimized objective has labelled.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [example for example in examples if any(example.record.labels[i] for i in trained)]
+    if not found:
+        raise UserError("--objective: no pair is left to train on")
+    return Examples(found, round(examples.total * len(found) / len(examples)))
+
+
+def count_labels(examples: Examples, names: Sequence[str], what: str) -> None:
+    """Print how many pairs each objective has.
+
+    Raises:
+        UserError: one has none.
+    """
+    counts = {name: sum(bool(each.record.labels[i]) for each in examples) for i, name in enumerate(names)}
+    for name, count in counts.items():
+        if not count and what == "validate":
+            raise UserError(f"--objective {name}: no pair is left to {what} on (--validation_objective, or more data)")
+    shown = ", ".join(f"{name} {count}" for name, count in counts.items())
+    print_main(f"{len(examples)} pairs to {what} on, labelled by {shown}")
+
+
+def print_conflicts(train: Examples | None, names: Sequence[str]) -> None:
+    """Say how often two objectives order a pair the opposite way."""
+    for pair, found in conflicts([example.record for example in train or ()], names).items():
+        share = found["opposite"] / found["pairs"]
+        print_main(
+            f"{pair}: {found['pairs']} pairs labelled by both, {found['opposite']} in opposite order ({share:.0%})"
+        )
