@@ -160,7 +160,7 @@ with_seeds() { # all runs, then all of them again for every further seed; each o
 RUNS=$(with_seeds)
 source utils/launch/plan.sh
 
-PARTS=(data tokenizer base sft reward cost policies eval report logs)
+PARTS=(data tokenizer base sft reward cost frozen policies eval report logs)
 
 prepare_output() {
     local reason part

@@ -164,6 +164,13 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_free(
         group,
+        "--frozen_dir",
+        metavar="DIR",
+        help="keep here what the reference and margins say of the pairs, for further runs on the same pairs and models;"
+        " all machines have to see it; by default it is in <output_dir>/frozen until the run is finished",
+    )
+    add_free(
+        group,
         "--logits_chunk_size",
         type=non_negative_int,
         default=512,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from step3_dpo.losses import log_prob_differences
-from step3_dpo.pairs import MeasuredPair, shared_prefix
+from step3_dpo.pairs import REPLIES, MeasuredPair, shared_prefix
 from utils.data.batching import left_pad, right_pad
 from utils.data.encoding import Encoded
 from utils.policy.forward import PolicyForward
@@ -54,7 +54,7 @@ def collate(examples: list[Encoded], pad_id: int) -> PairBatch:
     for example in examples:
         prompts += [example.prompt, *(example.other_prompts or [example.prompt])]
         responses += example.responses
-        begun += [shared_prefix(example)] * 2
+        begun += [shared_prefix(example)] * REPLIES
     ids, attention = left_pad(prompts, pad_id)
     response_ids, response_attention = right_pad(responses, pad_id)
     position = torch.arange(response_ids.shape[1])

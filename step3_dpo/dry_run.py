@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from step3_dpo.frozen import Margin, MarginModel
 from step3_dpo.methods import compares_gradients
 from step3_dpo.objectives import PairObjective
-from step3_dpo.policy import REPLIES
+from step3_dpo.pairs import REPLIES
 from utils.combining.algorithm import Algorithm
 from utils.data.encoding import Encoded
 from utils.memory.dry_run import Described, optimizer_lines, print_dry_run, surroundings

@@ -66,7 +66,7 @@ def evaluation_lines(evaluation: dict[str, Any]) -> list[str]:
     """The same for people."""
     lines = []
     for name, figures in evaluation.items():
-        if isinstance(figures, dict):
+        if isinstance(figures, dict) and "accuracy" in figures:
             accuracy, (low, high) = figures["accuracy"], figures["accuracy"]["ci95"]
             lines.append(
                 f"{name}: orders {accuracy['mean']:.1%} [{low:.1%}, {high:.1%}] of {accuracy['count']} held-out pairs"

@@ -1,9 +1,13 @@
 """What frozen models say of pairs before training: the reference's log-probabilities, and MODPO's margins.
 
-Each is one number a pair, computed once and kept in pieces under `<output_dir>/frozen` until the run is finished.
+Each is one number a pair, computed once and kept in pieces: in `--frozen_dir` for further runs on the same pairs, such
+as those of a front, or under `<output_dir>/frozen` until the run is finished. A folder is called by what its values are
+and a digest of all that they depend on.
 """
 
 import argparse
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +17,16 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from step3_dpo.batches import collate, differences
-from step3_dpo.pairs import LabelledPromptPair, MeasuredPair
-from utils.data.encoding import Encoded, end_ids, response_text
+from step3_dpo.pairs import REPLIES, LabelledPromptPair, MeasuredPair
+from utils.data.encoding import Encoded, data_fingerprint, end_ids, response_text
 from utils.engines.arrival import arriving
-from utils.engines.engines import engine_config, make_frozen_engine
+from utils.engines.engines import Engine, engine_config, make_frozen_engine
 from utils.models.configs import DTYPES
 from utils.models.fingerprint import model_facts
 from utils.models.loading import load_causal_lm
 from utils.output.files import remove_folder
 from utils.policy.forward import PolicyForward
-from utils.process.distributed import device, is_main
+from utils.process.distributed import all_gather_objects, device, is_main
 from utils.process.rank_watch import beat
 from utils.scoring.objectives import Objective
 from utils.scoring.scorers import load_row_scorer
@@ -57,37 +61,48 @@ Margin = MarginModel | Objective
 
 
 class Frozen:
-    """Computes and keeps values of training and held-out pairs; call every method on every rank."""
+    """Computes and keeps values of training and held-out pairs; call every method on every rank.
+
+    Attributes:
+        sequences: that models have read for them, in this run or an earlier one.
+    """
 
     def __init__(self, args: argparse.Namespace, sides: Sides, tokenizer: PreTrainedTokenizerBase):
         self.args, self.sides, self.tokenizer = args, sides, tokenizer
-        self.folder = Path(args.output_dir) / "frozen"
-        if is_main() and args.fresh:
+        self.folder, self.sequences = Path(args.frozen_dir or Path(args.output_dir) / "frozen"), 0
+        if is_main() and args.fresh and not args.frozen_dir:
             remove_folder(self.folder)
 
     def reference(self, forward: PolicyForward) -> Values:
         """log π₀(first) − log π₀(second) of every pair, by the policy before it is trained."""
         facts = self.facts(lambda: model_facts(self.args.actor_model, "--actor_model"))
+        self.count()
         return self.values("reference", facts, forward.engine, self.by_policy(forward))
 
     def margin(self, margin: Margin) -> Values:
         """m(first) − m(second); of a `MarginModel`, log π(first) − log π(second) alone."""
-        args = self.args
+        name = f"margin_{margin.name}"
         if isinstance(margin, MarginModel):
+            self.count()
             facts = self.facts(lambda: model_facts(margin.path, margin.flag))
-            if tables := self.complete(f"margin_{margin.name}", facts):
-                return tables
-            beat(f"loading the policy of {margin.flag}")
-            with arriving(engine_config(args, frozen=True)):
-                model = load_causal_lm(margin.path, margin.flag, DTYPES[args.dtype])
-            engine = make_frozen_engine(model, args)
-            forward = PolicyForward(engine, 1.0, args.logits_chunk_size)
-            return self.values(f"margin_{margin.name}", facts, engine, self.by_policy(forward))
-        facts = self.facts(margin.facts)
-        if tables := self.complete(f"margin_{margin.name}", facts):
-            return tables
-        beat(f"loading {margin.flag}")
-        return self.values(f"margin_{margin.name}", facts, None, self.by_scores(margin))
+            return self.complete(name, facts) or self.values(name, facts, *self.aligned(margin))
+        if not margin.is_function:
+            self.count()
+        facts = self.facts(lambda: margin.facts() | {"kind": margin.kind, "label": margin.label})
+        return self.complete(name, facts) or self.values(name, facts, None, self.by_scores(margin))
+
+    def aligned(self, margin: MarginModel) -> tuple[Engine, Measure]:
+        """The policy behind an implicit margin."""
+        args = self.args
+        beat(f"loading the policy of {margin.flag}")
+        with arriving(engine_config(args, frozen=True)):
+            model = load_causal_lm(margin.path, margin.flag, DTYPES[args.dtype])
+        engine = make_frozen_engine(model, args)
+        return engine, self.by_policy(PolicyForward(engine, 1.0, args.logits_chunk_size))
+
+    def count(self) -> None:
+        """A model reads all pairs."""
+        self.sequences += REPLIES * sum(map(len, self.sides.values()))
 
     def facts(self, find: Callable[[], dict[str, str]]) -> dict[str, Any]:
         """What values depend on beside the pairs, on the main rank."""
@@ -95,23 +110,26 @@ class Frozen:
         return find() | own if is_main() else {}
 
     def table(self, name: str, side: str, facts: Mapping[str, Any]) -> KeptTable:
-        way_out = "--fresh starts over"
-        return KeptTable(self.folder / name / side, self.sides[side], dict(facts), PIECE_SIZE, way_out)
+        """The values of one side."""
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        digest.update(data_fingerprint(self.sides[side]).encode())
+        folder = self.folder / f"{name}-{all_gather_objects(digest.hexdigest()[:16])[0]}" / side
+        return KeptTable(folder, self.sides[side], dict(facts), PIECE_SIZE, "remove it")
 
     def complete(self, name: str, facts: Mapping[str, Any]) -> Values | None:
-        """Values that an earlier, interrupted run has computed, if it has all."""
+        """Values that an earlier or interrupted run has computed, if it has all."""
         tables = {side: self.table(name, side, facts) for side in SIDES}
         if any(table.missing() for table in tables.values()):
             return None
         return {side: table.whole() for side, table in tables.items()}
 
-    def values(self, name: str, facts: Mapping[str, Any], engine: Any, measure: Measure) -> Values:
+    def values(self, name: str, facts: Mapping[str, Any], engine: Engine | None, measure: Measure) -> Values:
         """Values of both sides; those that are missing are computed."""
         found = {}
         for side in SIDES:
             table = self.table(name, side, facts)
-            label = f"{name.replace('_', ' of ', 1) if name != 'reference' else name}, {side.replace('_', ' ')} pairs"
-            table.compute(label, engine, self.args.per_device_eval_batch_size, measure, torch.float64)
+            batch_size = self.args.per_device_eval_batch_size
+            table.compute(f"{name} of {side} pairs", engine, batch_size, measure, torch.float64)
             found[side] = table.whole()
         return found
 
@@ -121,7 +139,8 @@ class Frozen:
 
     def by_scores(self, objective: Objective) -> Measure:
         """Differences of an objective's values; 0 where a function has none of one reply."""
-        score = load_row_scorer([objective], DTYPES[self.args.dtype], 2 * self.args.per_device_eval_batch_size)
+        beat(f"loading {objective.flag}")
+        score = load_row_scorer([objective], DTYPES[self.args.dtype], REPLIES * self.args.per_device_eval_batch_size)
 
         def measure(examples: list[Encoded]) -> torch.Tensor:
             rows = [row for example in examples for row in rows_of(example, self.tokenizer)]
@@ -132,16 +151,16 @@ class Frozen:
 
         return measure
 
-    def remove(self) -> None:
-        """They have served."""
-        if is_main():
+    def finish(self) -> None:
+        """They have served, unless they are kept for further runs."""
+        if is_main() and not self.args.frozen_dir:
             remove_folder(self.folder)
 
 
 def rows_of(example: Encoded, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     """Both replies as rows that a scorer reads; what was cut off is not there."""
     record = example.record
-    prompts = record.prompts if isinstance(record, LabelledPromptPair) else [record.messages] * 2
+    prompts = record.prompts if isinstance(record, LabelledPromptPair) else [record.messages] * REPLIES
     rows = []
     for messages, ids in zip(prompts, example.responses, strict=True):
         finished = ids[-1] in end_ids(tokenizer)

@@ -29,7 +29,7 @@ from step3_dpo.evaluation import evaluate, evaluation_lines, validation_figures
 from step3_dpo.frozen import Frozen, Margin, MarginModel, Values, with_values
 from step3_dpo.methods import compares_gradients, method_of
 from step3_dpo.objectives import PairObjective, objectives_of, read_pairs
-from step3_dpo.pairs import MeasuredPair
+from step3_dpo.pairs import MeasuredPair, conflicts
 from step3_dpo.policy import PairPolicy
 from step3_dpo.update import PairLosses, PairUpdate
 from utils.checkpoints.same_run import Facts
@@ -38,7 +38,6 @@ from utils.cli.lora_arguments import check_lora_options
 from utils.cli.plugins import fingerprint_of
 from utils.combining.algorithm import Algorithm
 from utils.data.encoding import Encoded
-from utils.engines.passes import Passes
 from utils.memory.dry_run import settle_ranks
 from utils.models.checking import check_causal_lm, check_dialogues, check_positions
 from utils.models.configs import load_tokenizer
@@ -85,13 +84,14 @@ def main() -> None:
     watch_ranks(args.output_dir, args.rank_timeout)
     seed_everything(args.seed)
     run = Run(args, "dpo", (pairs, held_out), tokenizer, facts=facts_of(args, objectives, margins) if is_main() else {})
-    start, passes = time.monotonic(), Passes()
+    start = time.monotonic()
     frozen = Frozen(args, {"train": pairs, "held_out": held_out}, tokenizer)
     found = {margin.name: frozen.margin(margin) for margin in margins}
     total_steps = steps_per_epoch(len(pairs), args) * args.num_train_epochs
     policy = PairPolicy(args, tokenizer, total_steps)
     reference = None if policy.reference else frozen.reference(policy.forward)
     measure = lambda side, examples: measured_pairs(examples, side, reference, found, margins, algorithm)
+    opposite = conflicts([each.record for each in pairs], [objective.name for objective in objectives])
     pairs, held_out = measure("train", pairs), measure("held_out", held_out)
 
     # Training, with figures on held-out pairs before, after every epoch and of what is exported.
@@ -104,16 +104,16 @@ def main() -> None:
         shown=tuple(f"accuracy/{name}" for name in names),
         step=update.step,
         state=update.weigher,
-        before={"time/frozen": time.monotonic() - start} | passes.scalars(),
+        before={"time/frozen": time.monotonic() - start, "cost/forward_passes": frozen.sequences},
     )
     model = policy.engine.module
     outcome = train(policy.engine, model, args, task, run)
 
     # The aligned policy.
-    evaluation = evaluate(policy, losses, held_out, args) | {"epoch": outcome.exported_epoch}
+    evaluation = evaluate(policy, losses, held_out, args) | {"epoch": outcome.exported_epoch, "conflicts": opposite}
     export(model, tokenizer, args, evaluation)
     print_main("\n".join(evaluation_lines(evaluation)))
-    frozen.remove()
+    frozen.finish()
     run.finish()
     print_summary(args, outcome, len(pairs), task.shown[0])
     shutdown_distributed()

@@ -12,6 +12,8 @@ from utils.data.encoding import Encoded
 from utils.data.prompt_pairs import PromptPair
 from utils.data.records import Message, Pair, Record, conversation_key
 
+REPLIES = 2  # rows of a pair
+
 
 @dataclass(frozen=True)
 class LabelledPair(Record):

@@ -4,6 +4,7 @@ import argparse
 
 from transformers import PreTrainedTokenizerBase
 
+from step3_dpo.pairs import REPLIES
 from utils.engines.arrival import arriving, copy_of
 from utils.engines.engines import engine_config, make_frozen_engine
 from utils.models.configs import DTYPES
@@ -13,8 +14,6 @@ from utils.models.shared_prompts import shares_prompts
 from utils.policy.forward import PolicyForward
 from utils.policy.trained import TrainedPolicy
 from utils.process.rank_watch import beat
-
-REPLIES = 2  # to a prompt: pairs
 
 
 class PairPolicy(TrainedPolicy):

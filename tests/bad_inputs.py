@@ -200,6 +200,13 @@ def step3(b: Bench) -> dict[str, Any]:
             "max_prompt_length": 64, "max_new_tokens": 12, "output_dir": b.older_result}  # fmt: skip
 
 
+def step3_pairs(b: Bench) -> dict[str, Any]:
+    data = b.workshop.folder / "data/preferences_train.jsonl"
+    return {"actor_model": b.workshop.base, "objective": (f"helpfulness={data}", f"harmlessness={data}:safer"),
+            "algorithm": "gapo", "validation_fraction": 0.3, "max_length": 128,
+            "output_dir": b.older_result}  # fmt: skip
+
+
 def generate(b: Bench) -> dict[str, Any]:
     return {"policy": f"base={b.workshop.base}", "reference_model": b.workshop.base, "data": b.workshop.prompts,
             "max_new_tokens": 12, "output_dir": b.older_result}  # fmt: skip
@@ -266,6 +273,7 @@ def policy_script(b: Bench) -> dict[str, Any]:
 
 SCRIPTS: dict[Callable[[Bench], dict[str, Any]], str] = {
     step1: "step1_sft/main.py", step2: "step2_reward/main.py", step3: "step3_gapo/main.py",
+    step3_pairs: "step3_dpo/main.py",
     generate: "eval/generate.py", score: "eval/score.py", soup: "eval/soup.py", judge: "eval/judge.py",
     chat: "eval/chat.py", report: "eval/report.py", make_base: "utils/make_base.py",
     split_data: "utils/split_data.py", inspect_data: "utils/inspect_data.py",
@@ -311,10 +319,67 @@ def cases() -> dict[str, Case]:
     """{what is wrong: the case}."""
     groups = (data_files, data_rows, data_as_a_whole, policies, files_of_policies, score_models,
               score_models_of_others, models_with_a_gate, heads, held_out_pairs, reward_functions,
-              calls_of_reward_functions, adapters,
+              calls_of_reward_functions, adapters, pairs_of_objectives,
               foreign_code, names, variables, config_files, numbers, plans, many_mistakes, hub_names, responses,
               evaluations, judgements, outputs)  # fmt: skip
     return {name: Case(*case) for group in groups for name, case in group().items()}
+
+
+def pairs_of_objectives() -> dict[str, tuple]:
+    """step3_dpo."""
+    data = lambda b: b.workshop.folder / "data/preferences_train.jsonl"
+    alone = {"monitor": "harmlessness", "algorithm": "modpo"}
+    changes = {
+        "pairs: an unknown label": (
+            lambda b: {"objective": f"helpfulness={data(b)}:wittier"}, ("'wittier' is no label",)),
+        "pairs: an objective twice": (
+            lambda b: {"objective": (f"a={data(b)}", f"a={data(b)}:safer")}, ("--objective a: is given twice",)),
+        "pairs: none of an objective": (
+            lambda b: {"objective": (f"a={data(b)}", f"b={b.rows(DIALOGUE)}")},
+            ("rows.jsonl:1", "hold no pairs of replies")),
+        "pairs: all replies identical": (
+            lambda b: {"objective": f"a={b.rows(PROMPT | {'chosen': 'Yes.', 'rejected': 'Yes.'})}"},
+            ("none of the 1 rows can be used (1 identical replies)",)),
+        "pairs: none to validate on": (
+            lambda b: {"validation_objective": (f"helpfulness={data(b)}",)},
+            ("--validation_objective: names helpfulness", "--objective helpfulness, harmlessness")),
+        "pairs: nothing held out": (lambda b: {"validation_fraction": 0}, ("--validation_fraction 0: needs",)),
+        "pairs: beta of 0": (lambda b: {"beta": 0}, ("--beta: 0 is not a positive number",)),
+        "pairs: beta of nothing": (lambda b: {"beta": ("0.1", "wit=0.2")}, ("--beta wit: no such objective",)),
+        "pairs: two betas": (lambda b: {"beta": ("0.1", "0.2")}, ("--beta: is given twice",)),
+        "pairs: a scale of 0": (
+            lambda b: {"loss_scale": "helpfulness=0"}, ("--loss_scale helpfulness=0: must be positive",)),
+        "pairs: an unknown objective is monitored": (
+            lambda b: {"monitor": "wit"}, ("--monitor wit: no such objective",)),
+        "pairs: nothing is optimized": (
+            lambda b: {"monitor": ("helpfulness", "harmlessness")}, ("no objective is left to optimize",)),
+        "pairs: dpo on two objectives": (lambda b: {"algorithm": "dpo"}, ("dpo optimizes one objective",)),
+        "pairs: a method of scores": (lambda b: {"algorithm": "grpo"}, ("--algorithm: invalid choice: 'grpo'",)),
+        "pairs: an own method of scores": (
+            lambda b: {"algorithm": f"{ROOT}/examples/softmin_score.py:SoftMin"}, ("is no class made from",)),
+        "pairs: margins without modpo": (
+            lambda b: {"margin_model": f"wit={b.workshop.base}"}, ("--margin_model wit", "gapo reads no margins")),
+        "pairs: a margin of what is trained": (
+            lambda b: alone | {"margin_model": f"helpfulness={b.workshop.base}"},
+            ("--margin_model helpfulness: is trained on its pairs",)),
+        "pairs: a margin twice": (
+            lambda b: alone | {"margin_model": f"wit={b.workshop.base}", "margin_reward": f"wit={b.workshop.reward}"},
+            ("--margin_model wit: the objective has another margin",)),
+        "pairs: a margin model with another vocabulary": (
+            lambda b: alone | {"margin_model": f"wit={b.workshop.folder / 'other'}"},
+            ("--margin_model wit", "its tokenizer is another one")),
+        "pairs: a margin that is no policy": (
+            lambda b: alone | {"margin_model": f"wit={b.workshop.reward}"},
+            ("--margin_model wit", "not a language model")),
+        "pairs: no weight of what is trained": (
+            lambda b: alone | {"margin_model": f"wit={b.workshop.base}", "preference": ("helpfulness=0", "wit=1")},
+            ("--preference helpfulness=0: the objective with pairs",)),
+        "pairs: a scope for fixed weights": (
+            lambda b: {"algorithm": "dpo_lw", "gradient_scope": "full"},
+            ("--gradient_scope full: --algorithm dpo_lw",)),
+        "pairs: too long for the model": (lambda b: {"max_length": 5}, ("too long to leave room for a reply",)),
+    }  # fmt: skip
+    return {name: (step3_pairs, change, names) for name, (change, names) in changes.items()}
 
 
 def data_files() -> dict[str, tuple]:

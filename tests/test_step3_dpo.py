@@ -1,16 +1,30 @@
 """step3_dpo: its command line on 1 and 2 ranks, every ZeRO stage and scope, against plain torch; its methods."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
 
+from step3_dpo.arguments import algorithm_of, parse_args
+from step3_dpo.batches import collate, differences, measured
+from step3_dpo.frozen import with_values
+from step3_dpo.main import losses_of
+from step3_dpo.objectives import objectives_of, read_pairs
+from step3_dpo.policy import PairPolicy
+from step3_dpo.update import PairUpdate
 from tests import pair_training
 from tests.cases import beyond
-from tests.helpers import Workshop, distance, read_metrics, read_weights, run_script
+from tests.helpers import Workshop, distance, read_metrics, read_weights, run_function, run_killed, run_script
 from tests.pair_training import NAMES, PAIRS_A_STEP, STEP3_DPO, expected_run, pair_flags
+from tests.test_resume import assert_same_run, metrics_lines
+from utils.models.configs import load_tokenizer
+from utils.process.distributed import init_distributed, shutdown_distributed
+from utils.process.errors import AT_ONCE
 
 pytestmark = pytest.mark.slow
 
@@ -157,3 +171,151 @@ def test_lora_and_bf16(workshop: Workshop, tmp_path: Path, ranks: int, changes: 
         assert read_weights(output).keys() == read_weights(workshop.base).keys()
     evaluation = json.loads((output / "evaluation.json").read_text())
     assert evaluation["helpfulness"]["accuracy"]["count"] == 6
+
+
+# --- what the other stages promise
+
+
+def shape(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(("ranks", "changes"), [
+    (2, {"algorithm": "gapo", "zero_stage": 3, "lora_dim": 4, "per_device_train_batch_size": 4}),
+    (1, {"algorithm": "modpo", "monitor": "harmlessness", "gradient_checkpointing": True}),
+])  # fmt: skip
+def test_a_killed_run_goes_on(workshop: Workshop, tmp_path: Path, ranks: int, changes: dict[str, Any]) -> None:
+    """Inside what frozen models say, before a checkpoint and after one: the same bytes as without interruption."""
+    if changes["algorithm"] == "modpo":
+        changes = changes | {"margin_reward": f"wit={workshop.reward}", "preference": ("helpfulness=0.9", "wit=0.1")}
+    more = {"num_train_epochs": 2, "checkpoint_interval": 2, "export": "best"} | changes
+    whole = run(workshop, tmp_path, "whole", ranks, **more)
+    killed, arguments = tmp_path / "killed", pair_flags(workshop, tmp_path, "killed", **more)
+    pieces = lambda: list((killed / "frozen").rglob("*.safetensors"))
+    run_killed(STEP3_DPO, arguments, ranks, lambda: len(pieces()) >= 1, pictures=False)
+    for lines in (2, 4):
+        run_killed(STEP3_DPO, arguments, ranks, lambda lines=lines: metrics_lines(killed) >= lines, pictures=False)
+    result = run_script(STEP3_DPO, arguments, ranks, pictures=False)
+    assert result.code == 0 and "going on from" in result.stdout, result.stderr
+    assert_same_run(whole, killed)
+    assert (whole / "evaluation.json").read_bytes() == (killed / "evaluation.json").read_bytes()
+    assert shape(whole) == shape(killed) and not (killed / "frozen").exists()
+
+
+def test_a_checkpoint_becomes_a_model(workshop: Workshop, tmp_path: Path) -> None:
+    output = run(workshop, tmp_path, "run", algorithm="gapo", keep_checkpoints=True, checkpoint_interval=3)
+    result = run_script("utils/export_checkpoint.py", [str(output), "--output_dir", str(tmp_path / "exported")])
+    assert result.code == 0, result.stderr
+    assert distance(output, tmp_path / "exported") == 0
+
+
+def test_a_dry_run_plans_and_writes_nothing(workshop: Workshop, tmp_path: Path) -> None:
+    arguments = pair_flags(
+        workshop, tmp_path, "run", algorithm="modpo", monitor="harmlessness", dry_run=True,
+        margin_model=f"harmlessness={workshop.base}", reference_log_probs="per_batch",
+    )  # fmt: skip
+    result = run_script(STEP3_DPO, arguments)
+    assert result.code == 0 and "every phase fits" in result.stdout, result.stderr
+    for line in (
+        "margin of harmlessness",
+        "policy update",
+        "is read once for both replies",
+        "harmlessness (monitored)",
+    ):
+        assert line in result.stdout
+    assert not (tmp_path / "run").exists()
+    result = run_script(STEP3_DPO, [*arguments, "--plan_memory", "0.01"])
+    assert result.code == 1 and "does not fit" in result.stdout
+
+
+def test_pairs_of_several_kinds_are_digested_and_conflicts_told(workshop: Workshop, tmp_path: Path) -> None:
+    """One file with two labels, prompt pairs as an objective of their own, ratings; what is identical is counted."""
+    tmp_path.mkdir(exist_ok=True)
+    pairs = [
+        {"prompt": f"How is {i}?", "response_0": f"Fine {i}.", "response_1": f"Bad {i}." if i else "Fine 0.",
+         "better_response_id": 0, "safer_response_id": i % 2, "is_response_0_safe": True, "is_response_1_safe": True}
+        for i in range(12)
+    ]  # fmt: skip
+    prompt_pairs = [
+        {"chosen_prompt": f"Say {i} in capitals.", "rejected_prompt": f"Say {i} softly.", "response": f"YES {i}."}
+        for i in range(8)
+    ]
+    ratings = [
+        {"prompt": f"Rate {i}", "response": f"Text {j} of {i}.", "ratings": {"clarity": j}}
+        for i in range(6)
+        for j in range(2)
+    ]
+    for name, rows in (("pairs", pairs), ("prompts", prompt_pairs), ("ratings", ratings)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    objective = (
+        f"better={tmp_path}/pairs.jsonl", f"safer={tmp_path}/pairs.jsonl:safer",
+        f"obeys={tmp_path}/prompts.jsonl:prompt_pairs", f"clarity={tmp_path}/ratings.jsonl:rating/clarity",
+    )  # fmt: skip
+    arguments = pair_flags(
+        workshop, tmp_path, "run", algorithm="gapo", objective=objective, validation_objective=None,
+        validation_fraction=0.4,
+    )  # fmt: skip
+    result = run_script(STEP3_DPO, arguments)
+    assert result.code == 0, result.stderr
+    assert "dropped 1 (1 identical replies)" in result.stdout
+    assert re.search(r"better, safer: \d+ pairs labelled by both, \d+ in opposite order \(\d+%\)", result.stdout)
+    steps = steps_of(tmp_path / "run")
+    for name in ("better", "safer", "obeys", "clarity"):
+        assert any(f"accuracy/{name}" in step for step in steps)
+    evaluation = json.loads((tmp_path / "run/evaluation.json").read_text())
+    assert evaluation["conflicts"]["better, safer"]["pairs"] >= evaluation["conflicts"]["better, safer"]["opposite"] > 0
+
+
+# --- a peer
+
+
+def test_the_first_step_is_that_of_trl(workshop: Workshop, tmp_path: Path) -> None:
+    """Loss and gradient of DPOTrainer on the same batch, where TRL is installed."""
+    pytest.importorskip("trl")
+    arguments = pair_flags(workshop, tmp_path, "run", algorithm="dpo", monitor="harmlessness")
+    result = run_function(check_against_trl, arguments, tmp_path, ranks=1)
+    assert result.code == 0, result.stderr
+
+
+def check_against_trl(arguments: list[str], folder: Path) -> None:
+    """In a process of its own: the gradient that a step leaves in the engine, and that of TRL's loss."""
+    from trl import DPOConfig, DPOTrainer
+
+    args = parse_args(arguments)
+    objectives = objectives_of(args, AT_ONCE)
+    tokenizer = load_tokenizer(args.actor_model, "--actor_model")
+    examples, _ = read_pairs(args, objectives, tokenizer, None, AT_ONCE)
+    init_distributed(600)
+    policy = PairPolicy(args, tokenizer, 3)
+    part = examples[:PAIRS_A_STEP]
+    known = [differences(policy.forward, collate([example], policy.pad_id)) for example in part]
+    pairs = with_values(part, torch.cat(known), {}, {}, {})
+    algorithm = algorithm_of(args, objectives, [], AT_ONCE)
+    update = PairUpdate(policy, algorithm, losses_of(args, objectives, algorithm), False, args)
+    scalars = update.accumulate([measured(collate(pairs, policy.pad_id), None)])
+
+    model, reference = (AutoModelForCausalLM.from_pretrained(args.actor_model) for _ in range(2))
+    turns = lambda role, text: [{"role": role, "content": text}]
+    rows = [
+        {"prompt": example.record.messages, "chosen": turns("assistant", example.record.first),
+         "rejected": turns("assistant", example.record.second)}
+        for example in part
+    ]  # fmt: skip
+    settings = DPOConfig(
+        output_dir=str(folder / "trl"), beta=pair_training.BETA, per_device_train_batch_size=PAIRS_A_STEP, use_cpu=True,
+        report_to=[], bf16=False, gradient_checkpointing=False, max_length=96,
+    )  # fmt: skip
+    trainer = DPOTrainer(model, reference, settings, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    assert scalars["loss/helpfulness"] == pytest.approx(loss.item(), abs=1e-5)
+    largest = 0.0
+    for (name, ours), (other, theirs) in zip(
+        policy.engine.module.named_parameters(), trainer.model.named_parameters(), strict=True
+    ):
+        assert name == other
+        largest = max(largest, theirs.grad.abs().max().item())
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+    assert largest > 0.01
+    shutdown_distributed()

@@ -62,6 +62,7 @@ train_policy() {
         --per_device_train_batch_size $BATCH_SIZE \
         --gradient_accumulation_steps ${GRADIENT_ACCUMULATION:-1} \
         --logits_chunk_size $LOGITS_CHUNK_SIZE \
+        --frozen_dir "$OUTPUT/frozen" \
         --learning_rate $LEARNING_RATE \
         --seed "${seed:-$SEED}" \
         --checkpoint_interval $CHECKPOINT_INTERVAL \

@@ -13,6 +13,7 @@ from tests.benchmarks.synthetic import Load, make_decoder
 from tests.helpers import Workshop, flags, free_port, run_command
 
 STEP1, STEP2, STEP3 = "step1_sft/main.py", "step2_reward/main.py", "step3_gapo/main.py"
+PAIRS = "step3_dpo/main.py"
 MEGABYTE = 2**20
 BAR = 0.15
 # Freed memory goes back to the system at once: otherwise the peak also counts what glibc keeps for later.
@@ -52,6 +53,11 @@ CASES: list[tuple[str, str, int, dict[str, Any]]] = [
     ("50m", STEP3, 1, {"gradient_scope": "full", **GROUP, **LARGE}),
     ("50m", STEP3, 1, {"gradient_scope": "full", "gram_fraction": 0.25, **GROUP, **LARGE}),
     ("50m", STEP3, 1, {"zero_stage": 2, "gradient_scope": "full", "gram_fraction": 0.25, **GROUP}),
+    ("50m", PAIRS, 1, {}),
+    ("50m", PAIRS, 1, {"gradient_scope": "full", "gradient_accumulation_steps": 2}),
+    ("50m", PAIRS, 1, {"reference_log_probs": "per_batch", "zero_stage": 2}),
+    ("50m", PAIRS, 2, {"zero_stage": 3, "dtype": "bf16"}),
+    ("50m", PAIRS, 1, {"lora_dim": 8, "reference_log_probs": "per_batch"}),
     ("50m", STEP2, 1, {}),
     ("50m", STEP1, 1, {"per_device_train_batch_size": 8}),
     ("50m", STEP1, 1, LONG),
@@ -93,6 +99,13 @@ def make_models(size: str, folder: Path, tokenizer: Path) -> None:
 def arguments(folder: Path, workshop: Workshop, script: str, changes: dict[str, Any]) -> list[str]:
     """A short run: two optimizer steps, after which the optimizer's memory is complete."""
     common = {"output_dir": folder / "out", "checkpoint_interval": 0, "num_warmup_steps": 0}
+    if script == PAIRS:
+        row = max((workshop.folder / "data/preferences_train.jsonl").read_text().splitlines(keepends=True), key=len)
+        (folder / "alike.jsonl").write_text(row * 32)
+        data = tuple(f"{name}={folder / 'alike.jsonl'}:{label}" for name, label in (("a", "better"), ("b", "safer")))
+        sizes = {"max_length": 128, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 4}
+        own = {"actor_model": folder / "policy", "objective": data, "validation_objective": data, "algorithm": "gapo"}
+        return flags(**(own | sizes | common | changes))
     if script != STEP3:
         name, count = ("sft", 96) if script == STEP1 else ("preferences", 16)
         rows = (workshop.folder / f"data/{name}_train.jsonl").read_text().splitlines(keepends=True)

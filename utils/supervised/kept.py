@@ -5,6 +5,7 @@ A piece is written by rename, once all ranks have done their share: a run that w
 
 import functools
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def flattened(
 
 def write_tensor(path: Path, values: torch.Tensor) -> None:
     """A file that is there whole or not at all."""
-    temporary = path.with_suffix(".unfinished")
+    temporary = path.with_suffix(f".{os.getpid()}")  # another run may write the same values
     save_file({NAME: values.contiguous()}, temporary)
     flush_to_disk([temporary])
     temporary.replace(path)
