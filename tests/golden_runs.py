@@ -39,9 +39,9 @@ from transformers.utils.logging import disable_progress_bar
 from tests.architectures import Architecture, random_model, tokenizer
 from tests.helpers import STEP3, flags, read_metrics, run_script
 
-STEP1, STEP2 = "step1_sft/main.py", "step2_reward/main.py"
+STEP1, STEP2, PAIRS = "step1_sft/main.py", "step2_reward/main.py", "step3_dpo/main.py"
 SCOPES, RANKS, STAGES = ("last_layer", "full"), (1, 2), (0, 2, 3)
-UNTIMED = re.compile(r"^time/|memory")  # tags that differ from run to run
+UNTIMED = re.compile(r"^time/|^cost/|memory")  # tags that differ from run to run, and counts, which older trees lack
 METRICS = "metrics.jsonl"
 NEEDED = {"ppo": {"monitor": "harmlessness"}}  # flags without which an algorithm refuses two objectives
 FUNCTIONS = tuple(f"{name}=examples.reward_functions:{name}" for name in ("conciseness", "format"))
@@ -88,6 +88,10 @@ FURTHER_RUNS = {
        for ranks, stage in product(RANKS, STAGES)},
     **{f"step2-{kind}-{ranks}_ranks-zero_{stage}": Run(STEP2, ranks, {"kind": kind, "zero_stage": stage})
        for kind, (ranks, stage) in product(("reward", "cost"), ((1, 0), (2, 2), (2, 3)))},
+    **{f"pairs-{algorithm}-{ranks}_ranks-zero_{stage}": Run(PAIRS, ranks, {"algorithm": algorithm, "zero_stage": stage})
+       for algorithm, (ranks, stage) in product(("dpo_lw", "gapo", "raco"), ((1, 0), (2, 2), (2, 3)))},
+    "pairs-modpo": Run(PAIRS, 1, {"algorithm": "modpo", "monitor": "two", "gradient_checkpointing": True}),
+    "pairs-lora": Run(PAIRS, 2, ADAPTERS | {"zero_stage": 3, "reference_log_probs": "per_batch"}),
 }  # fmt: skip
 
 
@@ -164,7 +168,10 @@ def flags_of(run: Run, inputs: Path, output: Path) -> list[str]:
         "per_device_train_batch_size": 4, "num_train_epochs": 2, "max_steps": 2, "actor_learning_rate": 1e-3,
         "critic_learning_rate": 1e-3, "lr_scheduler_type": "constant", "num_warmup_steps": 0,
     }  # fmt: skip
+    both = tuple(f"{name}={inputs}/pairs.jsonl:{label}" for name, label in (("one", "better"), ("two", "safer")))
+    objectives = {"actor_model": inputs / "policy", "objective": both, "validation_objective": both}
     own = {
+        PAIRS: {"algorithm": "gapo", "max_length": 64} | objectives | SUPERVISED,
         STEP1: supervised | {"data": f"{inputs}/dialogues.jsonl:0.5", "validation_data": inputs / "dialogues.jsonl"},
         STEP2: supervised | pairs,
         STEP3: step3,

@@ -25,7 +25,19 @@ from eval.results.methods import (
     preference,
     use_methods,
 )
-from eval.results.shapes import NUMBER, OBJECT, SCALES, TEXT, WHOLE, Each, Maybe, Shape, find_difference, is_number
+from eval.results.shapes import (
+    BETAS,
+    NUMBER,
+    OBJECT,
+    SCALES,
+    TEXT,
+    WHOLE,
+    Each,
+    Maybe,
+    Shape,
+    find_difference,
+    is_number,
+)
 from utils.process.errors import UserError
 
 DEFAULT_CONDITION = "balanced"  # what tables and files call the condition of names without one
@@ -33,6 +45,7 @@ DEFAULT_CONDITION = "balanced"  # what tables and files call the condition of na
 # What is read of args.json, of an evaluation (of models or of gold scores) and of its rows. An objective that does not
 # judge a response has null there; one that judges none has no mean, and then there is no average.
 SETTINGS = {"algorithm": Maybe(TEXT), "seed": Maybe(WHOLE), "score_scale": Maybe(SCALES),
+            "loss_scale": Maybe(SCALES), "beta": Maybe(BETAS),
             "actor_model": Maybe(TEXT), "actor_model_sha256": Maybe(TEXT)}  # fmt: skip
 SCORES = {"objectives": Each({"mean": NUMBER, "ci95": NUMBER}), "average": Maybe(NUMBER),
           "harmless_ratio": Maybe(NUMBER)}  # fmt: skip
@@ -147,6 +160,22 @@ class Run:
         return self.args.get("algorithm") or self.name.family
 
     @property
+    def scales(self) -> dict[str, float]:
+        """Factors on the scores of objectives in training, other than 1."""
+        return {name: scale for name, scale in self.args.get("score_scale") or [] if scale != 1}
+
+    @property
+    def betas(self) -> dict[str, float]:
+        """β of objectives that have one of their own, in training on pairs."""
+        return {name: beta for name, beta in self.args.get("beta") or [] if name is not None}
+
+    @property
+    def changed(self) -> set[str]:
+        """Objectives that training has scaled, in whatever way."""
+        losses = {name for name, scale in self.args.get("loss_scale") or [] if scale != 1}
+        return {*self.scales, *self.betas, *losses}
+
+    @property
     def seed(self) -> int | None:
         """The seed it was trained with, or the one its name carries."""
         if self.args.get("seed") is not None:
@@ -202,13 +231,14 @@ def condition_title(condition: str) -> str:
 def find_stand_ins(runs: Sequence[AnyRun], condition: str) -> list[AnyRun]:
     """Runs of the default condition that stand for `condition`, too, because it changes nothing for them.
 
-    These are the SFT model and, where the condition is one of scaled scores (--score_scale among the settings of
-    its runs), experts of an objective that it does not scale. A run of the condition itself goes before a stand-in.
+    These are the SFT model and, where the condition is one of scaled objectives (--score_scale among the settings of
+    its runs, or --beta of one), experts of an objective that it does not scale. A run of the condition itself goes
+    before a stand-in.
     """
     if not condition:
         return []
     own = [run for run in runs if run.name.condition == condition]
-    scaled = {name for run in own for name, scale in run.args.get("score_scale") or [] if scale != 1}
+    scaled = {name for run in own for name in run.changed}
     taken = {run.name.base for run in own}
     places = (START, EXPERT) if scaled else (START,)
     return [

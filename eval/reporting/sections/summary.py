@@ -89,10 +89,17 @@ def score_entries(group: Run) -> dict[str, dict[str, Any]]:
 
 
 def scale_sentences(groups: Sequence[Run]) -> list[str]:
-    """What a condition of scaled scores is."""
-    scales = {(name, scale) for group in groups for name, scale in group.args.get("score_scale") or [] if scale != 1}
-    found = " and ".join(f"{name} by {scale:g}" for name, scale in sorted(scales))
-    return [f"Training multiplied the scores of {found}; all figures here are in original units."] if found else []
+    """What a condition of scaled scores, or of another β, is."""
+    scales = {item for group in groups for item in group.scales.items()}
+    betas = {item for group in groups for item in group.betas.items()}
+    shown = lambda items, word: " and ".join(f"{name} {word} {value:g}" for name, value in sorted(items))
+    sentences = []
+    if scales:
+        found = shown(scales, "by")
+        sentences.append(f"Training multiplied the scores of {found}; all figures here are in original units.")
+    if betas:
+        sentences.append(f"Training on pairs had β of {shown(betas, '=')}.")
+    return sentences
 
 
 def extreme_sentences(rows: Sequence[RunGroup]) -> list[str]:
