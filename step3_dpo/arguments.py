@@ -114,9 +114,9 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
         "--beta",
         type=beta,
         nargs="+",
-        default=[(None, 0.1)],
+        default=["0.1"],
         metavar="B",
-        help="β: of all objectives, and NAME=B of one (0.1)",
+        help="β: of all objectives, and NAME=B of one",
     )
     group.add_argument(
         "--loss_scale",
@@ -129,13 +129,19 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     add_fitting_arguments(group)
 
 
-def beta(text: str) -> tuple[str | None, float]:
-    """argparse type of `B` and `NAME=B`."""
-    name, value = named_value(text) if "=" in text else (None, text)
+def beta(text: str) -> str:
+    """argparse type of `B` and `NAME=B`: the word, see `parse_beta`."""
     try:
-        return name, positive_float(value)
+        parse_beta(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is neither B nor NAME=B") from None
+    return text
+
+
+def parse_beta(text: str) -> tuple[str | None, float]:
+    """The name, if there is one, and β. Raises ValueError or ArgumentTypeError where it is none."""
+    name, value = named_value(text) if "=" in text else (None, text)
+    return name, positive_float(value)
 
 
 def add_margin_arguments(parser: argparse.ArgumentParser) -> None:
@@ -222,7 +228,7 @@ def check_margin(margin: Margin, tokenizer: PreTrainedTokenizerBase, args: argpa
 
 def betas_of(args: argparse.Namespace) -> dict[str | None, float]:
     """`--beta` by name; None: of all others."""
-    return {None: 0.1} | dict(args.beta)
+    return {None: 0.1} | dict(map(parse_beta, args.beta))
 
 
 def beta_of(betas: dict[str | None, float], name: str) -> float:
@@ -235,16 +241,17 @@ def check_numbers(
     """Problems: β or a scale of no objective, or given twice; a scale that is not positive."""
     known = [objective.name for objective in objectives]
     implicit = [margin.name for margin in margins if isinstance(margin, MarginModel)]
-    given = [name for name, _ in args.beta]
+    given = [name for name, _ in map(parse_beta, args.beta)]
     for name in dict.fromkeys(given):
         shown = "" if name is None else f" {name}"
         if given.count(name) > 1:
             problems.add(f"--beta{shown}: is given twice")
         if name is not None and name not in (*known, *implicit):
             problems.add(f"--beta{shown}: no such objective (there are {', '.join([*known, *implicit])})")
+    optimized = [objective.name for objective in objectives if objective.optimized]
     for name, scale in (problems.take(by_name, "--loss_scale", args.loss_scale) or {}).items():
-        if name not in known:
-            problems.add(f"--loss_scale {name}: no such objective (there are {', '.join(known)})")
+        if name not in optimized:
+            problems.add(f"--loss_scale {name}: no objective that is optimized (there are {', '.join(optimized)})")
         if not 0 < scale < math.inf:
             problems.add(f"--loss_scale {name}={scale:g}: must be positive")
 
@@ -265,5 +272,10 @@ def algorithm_of(
         kinds += [MARGIN] * len(margins)
     if not names:
         return None
+    if any(getattr(method, name) is not getattr(Algorithm, name) for name in ("observe", "observe_advantages")):
+        problems.add(f"--algorithm {args.algorithm}: observes scores or advantages; pairs have none")
+    for name, _ in args.preference:
+        if name not in names and name in args.monitor and reads_margins(args):
+            problems.add(f"--preference {name}: has neither pairs that are trained on nor a margin (--margin_model)")
     preference = problems.take(by_name, "--preference", args.preference) if method.reads_preference else {}
     return problems.take(build, method, names, kinds, preference, options_of(method, args), args.normalize_coefficients)

@@ -59,9 +59,14 @@ def collate(examples: list[Encoded], pad_id: int) -> PairBatch:
     response_ids, response_attention = right_pad(responses, pad_id)
     position = torch.arange(response_ids.shape[1])
     mask = response_attention * (position >= torch.tensor(begun)[:, None])
-    labels = torch.tensor([example.record.labels for example in examples], dtype=torch.float64).T
+    labels = torch.tensor([labels_of(example) for example in examples], dtype=torch.float64).T
     columns = torch.cat([ids, response_ids], dim=1), torch.cat([attention, response_attention], dim=1), mask.float()
     return PairBatch(*(tensor.to(device()) for tensor in (*columns, labels)), examples)
+
+
+def labels_of(example: Encoded) -> tuple[int, ...]:
+    """[m] of a pair, measured or not."""
+    return example.labels if isinstance(example, MeasuredPair) else example.record.labels
 
 
 def measured(batch: PairBatch, reference: PolicyForward | None) -> MeasuredBatch:

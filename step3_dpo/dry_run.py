@@ -36,7 +36,7 @@ def print_pair_dry_run(
     models += [described for margin in margins if (described := described_margin(margin))]
     examples = [*train, *validation]
     lengths = longest_of(examples)
-    shares = shares_prompts(args, policy, REPLIES)
+    shares = shares_prompts(args, policy, REPLIES) and not any(example.other_prompts for example in examples)
     around = surroundings(
         args,
         lengths,
@@ -67,11 +67,12 @@ def longest_of(examples: Sequence[Encoded]) -> tuple[int, int]:
 
 def described_margin(margin: Margin) -> Described | None:
     """The model behind a margin; None of a function."""
+    use = "margin"
     if isinstance(margin, MarginModel):
         model = check_causal_lm(margin.path, margin.flag)
     elif margin.is_function:
         return None
     else:
-        config = load_config(margin.path, margin.flag)
+        config, use = load_config(margin.path, margin.flag), "scored margin"
         model = skeleton(loader_of(config), config, margin.path, margin.flag)
-    return Described(f"margin of {margin.name}", margin.path, model, ("margin",), "alone, before the policy is loaded")
+    return Described(f"margin of {margin.name}", margin.path, model, (use,), "alone, before the policy is loaded")

@@ -50,7 +50,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """The figures of the exported policy for evaluation.json, by objective; accuracy with its 95% interval."""
     table = pair_table(policy, losses, examples, args)
-    found: dict[str, Any] = {"pairs": len(examples)}
+    found = {}
     for i, name in enumerate(losses.names):
         own = table[table[:, i, -1] > 0, i]
         loss, accuracy, margin, _ = own.unbind(dim=-1)
@@ -66,10 +66,9 @@ def evaluation_lines(evaluation: dict[str, Any]) -> list[str]:
     """The same for people."""
     lines = []
     for name, figures in evaluation.items():
-        if isinstance(figures, dict) and "accuracy" in figures:
-            accuracy, (low, high) = figures["accuracy"], figures["accuracy"]["ci95"]
-            lines.append(
-                f"{name}: orders {accuracy['mean']:.1%} [{low:.1%}, {high:.1%}] of {accuracy['count']} held-out pairs"
-                f" right · loss {figures['loss']:.4f} · implicit margin {figures['margin']:.4g}"
-            )
+        accuracy, (low, high) = figures["accuracy"], figures["accuracy"]["ci95"]
+        lines.append(
+            f"{name}: orders {accuracy['mean']:.1%} [{low:.1%}, {high:.1%}] of {accuracy['count']} held-out pairs"
+            f" right · loss {figures['loss']:.4f} · implicit margin {figures['margin']:.4g}"
+        )
     return lines

@@ -20,7 +20,7 @@ from step3_dpo.batches import collate, differences
 from step3_dpo.pairs import REPLIES, LabelledPromptPair, MeasuredPair
 from utils.data.encoding import Encoded, data_fingerprint, end_ids, response_text
 from utils.engines.arrival import arriving
-from utils.engines.engines import Engine, engine_config, make_frozen_engine
+from utils.engines.engines import Engine, engine_config, make_frozen_engine, release
 from utils.models.configs import DTYPES
 from utils.models.fingerprint import model_facts
 from utils.models.loading import load_causal_lm
@@ -64,35 +64,38 @@ class Frozen:
     """Computes and keeps values of training and held-out pairs; call every method on every rank.
 
     Attributes:
-        sequences: that models have read for them, in this run or an earlier one.
+        seconds, sequences: that computing them has taken, and that models have read for them, in this run or an earlier
+            one.
     """
 
     def __init__(self, args: argparse.Namespace, sides: Sides, tokenizer: PreTrainedTokenizerBase):
         self.args, self.sides, self.tokenizer = args, sides, tokenizer
-        self.folder, self.sequences = Path(args.frozen_dir or Path(args.output_dir) / "frozen"), 0
+        self.folder = Path(args.frozen_dir or Path(args.output_dir) / "frozen")
+        self.seconds, self.sequences = 0.0, 0
+        self.data = {side: data_fingerprint(examples) for side, examples in sides.items()}
         if is_main() and args.fresh and not args.frozen_dir:
             remove_folder(self.folder)
 
     def reference(self, forward: PolicyForward) -> Values:
         """log π₀(first) − log π₀(second) of every pair, by the policy before it is trained."""
         facts = self.facts(lambda: model_facts(self.args.actor_model, "--actor_model"))
-        self.count()
-        return self.values("reference", facts, forward.engine, self.by_policy(forward))
+        found = self.values("reference", facts, lambda: (forward.engine, self.by_policy(forward)))
+        self.sequences += self.rows()
+        return found
 
     def margin(self, margin: Margin) -> Values:
         """m(first) − m(second); of a `MarginModel`, log π(first) − log π(second) alone."""
-        name = f"margin_{margin.name}"
         if isinstance(margin, MarginModel):
-            self.count()
-            facts = self.facts(lambda: model_facts(margin.path, margin.flag))
-            return self.complete(name, facts) or self.values(name, facts, *self.aligned(margin))
-        if not margin.is_function:
-            self.count()
-        facts = self.facts(lambda: margin.facts() | {"kind": margin.kind, "label": margin.label})
-        return self.complete(name, facts) or self.values(name, facts, None, self.by_scores(margin))
+            facts, load = self.facts(lambda: model_facts(margin.path, margin.flag)), lambda: self.by_aligned(margin)
+        else:
+            facts = self.facts(lambda: margin.facts() | {"kind": margin.kind, "label": margin.label})
+            load = lambda: (None, self.by_scores(margin))
+        found = self.values(f"margin_{margin.name}", facts, load, only_for_this=True)
+        self.sequences += self.rows() if isinstance(margin, MarginModel) or not margin.is_function else 0
+        return found
 
-    def aligned(self, margin: MarginModel) -> tuple[Engine, Measure]:
-        """The policy behind an implicit margin."""
+    def by_aligned(self, margin: MarginModel) -> tuple[Engine, Measure]:
+        """Differences of the policy behind an implicit margin."""
         args = self.args
         beat(f"loading the policy of {margin.flag}")
         with arriving(engine_config(args, frozen=True)):
@@ -100,9 +103,13 @@ class Frozen:
         engine = make_frozen_engine(model, args)
         return engine, self.by_policy(PolicyForward(engine, 1.0, args.logits_chunk_size))
 
-    def count(self) -> None:
-        """A model reads all pairs."""
-        self.sequences += REPLIES * sum(map(len, self.sides.values()))
+    def rows(self) -> int:
+        """Sequences that a model reads for all pairs."""
+        return REPLIES * sum(map(len, self.sides.values()))
+
+    def scalars(self) -> dict[str, float]:
+        """What to log of their cost."""
+        return {"time/frozen": self.seconds, "cost/forward_passes": self.sequences}
 
     def facts(self, find: Callable[[], dict[str, str]]) -> dict[str, Any]:
         """What values depend on beside the pairs, on the main rank."""
@@ -111,27 +118,34 @@ class Frozen:
 
     def table(self, name: str, side: str, facts: Mapping[str, Any]) -> KeptTable:
         """The values of one side."""
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-        digest.update(data_fingerprint(self.sides[side]).encode())
-        folder = self.folder / f"{name}-{all_gather_objects(digest.hexdigest()[:16])[0]}" / side
-        return KeptTable(folder, self.sides[side], dict(facts), PIECE_SIZE, "remove it")
+        facts = {**facts, "data": self.data[side]}
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        folder = self.folder / f"{name}-{all_gather_objects(digest)[0]}" / side
+        return KeptTable(folder, self.sides[side], facts, PIECE_SIZE, "remove it")
 
-    def complete(self, name: str, facts: Mapping[str, Any]) -> Values | None:
-        """Values that an earlier or interrupted run has computed, if it has all."""
+    def values(
+        self,
+        name: str,
+        facts: Mapping[str, Any],
+        load: Callable[[], tuple[Engine | None, Measure]],
+        only_for_this: bool = False,
+    ) -> Values:
+        """Values of both sides; those that are missing are computed.
+
+        Args:
+            load: the engine that computes, if there is one, and how; called if something is missing.
+            only_for_this: whether the engine has served then.
+        """
         tables = {side: self.table(name, side, facts) for side in SIDES}
-        if any(table.missing() for table in tables.values()):
-            return None
+        if any([table.missing() for table in tables.values()]):
+            engine, measure = load()
+            for side, table in tables.items():
+                batch_size = self.args.per_device_eval_batch_size
+                table.compute(f"{name} of {side} pairs", engine, batch_size, measure, torch.float64)
+            if engine is not None and only_for_this:
+                release(engine)
+        self.seconds += sum(table.seconds() for table in tables.values())
         return {side: table.whole() for side, table in tables.items()}
-
-    def values(self, name: str, facts: Mapping[str, Any], engine: Engine | None, measure: Measure) -> Values:
-        """Values of both sides; those that are missing are computed."""
-        found = {}
-        for side in SIDES:
-            table = self.table(name, side, facts)
-            batch_size = self.args.per_device_eval_batch_size
-            table.compute(f"{name} of {side} pairs", engine, batch_size, measure, torch.float64)
-            found[side] = table.whole()
-        return found
 
     def by_policy(self, forward: PolicyForward) -> Measure:
         """Differences of a policy's log-probabilities."""

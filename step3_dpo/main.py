@@ -12,7 +12,6 @@ import argparse
 import gc
 import inspect
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,7 +35,7 @@ from utils.checkpoints.same_run import Facts
 from utils.cli.arguments import check_deepspeed_arguments
 from utils.cli.lora_arguments import check_lora_options
 from utils.cli.plugins import fingerprint_of
-from utils.combining.algorithm import Algorithm
+from utils.combining.algorithm import Algorithm, LossLevel
 from utils.data.encoding import Encoded
 from utils.memory.dry_run import settle_ranks
 from utils.models.checking import check_causal_lm, check_dialogues, check_positions
@@ -74,7 +73,7 @@ def main() -> None:
     pairs, held_out = read_pairs(args, objectives, tokenizer, architecture, problems)
     problems.report()
     check_length(args, [*pairs, *held_out])
-    note_steps(args, pairs.total)
+    note_steps(args, pairs.total, "--objective")
     if args.dry_run:
         return print_pair_dry_run(args, objectives, margins, algorithm, (pairs, held_out))
     check_output(args.output_dir, args.fresh)
@@ -83,8 +82,8 @@ def main() -> None:
     init_distributed(args.rank_timeout)
     watch_ranks(args.output_dir, args.rank_timeout)
     seed_everything(args.seed)
-    run = Run(args, "dpo", (pairs, held_out), tokenizer, facts=facts_of(args, objectives, margins) if is_main() else {})
-    start = time.monotonic()
+    facts, names = facts_of(args, objectives, margins) if is_main() else {}, ("--objective", "--validation_objective")
+    run = Run(args, "dpo", (pairs, held_out), tokenizer, facts=facts, names=names)
     frozen = Frozen(args, {"train": pairs, "held_out": held_out}, tokenizer)
     found = {margin.name: frozen.margin(margin) for margin in margins}
     total_steps = steps_per_epoch(len(pairs), args) * args.num_train_epochs
@@ -104,15 +103,18 @@ def main() -> None:
         shown=tuple(f"accuracy/{name}" for name in names),
         step=update.step,
         state=update.weigher,
-        before={"time/frozen": time.monotonic() - start, "cost/forward_passes": frozen.sequences},
+        before=frozen.scalars(),
+        groups=groups_of(pairs, losses.optimized),
+        again=MeasuredPair.again,
     )
     model = policy.engine.module
     outcome = train(policy.engine, model, args, task, run)
 
     # The aligned policy.
-    evaluation = evaluate(policy, losses, held_out, args) | {"epoch": outcome.exported_epoch, "conflicts": opposite}
+    evaluation = {"epoch": outcome.exported_epoch, "pairs": len(held_out), "conflicts": opposite}
+    evaluation["objectives"] = evaluate(policy, losses, held_out, args)
     export(model, tokenizer, args, evaluation)
-    print_main("\n".join(evaluation_lines(evaluation)))
+    print_main("\n".join(evaluation_lines(evaluation["objectives"])))
     frozen.finish()
     run.finish()
     print_summary(args, outcome, len(pairs), task.shown[0])
@@ -169,7 +171,7 @@ def measured_pairs(
         examples,
         reference[side] if reference else None,
         {name: values[side] for name, values in margins.items()},
-        getattr(algorithm, "margin_weights", {}),
+        algorithm.margin_weights if isinstance(algorithm, LossLevel) else {},
         {margin.name: margin.beta for margin in declared if isinstance(margin, MarginModel)},
     )
 
@@ -183,8 +185,18 @@ def losses_of(args: argparse.Namespace, objectives: Sequence[PairObjective], alg
         beta=numbers([beta_of(betas, objective.name) for objective in objectives]),
         scale=numbers([scales.get(objective.name, 1.0) for objective in objectives]),
         optimized=[i for i, objective in enumerate(objectives) if objective.optimized],
-        logit_scale=getattr(algorithm, "logit_scale", 1.0),
+        logit_scale=algorithm.logit_scale if isinstance(algorithm, LossLevel) else 1.0,
     )
+
+
+def groups_of(pairs: Sequence[MeasuredPair], optimized: Sequence[int]) -> list[tuple[bool, ...]] | None:
+    """By which objectives each pair is labelled, so that every step has pairs of all; None where all are alike.
+
+    Steps of like lengths would otherwise hold the pairs of one objective, where lengths differ between them, and there
+    would be nothing to compare.
+    """
+    groups = [tuple(bool(pair.labels[i]) for i in optimized) for pair in pairs]
+    return groups if len(set(groups)) > 1 else None
 
 
 if __name__ == "__main__":

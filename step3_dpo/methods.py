@@ -3,7 +3,7 @@
 import argparse
 import functools
 
-from utils.combining.algorithm import Algorithm, GradientLevel
+from utils.combining.algorithm import Algorithm, GradientLevel, LossLevel
 from utils.combining.registry import OF_PAIRS, find_methods, method_called
 
 METHODS = find_methods("step3_dpo.algorithms", "utils.combining")
@@ -26,4 +26,5 @@ def compares_gradients(args: argparse.Namespace) -> bool:
 
 def reads_margins(args: argparse.Namespace) -> bool:
     """Whether the method takes margins in place of pairs."""
-    return getattr(method_of(args), "reads_margins", False)
+    method = method_of(args)
+    return issubclass(method, LossLevel) and method.reads_margins

@@ -8,11 +8,11 @@ from functools import partial
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from step3_dpo.pairs import Labelled, conflicts, merged
-from utils.cli.types import named_value
+from utils.cli.types import by_name, named_value
 from utils.data import load_pairs
 from utils.data.loading import load_view
 from utils.data.prompt_pairs import PROMPT_PAIRS
-from utils.data.ratings import PairsOfRatings, named_attributes
+from utils.data.ratings import PairsOfRatings, named_attributes, parse_attribute
 from utils.data.records import LABELS
 from utils.data.registry import preference_labels
 from utils.data.summaries import ReadingSummary
@@ -55,17 +55,34 @@ class PairObjective:
 
 
 def named_data(text: str) -> tuple[str, str]:
-    """argparse type of `NAME=DATA[:label]`: the name, and 'DATA:label'."""
+    """argparse type of `NAME=DATA[:LABEL]`: the name, and 'DATA[:LABEL]' (see `split_label`)."""
     name, value = named_value(text)
-    data, separator, last = value.rpartition(":")
-    if not separator or is_fraction(last):
-        return name, f"{value}:{LABELS[0]}"
-    known = (*preference_labels(), OF_PROMPTS)
-    if last not in known and not (last.startswith(OF_RATINGS) and last != OF_RATINGS):
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: {last!r} is no label (there are {', '.join(known)}, and {OF_RATINGS}ATTRIBUTE)"
-        )
+    try:
+        split_label(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
     return name, value
+
+
+def split_label(text: str) -> tuple[str, str]:
+    """The data and the label of 'DATA[:LABEL]'; without one, the first of all labels.
+
+    Raises:
+        ValueError: no such label.
+    """
+    *others, last = text.split(",")  # a fraction may stand behind each source
+    data, separator, label = last.partition(f":{OF_RATINGS}")
+    if separator:
+        parse_attribute(label)
+        label = f"{OF_RATINGS}{label}"
+    else:
+        data, separator, label = last.rpartition(":")
+    if not separator or is_fraction(label):
+        return text, LABELS[0]
+    known = (*preference_labels(), OF_PROMPTS)
+    if label not in known and not label.startswith(OF_RATINGS):
+        raise ValueError(f"{label!r} is no label (there are {', '.join(known)}, and {OF_RATINGS}ATTRIBUTE)")
+    return ",".join([*others, data]), label
 
 
 def is_fraction(text: str) -> bool:
@@ -96,8 +113,7 @@ def objectives_of(args: argparse.Namespace, problems: Problems) -> list[PairObje
 
 def declared(given: Sequence[tuple[str, str]], monitored: Sequence[str]) -> list[PairObjective]:
     """Objectives of words of the command line."""
-    parts = [(name, *value.rpartition(":")[::2]) for name, value in given]
-    return [PairObjective(name, data, label, name not in monitored) for name, data, label in parts]
+    return [PairObjective(name, *split_label(value), name not in monitored) for name, value in given]
 
 
 def read_pairs(
@@ -112,7 +128,7 @@ def read_pairs(
     Problems: unusable data, an objective without a pair to train or to validate on; see `encode`.
     """
     names = [objective.name for objective in objectives]
-    held_out_data = dict(args.validation_objective)
+    held_out_data = problems.take(by_name, "--validation_objective", args.validation_objective) or {}
     if held_out_data and sorted(held_out_data) != sorted(names):
         problems.add(f"--validation_objective: names {', '.join(held_out_data)}, --objective {', '.join(names)}")
         held_out_data = {}
@@ -123,15 +139,15 @@ def read_pairs(
     else:
         if args.validation_fraction == 0:
             problems.add("--validation_fraction 0: needs --validation_objective")
-        read, held_out = problems.take(split_off, args, read) or (None, None)
+        read, held_out = problems.take(split_off, args, read, "--objective") or (None, None)
     encoding = partial(encode, rows=embedding_rows(architecture))
     train, validation = (problems.take(encoding, args, tokenizer, side) for side in (read, held_out))
     if train is not None and validation is not None:
         print_main("\n".join(read[1].lines() + [f"validation: {line}" for line in held_out[1].lines()]))
         trained = [objective.name for objective in objectives if objective.optimized]
         train = problems.take(with_labels_of, train, [names.index(name) for name in trained])
-        for side, examples in (("train", train), ("validate", validation)):
-            problems.take(count_labels, examples, names, side)
+        problems.take(count_labels, train, objectives, "train", trained)
+        problems.take(count_labels, validation, objectives, "validate", names)
         print_conflicts(train, names)
     return train, validation
 
@@ -160,18 +176,22 @@ def with_labels_of(examples: Examples, trained: Sequence[int]) -> Examples:
     return Examples(found, round(examples.total * len(found) / len(examples)))
 
 
-def count_labels(examples: Examples, names: Sequence[str], what: str) -> None:
+def count_labels(examples: Examples, objectives: Sequence[PairObjective], what: str, needed: Sequence[str]) -> None:
     """Print how many pairs each objective has.
 
+    Args:
+        needed: names of those that have to have some; not known where a dry run has looked at a sample.
+
     Raises:
-        UserError: one has none.
+        UserError: one of them has none.
     """
+    names = [objective.name for objective in objectives]
     counts = {name: sum(bool(each.record.labels[i]) for each in examples) for i, name in enumerate(names)}
-    for name, count in counts.items():
-        if not count and what == "validate":
-            raise UserError(f"--objective {name}: no pair is left to {what} on (--validation_objective, or more data)")
     shown = ", ".join(f"{name} {count}" for name, count in counts.items())
     print_main(f"{len(examples)} pairs to {what} on, labelled by {shown}")
+    for name in needed:
+        if not counts[name] and examples.total == len(examples):
+            raise UserError(f"--objective {name}: no pair is left to {what} on")
 
 
 def print_conflicts(train: Examples | None, names: Sequence[str]) -> None:

@@ -59,11 +59,22 @@ class MeasuredPair(Encoded):
     Attributes:
         reference: log π₀(first) − log π₀(second); NaN where it is computed when it is needed.
         margin, of_reference: MODPO's margin is `margin` − `of_reference` × `reference`.
+        counts: False where it is in a step once more, as work for a rank that has no other.
     """
 
     reference: float = float("nan")
     margin: float = 0.0
     of_reference: float = 0.0
+    counts: bool = True
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """[m] of its record; none where it does not count."""
+        return self.record.labels if self.counts else (0,) * len(self.record.labels)
+
+    def again(self) -> "MeasuredPair":
+        """The pair once more."""
+        return dataclasses.replace(self, counts=False)
 
 
 def merged(records: Sequence[Sequence[Pair | PromptPair]]) -> list[Labelled]:

@@ -66,7 +66,7 @@ class PairLosses:
 
         Args:
             log_probs: [2b, t].
-            totals: [m], see `count_labels`.
+            totals: [m] labelled pairs of the step, 1 at least.
         """
         _, logits = self.logits(log_prob_differences(log_probs, batch.mask), batch)
         losses = self.scale.to(logits) * preference_losses(logits, batch.labels, totals)
@@ -115,6 +115,7 @@ class PairUpdate:
             self.weigher.go_back(state)
             return {}, not_finite
         scalars |= {"gradient/step_norm": norms[POLICY_GRADIENT], "learning_rate": learning_rate}
+        scalars |= self.weigher.algorithm.scalars()
         return scalars | passes.scalars() | {"time/step": time.monotonic() - start}, None
 
     def accumulate(self, batches: list[MeasuredBatch]) -> Scalars | None:
@@ -123,7 +124,9 @@ class PairUpdate:
         Returns:
             None when what the gradients are compared by was not finite.
         """
-        losses, totals = self.losses, count_labels(batches)
+        losses, counts = self.losses, count_labels(batches)
+        totals = counts.clamp(min=1)  # so that a mean of none is 0
+        present = [counts[i].item() > 0 for i in losses.optimized]
         scope = self.args.gradient_scope if self.weigher.compares_now else None
         step = ObjectiveStep(self.policy, scope, len(losses.optimized), temperature=1.0)
         outputs: list[PolicyOutput | None] = [None] * len(batches)
@@ -137,7 +140,7 @@ class PairUpdate:
                 step.compare(batch, output, slopes)
                 parts += values
                 outputs[number] = None if again else output
-        coefficients, scalars = self.weigher.weigh(step.gram(), parts, POLICY_GRADIENT)
+        coefficients, scalars = self.weigher.weigh(step.gram(), parts, POLICY_GRADIENT, present)
         if scalars is None:
             step.forget()
             return None
@@ -154,11 +157,10 @@ class PairUpdate:
             output = outputs[number] = None  # its graph and logits, before another pass makes them
         step.finish(coefficients, torch.ones(len(losses.optimized)))
         self.weigher.took_step(compared=bool(scope))
-        logged = {"loss/combined": all_reduce_sum(sum(combined)).item()} | losses.named(all_reduce_sum(sum(sums)).cpu())
+        logged = {"combined_loss": all_reduce_sum(sum(combined)).item()} | losses.named(all_reduce_sum(sum(sums)).cpu())
         return logged | scalars
 
 
 def count_labels(batches: Sequence[MeasuredBatch]) -> torch.Tensor:
-    """Pairs of a step, on all ranks, that each objective has labelled; [m] float64, 1 at least, so that a mean of none
-    is 0."""
-    return all_reduce_sum(sum(batch.labels.abs().sum(dim=-1) for batch in batches)).clamp(min=1)
+    """Pairs of a step, on all ranks, that each objective has labelled; [m] float64."""
+    return all_reduce_sum(sum(batch.labels.abs().sum(dim=-1) for batch in batches))

@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers import Workshop, flags
-from utils.data.batching import length_grouped_batches
+from utils.data.batching import length_grouped_steps
 
 STEP3_DPO = "step3_dpo/main.py"
 NAMES = ("helpfulness", "harmlessness")
@@ -128,7 +128,8 @@ def expected_run(
     optimizer = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.95), eps=EPS, weight_decay=0.0)
     compared = [model.get_output_embeddings().weight] if scope == "last_layer" else list(model.parameters())
     logged = []
-    for indices in length_grouped_batches(lengths, PAIRS_A_STEP, seed=42, epoch=1):
+    groups = [tuple(map(bool, pair.labels)) for pair in pairs]  # every step has pairs of both objectives
+    for indices in length_grouped_steps(lengths, PAIRS_A_STEP, 42, 1, groups):
         part = [[each[i] for i in indices] for each in (encoded, references, pairs)]
         losses = step_losses(model, *part)
         gradients = [
@@ -192,7 +193,7 @@ def expected_modpo(
     lengths = [len(prompt) + max(len(first), len(second)) for prompt, first, second in encoded]
     optimizer = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.95), eps=EPS, weight_decay=0.0)
     logged = []
-    for indices in length_grouped_batches(lengths, PAIRS_A_STEP, seed=42, epoch=1):
+    for indices in length_grouped_steps(lengths, PAIRS_A_STEP, seed=42, epoch=1):
         losses = []
         for i in indices:
             delta = difference(model, encoded[i]) - references[i]

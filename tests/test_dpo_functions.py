@@ -7,13 +7,13 @@ import random
 
 import pytest
 import torch
-from torch.nn.functional import logsigmoid
 
 from step3_dpo import losses
 from step3_dpo.batches import collate
-from step3_dpo.objectives import named_data
-from step3_dpo.pairs import LabelledPair, conflicts, merged, shared_prefix
+from step3_dpo.objectives import named_data, split_label
+from step3_dpo.pairs import LabelledPair, MeasuredPair, conflicts, merged, shared_prefix
 from utils.combining.raco import norm_of, raco_coefficients, worst_mixture
+from utils.data.batching import length_grouped_steps
 from utils.data.encoding import Encoded
 from utils.data.prompt_pairs import PromptPair
 from utils.data.records import Pair
@@ -105,19 +105,43 @@ def test_the_shared_beginning_of_replies_counts_nothing() -> None:
     assert torch.equal(*(losses.log_prob_differences(each, batch.mask) for each in (log_probs.detach(), other)))
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("a=x.jsonl", ("a", "x.jsonl:better")), ("a=x.jsonl:0.5", ("a", "x.jsonl:0.5:better")),
-    ("a=x.jsonl:0.5:safer", ("a", "x.jsonl:0.5:safer")), ("a=x.jsonl,y.jsonl:safer", ("a", "x.jsonl,y.jsonl:safer")),
-    ("a=x.jsonl:prompt_pairs", ("a", "x.jsonl:prompt_pairs")),
-    ("a=x.jsonl:rating/clarity", ("a", "x.jsonl:rating/clarity")),
-    ("a=x.jsonl:wittier", "no label"), ("a=x.jsonl:rating/", "no label"), ("x.jsonl", "NAME=VALUE"),
+@pytest.mark.parametrize(("text", "data", "label"), [
+    ("x.jsonl", "x.jsonl", "better"), ("x.jsonl:0.5", "x.jsonl:0.5", "better"),
+    ("x.jsonl:0.5:safer", "x.jsonl:0.5", "safer"), ("x.jsonl,y.jsonl:safer", "x.jsonl,y.jsonl", "safer"),
+    ("x.jsonl:0.5,y.jsonl", "x.jsonl:0.5,y.jsonl", "better"),
+    ("x.jsonl:0.5,y.jsonl:0.1:safer", "x.jsonl:0.5,y.jsonl:0.1", "safer"),
+    ("x.jsonl:prompt_pairs", "x.jsonl", "prompt_pairs"), ("x.jsonl:rating/clarity", "x.jsonl", "rating/clarity"),
+    ("owner/name@train:rating/clarity:1:5", "owner/name@train", "rating/clarity:1:5"),
+    ("x.jsonl:wittier", None, "no label"), ("x.jsonl:rating/", None, "is not NAME"),
+    ("x.jsonl:rating/a:5:1", None, "low below high"),
 ])  # fmt: skip
-def test_an_objective_on_the_command_line(text: str, expected: tuple[str, str] | str) -> None:
-    if isinstance(expected, tuple):
-        assert named_data(text) == expected
+def test_an_objective_on_the_command_line(text: str, data: str | None, label: str) -> None:
+    if data is not None:
+        assert named_data(f"a={text}") == ("a", text) and split_label(text) == (data, label)
     else:
-        with pytest.raises(argparse.ArgumentTypeError, match=expected):
-            named_data(text)
+        with pytest.raises(argparse.ArgumentTypeError, match=label):
+            named_data(f"a={text}")
+
+
+# --- steps
+
+
+def test_every_step_has_its_share_of_every_group() -> None:
+    """Where the pairs of one objective are short and those of another long, too."""
+    lengths, groups = [*range(40), *range(1000, 1024)], ["short"] * 40 + ["long"] * 24
+    steps = length_grouped_steps(lengths, 8, seed=3, epoch=1, groups=groups)
+    assert sorted(i for step in steps for i in step) == list(range(64))
+    assert {sum(groups[i] == "long" for i in step) for step in steps} == {3}
+    alike = length_grouped_steps(lengths, 8, seed=3, epoch=1, groups=["one"] * 64)
+    assert alike == length_grouped_steps(lengths, 8, seed=3, epoch=1)
+    apart = [{groups[i] for i in step} for step in alike]
+    assert sum(len(found) == 1 for found in apart) >= 7, "without groups lengths alone would part them"
+
+
+def test_what_is_there_again_says_nothing() -> None:
+    known = MeasuredPair(**vars(encoded([5], [1], [2], labels=(1, -1))), reference=0.5)
+    batch = collate([known, known.again()], pad_id=0)
+    assert batch.labels.tolist() == [[1.0, 0.0], [-1.0, 0.0]]
 
 
 # --- RACO
@@ -158,15 +182,21 @@ def test_raco_never_corrects_by_more_than_a_weight_and_with_c_0_not_at_all(count
     for seed in range(10):
         gram, weights = random_gram(count, seed), random_weights(count, seed)
         assert torch.equal(raco_coefficients(gram, weights, 0.0), weights)
-        found = raco_coefficients(gram, weights, 0.4)
-        correction = found - weights
+        correction = raco_coefficients(gram, weights, 0.4) - weights
         assert (correction >= 0).all()
-        mixture = correction / correction.max() * weights.max()
-        clipped = torch.minimum(worst_mixture(gram, weights, 0.4), weights)
-        assert (clipped <= weights).all() and norm_of(gram, correction) == pytest.approx(
-            0.4 * norm_of(gram, weights).item(), rel=1e-6
-        )
-        assert torch.allclose(mixture / mixture.sum(), clipped / clipped.sum(), atol=1e-6)
+        assert norm_of(gram, correction) == pytest.approx(0.4 * norm_of(gram, weights).item(), rel=1e-6)
+        # Along a p between 0 and both p* and the weights, elementwise: one factor makes it of the correction.
+        upper = torch.minimum(worst_mixture(gram, weights, 0.4), weights)
+        factor = (correction / upper.clamp(min=1e-9)).max()
+        assert (correction / factor <= weights + 1e-9).all()
+
+
+def test_raco_by_hand() -> None:
+    """Opposite gradients of length 1 and 3, equal weights: g₀ = −1, p* = (0, 1), clipped to (0, ½), d = −1 − 0.4."""
+    gram = torch.tensor([[1.0, -3.0], [-3.0, 9.0]]).double()
+    found = raco_coefficients(gram, torch.tensor([0.5, 0.5]).double(), 0.4)
+    # pᵀGw + c‖g₀‖‖G_p‖ is (1 − 4t)(−1) + 0.4 |1 − 4t| with t the weight of the second: least at t = 0, −1 + 0.4.
+    assert found.tolist() == pytest.approx([0.5 + 0.4, 0.5], abs=1e-6)
 
 
 def test_raco_of_gradients_that_are_zero() -> None:
@@ -176,7 +206,8 @@ def test_raco_of_gradients_that_are_zero() -> None:
     assert raco_coefficients(torch.zeros(2, 2), torch.tensor([0.5, 0.5]), 0.4).tolist() == [0, 0]
 
 
-def test_the_loss_is_that_of_a_sigmoid() -> None:
-    logits = torch.linspace(-40, 40, 9).double()[None]
-    found = losses.preference_losses(logits, torch.ones_like(logits), torch.ones(1).double())
-    assert found.item() == pytest.approx(-logsigmoid(logits).sum().item())
+def test_the_loss_of_logits_by_hand() -> None:
+    logits = torch.tensor([[-40.0, -1.0, 0.0, 2.0, 40.0]]).double()
+    found = losses.preference_losses(logits, torch.ones_like(logits), torch.tensor([5.0]).double())
+    expected = 40 + math.log(1 + math.e) + math.log(2) + math.log(1 + math.exp(-2))
+    assert found.item() == pytest.approx(expected / 5)

@@ -121,7 +121,7 @@ def check_runs_of_pairs(runs: list[str], objectives: str) -> None:
         margins = [MarginModel(name, path, 0.1) for name, path in args.margin_model]
         step3_dpo.check_numbers(args, declared, margins, AT_ONCE)
         assert step3_dpo.algorithm_of(args, declared, margins, AT_ONCE).losses
-        assert dict(args.beta) == {None: 0.1} | ({"harmlessness": 0.4} if "@" in run else {})
+        assert args.beta == ["0.1", *(["harmlessness=0.4"] if "@" in run else [])]
         if args.algorithm == "modpo":
             suffix = "@imbalanced" if "@" in run else ""
             paths = {name: f"out/policies/dpo_{name}" for name in names[1:]}

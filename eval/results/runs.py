@@ -26,17 +26,18 @@ from eval.results.methods import (
     use_methods,
 )
 from eval.results.shapes import (
-    BETAS,
     NUMBER,
     OBJECT,
     SCALES,
     TEXT,
     WHOLE,
     Each,
+    Leaf,
     Maybe,
     Shape,
     find_difference,
     is_number,
+    is_number_word,
 )
 from utils.process.errors import UserError
 
@@ -44,8 +45,9 @@ DEFAULT_CONDITION = "balanced"  # what tables and files call the condition of na
 
 # What is read of args.json, of an evaluation (of models or of gold scores) and of its rows. An objective that does not
 # judge a response has null there; one that judges none has no mean, and then there is no average.
+BETA = Leaf("β or NAME=β", lambda value: TEXT.holds(value) and is_number_word(value.rpartition("=")[2]))
 SETTINGS = {"algorithm": Maybe(TEXT), "seed": Maybe(WHOLE), "score_scale": Maybe(SCALES),
-            "loss_scale": Maybe(SCALES), "beta": Maybe(BETAS),
+            "loss_scale": Maybe(SCALES), "beta": Maybe([BETA]),
             "actor_model": Maybe(TEXT), "actor_model_sha256": Maybe(TEXT)}  # fmt: skip
 SCORES = {"objectives": Each({"mean": NUMBER, "ci95": NUMBER}), "average": Maybe(NUMBER),
           "harmless_ratio": Maybe(NUMBER)}  # fmt: skip
@@ -167,7 +169,8 @@ class Run:
     @property
     def betas(self) -> dict[str, float]:
         """β of objectives that have one of their own, in training on pairs."""
-        return {name: beta for name, beta in self.args.get("beta") or [] if name is not None}
+        words = [word.partition("=") for word in self.args.get("beta") or []]
+        return {name: float(beta) for name, _, beta in words if beta}
 
     @property
     def changed(self) -> set[str]:

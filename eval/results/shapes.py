@@ -38,26 +38,28 @@ def is_number(value: Any) -> bool:
     return isinstance(value, float) or (type(value) is int and abs(value) < LARGEST)
 
 
+def is_number_word(text: str) -> bool:
+    """Whether it is how a number is written."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 ANY = Leaf("anything", lambda value: True)
 TEXT = Leaf("text", lambda value: isinstance(value, str))
 WHOLE = Leaf("a whole number", lambda value: is_number(value) and isinstance(value, int))
 NUMBER = Leaf("a number", lambda value: is_number(value) and math.isfinite(value))
 OBJECT = Each(ANY)
-
-
-def is_named_number(value: Any, nameless: bool = False) -> bool:
-    """Whether it is a list of a name and a number; or, where it may be, of null and a number."""
-    if not (isinstance(value, list) and len(value) == 2):
-        return False
-    return (TEXT.holds(value[0]) or (nameless and value[0] is None)) and is_number(value[1])
-
-
 SCALES = Leaf(
-    "pairs of a name and a number", lambda value: isinstance(value, list) and all(map(is_named_number, value))
-)
-BETAS = Leaf(
-    "pairs of a name or null and a number",
-    lambda value: isinstance(value, list) and all(is_named_number(item, nameless=True) for item in value),
+    "pairs of a name and a number",
+    lambda value: (
+        isinstance(value, list)
+        and all(
+            isinstance(item, list) and len(item) == 2 and TEXT.holds(item[0]) and is_number(item[1]) for item in value
+        )
+    ),
 )
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from utils.cli.free_flags import add_free
 from utils.cli.types import positive_int
 from utils.data.batching import right_pad
-from utils.data.encoding import Encoded, Writer
+from utils.data.encoding import Encoded, Writer, data_fingerprint
 from utils.data.records import Record
 from utils.data.summaries import ReadingSummary
 from utils.engines.engines import Engine
@@ -157,7 +157,9 @@ def keep_states(
         remove_folder(states_folder(args))
     way_out = "--fresh starts over" if own else "remove it, or choose another --states_dir"
     kept = {
-        name: KeptStates(states_folder(args) / name, group, facts, args.piece_size, way_out)
+        name: KeptStates(
+            states_folder(args) / name, group, facts | {"data": data_fingerprint(group)}, args.piece_size, way_out
+        )
         for name, (group, _) in read.items()
     }
     for name, (_, pattern) in read.items():

@@ -9,7 +9,7 @@ source utils/launch/methods.sh
 read_methods
 
 pair_flags() { # leaves in PAIR_FLAGS the pairs of every objective
-    local objective name label own validation pairs=() held_out=()
+    local objective name label own validation variable pairs=() held_out=()
     for objective in $OBJECTIVES; do
         name=${objective#*/} name=${name%%=*} own=PAIRS_$name validation=VALIDATION_PAIRS_$name
         case $objective in
@@ -17,10 +17,12 @@ pair_flags() { # leaves in PAIR_FLAGS the pairs of every objective
             cost/*) label=safer ;;
             *) label= ;;
         esac
-        if [ -z "$label${!own:-}" ]; then
-            echo "error: OBJECTIVES: $objective: a function orders no pairs; give it some in $own=DATA:LABEL" >&2
-            return 2
-        fi
+        for variable in "$own" "$validation"; do
+            if [ -z "$label${!variable:-}" ]; then
+                echo "error: OBJECTIVES: $objective: a function orders no pairs; give it some in $variable=DATA:LABEL" >&2
+                return 2
+            fi
+        done
         pairs+=("$name=${!own:-$PREFERENCE_DATA:$label}")
         held_out+=("$name=${!validation:-$PREFERENCE_VALIDATION:$label}")
     done

@@ -59,7 +59,8 @@ class Setting:
 
     Attributes:
         names: [m] optimized objectives.
-        kinds: [m] "reward", "cost" or "function"; a value is higher-is-better whatever the kind.
+        kinds: [m] "reward", "cost" or "function", whose values are higher-is-better whatever the kind; in a stage of
+            pairs "pairs", or "margin" of objectives that have margins in place of pairs.
         preference: [m] float64, sum 1.
         normalize: scale gradient-level coefficients to sum 1.
         options: {name: value} of the method's own.
@@ -226,12 +227,25 @@ class WeightedAdvantages(AdvantageLevel):
 
 class LossLevel(Algorithm, ABC):
     """Losses become one by weights that are known before them; of stages whose objectives have neither scores nor
-    advantages."""
+    advantages, in which `observe` and `observe_advantages` are never called.
+
+    Attributes:
+        reads_margins: whether some objectives may have margins in place of pairs (see MODPO).
+        logit_scale: factor on the implicit margins in the losses.
+        margin_weights: of every objective with a margin, by which that is subtracted from them.
+    """
+
+    reads_margins: ClassVar[bool] = False
+    logit_scale: float = 1.0
 
     @property
     @abstractmethod
     def weights(self) -> torch.Tensor:
         """[losses] float64 as of now, non-negative."""
+
+    @property
+    def margin_weights(self) -> dict[str, float]:
+        return {}
 
 
 class GradientLevel(Algorithm, ABC):

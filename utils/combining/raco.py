@@ -1,5 +1,6 @@
 """RACO: fixed weights, corrected where objectives conflict. Source: arXiv 2602.02495 (ICML 2026)."""
 
+import contextlib
 import importlib.util
 import warnings
 
@@ -83,10 +84,10 @@ def worst_mixture(gram: torch.Tensor, weights: torch.Tensor, c: float) -> torch.
     p = cvxpy.Variable(len(gram), nonneg=True)
     norm = c * float(numpy.sqrt(max(weights @ linear, 0.0))) * cvxpy.norm(root.T @ p)
     problem = cvxpy.Problem(cvxpy.Minimize(linear @ p + norm), [cvxpy.sum(p) == 1])
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.suppress(cvxpy.SolverError):
         warnings.simplefilter("ignore")  # of inaccurate solutions, which are good enough
         problem.solve(solver=cvxpy.CLARABEL)
-    if p.value is None:
+    if p.value is None:  # the step will be skipped
         return torch.full((len(gram),), torch.nan, dtype=torch.float64)
     found = numpy.clip(p.value, 0.0, None)
     return torch.from_numpy(found / found.sum())

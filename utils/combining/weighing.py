@@ -1,10 +1,11 @@
 """From the Gram matrix of an optimizer step to coefficients of its losses, and what is known of them across steps."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from utils.combining.algorithm import Algorithm, GradientLevel
+from utils.combining.algorithm import Algorithm, GradientLevel, LossLevel, checked
 from utils.gradients.multi_objective import cosine_matrix
 from utils.process.distributed import all_reduce_sum, broadcast_from_main, print_main
 
@@ -12,26 +13,30 @@ Scalars = dict[str, float]
 
 
 class KeptCoefficients:
-    """Coefficients that serve for several optimizer steps (`--gram_every`), and how many they have served for."""
+    """Coefficients that serve for several optimizer steps (`--gram_every`), and how many they have served for.
+
+    Attributes:
+        whole: whether they are of all losses; otherwise they do not serve again.
+    """
 
     def __init__(self, steps: int):
-        self.steps, self.age = steps, 0
+        self.steps, self.age, self.whole = steps, 0, True
         self.values: torch.Tensor | None = None  # [m] float64
 
     @property
     def are_due(self) -> bool:
         """Whether the next step makes new ones."""
-        return self.values is None or self.age >= self.steps
+        return self.values is None or self.age >= self.steps or not self.whole
 
     def state_dict(self) -> dict[str, Any] | None:
         """None where they never serve twice."""
-        if self.steps == 1 or self.values is None:
+        if self.steps == 1 or self.values is None or not self.whole:
             return None
         return {"coefficients": self.values.tolist(), "age": self.age}
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Go on from what `state_dict` gave."""
-        self.age = state["age"] if state else 0
+        self.age, self.whole = state["age"] if state else 0, True
         self.values = torch.tensor(state["coefficients"], dtype=torch.float64) if state else None
 
 
@@ -61,7 +66,11 @@ class Weigher:
         return self.compares and self.kept.are_due
 
     def weigh(
-        self, gram: torch.Tensor | None, losses: torch.Tensor | None, gradient: str
+        self,
+        gram: torch.Tensor | None,
+        losses: torch.Tensor | None,
+        gradient: str,
+        present: Sequence[bool] | None = None,
     ) -> tuple[torch.Tensor | None, Scalars | None]:
         """Coefficients [m] of the losses, or weights of what they are mixed from, where there are some.
 
@@ -69,11 +78,17 @@ class Weigher:
             gram: [m, m] float64, if gradients are compared.
             losses: [m] this rank's parts of the losses, if they are.
             gradient: what the gradients are called.
+            present: [m] whether the step has anything that a loss is a mean over; None: it has, of all. Coefficients
+                of a step that lacks something serve for that one alone.
 
         Returns:
             Also what to log of them; None in its place where something is not finite (see `not_finite`).
+
+        Raises:
+            UserError: a method's weights or coefficients are of another shape.
         """
-        self.not_finite, coefficients = gradient, self.algorithm.weights
+        self.not_finite, coefficients = gradient, self.weights()
+        present = [True] * len(self.names) if present is None else present
         weighs_gradients = isinstance(self.algorithm, GradientLevel)
         if gram is None:
             coefficients = self.kept.values if weighs_gradients else coefficients
@@ -87,8 +102,8 @@ class Weigher:
             if not coefficients.isfinite().all():
                 self.not_finite = f"what --algorithm {self.algorithm.name} makes of the gradients"
                 return None, None
-            self.kept.values = coefficients
-            self.warn_of_zero_gradients(gram)
+            self.kept.values, self.kept.whole = coefficients, all(present)
+            self.warn_of_zero_gradients(gram, present)
         scalars = gram_scalars(gram, coefficients, self.names) | self.named("coefficient", coefficients)
         if weighs_gradients:
             scalars |= self.named("alpha", self.algorithm.alpha(gram, coefficients))
@@ -98,10 +113,17 @@ class Weigher:
         """Take note of an optimizer step."""
         self.kept.age = 1 if compared else self.kept.age + 1
 
-    def warn_of_zero_gradients(self, gram: torch.Tensor) -> None:
+    def weights(self) -> torch.Tensor | None:
+        """[m] of losses that are weighed by what is known before them; whatever of others."""
+        weights = self.algorithm.weights
+        if isinstance(self.algorithm, LossLevel):
+            weights = checked(weights, [len(self.names)], self.algorithm, "weights").double().cpu()
+        return weights
+
+    def warn_of_zero_gradients(self, gram: torch.Tensor, present: Sequence[bool]) -> None:
         """One line, once an objective: it has weight 0 as long as its gradient vanishes."""
-        for name, square in zip(self.names, gram.diagonal().tolist(), strict=True):
-            if square == 0 and name not in self.warned:
+        for name, square, there in zip(self.names, gram.diagonal().tolist(), present, strict=True):
+            if there and square == 0 and name not in self.warned:
                 self.warned.add(name)
                 print_main(f"warning: the gradient of {name} is zero; it has weight 0 until it is not")
 

@@ -3,7 +3,8 @@
 import argparse
 import math
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -55,20 +56,44 @@ def length_grouped_batches(
     epoch, which is dealt out evenly. Only a rest of fewer than `world_size` indices repeats some, so that
     no rank is left without work. Deterministic in (seed, epoch), the same on every rank.
     """
+    steps = length_grouped_steps(lengths, batch_size * world_size, seed, epoch)
+    return [enough(indices, world_size)[rank::world_size] for indices in steps]
+
+
+def length_grouped_steps(
+    lengths: Sequence[int], size: int, seed: int, epoch: int, groups: Sequence[Hashable] | None = None
+) -> list[list[int]]:
+    """The indices of an epoch in steps of `size`, but for one, with those of like lengths together; each index once.
+
+    Args:
+        groups: what every index belongs to; each step has of every group the share that there is of it, as nearly as
+            whole numbers allow, and then lengths are alike within groups.
+    """
     generator = random.Random(f"{seed}:{epoch}")
     order = list(range(len(lengths)))
     generator.shuffle(order)
-    step = batch_size * world_size
-    grouped = [
-        index
-        for start in range(0, len(order), MEGABATCH * step)
-        for index in sorted(order[start : start + MEGABATCH * step], key=lambda index: lengths[index])
-    ]
-    steps = [grouped[start : start + step] for start in range(0, len(grouped), step)]
-    if steps and len(steps[-1]) < world_size:
-        steps[-1] = (steps[-1] * world_size)[:world_size]
+    grouped = []
+    for start in range(0, len(order), MEGABATCH * size):
+        part = sorted(order[start : start + MEGABATCH * size], key=lambda index: lengths[index])
+        grouped += part if groups is None else interleaved(part, [groups[index] for index in part])
+    steps = [grouped[start : start + size] for start in range(0, len(grouped), size)]
     generator.shuffle(steps)
-    return [indices[rank::world_size] for indices in steps]
+    return steps
+
+
+def interleaved(items: Sequence[Any], groups: Sequence[Hashable]) -> list[Any]:
+    """Items with those of each group spread evenly over all of them, in their order."""
+    counts, seen = Counter(groups), Counter()
+    places = []
+    for group in groups:
+        places.append((seen[group] + 0.5) / counts[group])
+        seen[group] += 1
+    return [items[index] for index in sorted(range(len(items)), key=lambda index: places[index])]
+
+
+def enough(items: list[Any], count: int) -> list[Any]:
+    """The items, the first of them once more where there are fewer than `count`."""
+    return (items * count)[:count] if len(items) < count else items
 
 
 def groups_by_tokens(lengths: Sequence[Sequence[int]], budget: int, at_least: int = 1) -> list[list[int]]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch import nn
 from transformers import PreTrainedModel, get_scheduler
 
@@ -62,6 +63,15 @@ def make_frozen_engine(model: nn.Module, args: argparse.Namespace) -> Engine:
     engine.eval()
     count_passes(engine.module)
     return engine
+
+
+def release(engine: Engine) -> None:
+    """Give back the memory of a frozen engine's weights, whatever still refers to the engine."""
+    for tensor in (*engine.module.parameters(), *engine.module.buffers()):
+        if hasattr(tensor, "ds_tensor"):
+            tensor.ds_tensor.data = tensor.ds_tensor.data.new_empty(0)
+        tensor.data = tensor.data.new_empty(0)
+    get_accelerator().empty_cache()
 
 
 def engine_config(args: argparse.Namespace, frozen: bool = False) -> dict[str, Any]:
@@ -129,10 +139,11 @@ def gathered_weights(model: nn.Module, trained_only: bool = False) -> dict[str, 
     return weights
 
 
-def restore_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+def restore_weights(model: nn.Module, weights: dict[str, torch.Tensor], trained_only: bool = False) -> None:
     """Put the main rank's `gathered_weights` back on every rank; the optimizer's own copies stay."""
-    buffers = persistent_buffers(model)
-    for name, tensor in [*model.named_parameters(), *buffers.items()]:
+    buffers = {} if trained_only else persistent_buffers(model)
+    parameters = [(n, p) for n, p in model.named_parameters() if p.requires_grad or not trained_only]
+    for name, tensor in [*parameters, *buffers.items()]:
         partitioned = hasattr(tensor, "ds_id")
         whole = deepspeed.zero.GatheredParameters([tensor], modifier_rank=0, enabled=partitioned)
         with torch.no_grad(), whole:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from utils.data.batching import accumulates
-from utils.memory.sizes import DEVICE, FLOAT, HEAD_CHUNK, HOST, Ledger, Memory, PlannedModel, Surroundings
+from utils.memory.sizes import DEVICE, FLOAT, HEAD_CHUNK, HOST, MARGINS, Ledger, Memory, PlannedModel, Surroundings
 
 
 @dataclass(frozen=True)
@@ -245,16 +245,17 @@ def margin_moments(memory: Memory) -> Iterator[Ledger]:
     """One model after another says what pairs are worth, alone, before the policy is built."""
     rows = memory.args.per_device_eval_batch_size * memory.around.sequences
     for model in memory.models:
+        now = Ledger({(DEVICE, "activations"): memory.working(model, rows * sum(memory.around.longest))})
         if model.use == "margin":
-            now = memory.visitor(model)
-            now[DEVICE, "activations"] = memory.working(model, rows * sum(memory.around.longest))
             now[DEVICE, "logits"] = memory.logits(model, rows * memory.around.longest[1], 1)
-            yield memory.libraries() + memory.with_only([model]).weights() + now
+            yield memory.libraries() + memory.with_only([model]).weights() + memory.visitor(model) + now
+        elif model.use == "scored margin":  # whole on every rank
+            yield memory.libraries() + Ledger({(DEVICE, "frozen weights"): memory.width * model.shape.parameters}) + now
 
 
 def without_margins(memory: Memory) -> Memory:
     """What is there once pairs have their margins."""
-    return memory.with_only([model for model in memory.models if model.use != "margin"])
+    return memory.with_only([model for model in memory.models if model.use not in MARGINS])
 
 
 def pair_loading_moments(memory: Memory) -> Iterator[Ledger]:

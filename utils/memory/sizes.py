@@ -32,6 +32,7 @@ MASTER, MOMENTS, INTERMEDIATE, FLOAT = 4, 8, 8, 4  # bytes a number
 HEAD_CHUNK = 1024  # tokens whose last-layer gradients are made at once
 GIB = 2**30
 DEVICE, HOST = "device", "host"
+MARGINS = ("margin", "scored margin")
 
 Ledger = Counter  # {(DEVICE or HOST, item): bytes}
 
@@ -65,8 +66,9 @@ class PlannedModel:
     """A model that a run holds.
 
     Attributes:
-        use: policy, critic, reference or score in step 3; dpo (a policy trained on pairs), reference or margin in its
-            form on pairs; sft in stage 1; reward, or a frozen backbone, in stage 2.
+        use: policy, critic, reference or score in step 3; dpo (a policy trained on pairs), reference, margin or scored
+            margin (of a policy, of a score model) in its form on pairs; sft in stage 1; reward, or a frozen backbone,
+            in stage 2.
     """
 
     use: str
@@ -74,7 +76,7 @@ class PlannedModel:
 
     @property
     def trained(self) -> bool:
-        return self.use not in ("reference", "score", "backbone", "margin")
+        return self.use not in ("reference", "score", "backbone", *MARGINS)
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,17 @@ A piece is written by rename, once all ranks have done their share: a run that w
 import functools
 import json
 import os
+import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from utils.data.encoding import Encoded, data_fingerprint
+from utils.data.encoding import Encoded
 from utils.engines.engines import Engine
 from utils.output.files import flush_to_disk, write_json
 from utils.output.metrics import Progress
@@ -23,7 +26,7 @@ from utils.process.rank_watch import beat
 from utils.supervised.steps import per_example
 
 MANIFEST = "kept.json"
-NAME = "values"
+NAME, SECONDS = "values", "seconds"
 
 
 class KeptTable:
@@ -31,7 +34,7 @@ class KeptTable:
 
     Args:
         folder: of its own; None of another run may be there.
-        facts: what the values depend on beside the examples.
+        facts: what the values depend on: at least the examples' fingerprint.
         size: examples of a piece.
         way_out: what to do where values of another run are in the way.
 
@@ -41,7 +44,7 @@ class KeptTable:
 
     def __init__(self, folder: Path, examples: list[Encoded], facts: dict[str, Any], size: int, way_out: str):
         self.folder, self.examples, self.size = folder, examples, size
-        manifest = facts | {"examples": len(examples), "data": data_fingerprint(examples), "--piece_size": size}
+        manifest = facts | {"examples": len(examples), "--piece_size": size}
         found = self.other_than(manifest) if is_main() else None
         if found := all_gather_objects(found)[0]:
             raise UserError(f"{folder}: is of another run ({found}); {way_out}")
@@ -50,6 +53,8 @@ class KeptTable:
     def other_than(self, manifest: dict[str, Any]) -> str | None:
         """What of an older manifest is other than now; writes this one where there is none."""
         path = self.folder / MANIFEST
+        if not path.is_file() and any(self.folder.glob("*.safetensors")):
+            return f"there is no {MANIFEST}"
         if not path.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, manifest)
@@ -91,9 +96,11 @@ class KeptTable:
         for number, (start, path) in enumerate(missing, start=done + 1):
             part = self.examples[start : start + self.size]
             shape: list[int] = []
+            begun = time.monotonic()
             table = per_example(engine, part, batch_size, functools.partial(flattened, measure, shape))
             if is_main():
-                write_tensor(path, table[:, :-1].to(dtype).view(len(part), *shape))
+                values = table[:, :-1].to(dtype).view(len(part), *shape)
+                write_tensor(path, values, {SECONDS: f"{time.monotonic() - begun:.3f}"})
                 progress.update(number)
             barrier()
 
@@ -102,6 +109,14 @@ class KeptTable:
         for start, path in self.pieces:
             beat(f"reading {self.folder.name}")
             yield start, load_file(path)[NAME]
+
+    def seconds(self) -> float:
+        """That computing all of them has taken, in this run or an earlier one."""
+        total = 0.0
+        for _, path in self.pieces:
+            with safe_open(path, "pt") as piece:
+                total += float((piece.metadata() or {}).get(SECONDS, 0.0))
+        return total
 
     def whole(self) -> torch.Tensor:
         """The values of all examples, [n, ...]."""
@@ -117,9 +132,10 @@ def flattened(
     return values.flatten(1) if values.ndim > 1 else values
 
 
-def write_tensor(path: Path, values: torch.Tensor) -> None:
+def write_tensor(path: Path, values: torch.Tensor, metadata: dict[str, str]) -> None:
     """A file that is there whole or not at all."""
-    temporary = path.with_suffix(f".{os.getpid()}")  # another run may write the same values
-    save_file({NAME: values.contiguous()}, temporary)
+    mine = f"{socket.gethostname()}-{os.getpid()}"  # another run may write the same values
+    temporary = path.with_suffix(f".{mine}.unfinished")
+    save_file({NAME: values.contiguous()}, temporary, metadata)
     flush_to_disk([temporary])
     temporary.replace(path)

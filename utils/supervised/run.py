@@ -62,11 +62,11 @@ def print_supervised_dry_run(
     print_dry_run(args, [described], batches, around)
 
 
-def note_steps(args: argparse.Namespace, examples: int) -> None:
+def note_steps(args: argparse.Namespace, examples: int, flag: str = "--data") -> None:
     """Say where optimizer steps are not what was asked for: batches larger than the data, a warm-up without an end."""
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
     if examples < per_step:
-        print_main(f"note: --data: all {examples} examples are in every optimizer step, which could take {per_step}")
+        print_main(f"note: {flag}: all {examples} examples are in every optimizer step, which could take {per_step}")
     note_warmup(args, steps_per_epoch(examples, args) * args.num_train_epochs)
 
 
@@ -86,7 +86,7 @@ def train(engine: Engine, model: PreTrainedModel, args: argparse.Namespace, task
     for step in range(run.step + 1, run.total_steps + 1):
         epoch, number = divmod(step - 1, per_epoch)
         if number == 0 or step == run.step + 1:
-            batches = epoch_steps(task.train, args, epoch + 1)
+            batches = epoch_steps(task.train, args, epoch + 1, task.groups, task.again)
         beat("training", step)
         figures, not_finite = take_step(batches[number])
         run.log_step(step, figures, not_finite)
@@ -97,7 +97,7 @@ def train(engine: Engine, model: PreTrainedModel, args: argparse.Namespace, task
         outcome.seconds = time.monotonic() - start
         run.checkpoint(step, engine, model, outcome)
     if outcome.exported_epoch < args.num_train_epochs:
-        restore_weights(model, run.best)
+        restore_weights(model, run.best, run.adapted)
     return outcome
 
 
@@ -125,6 +125,7 @@ class Run:
         describe: writes beside a checkpoint's weights what `utils/export_checkpoint.py` needs to know of their model.
         facts: what the result depends on beside flags and data (see `Checkpoints`), on the main rank; the model of
             `--model_name_or_path` unless given.
+        names: the flags of training and validation data.
 
     Raises:
         UserError: a checkpoint is there, of a run with another result.
@@ -138,11 +139,13 @@ class Run:
         tokenizer: PreTrainedTokenizerBase,
         describe: Callable[[PreTrainedModel, PreTrainedTokenizerBase, Path], None] = describe_model,
         facts: Facts | None = None,
+        names: tuple[str, str] = ("--data", "--validation_data"),
     ):
         self.args, self.tokenizer, self.describe = args, tokenizer, describe
+        self.adapted = getattr(args, "lora_dim", 0) > 0  # what is frozen stays as it is
         if is_main():
             facts = facts or model_facts(args.model_name_or_path, "--model_name_or_path")
-            facts |= dict(zip(("--data", "--validation_data"), map(data_fingerprint, data), strict=True))
+            facts |= dict(zip(names, map(data_fingerprint, data), strict=True))
         self.checkpoints = Checkpoints(args, stage, facts or {})
         self.skipped = SkippedSteps(args.max_skipped_steps, "lower --learning_rate")
         self.step, self.total_steps, self.best = 0, 0, {}
@@ -161,7 +164,7 @@ class Run:
             if (checkpoint.folder / BEST).is_file():
                 self.best = load_file(checkpoint.folder / BEST) if is_main() else {}
             elif self.args.export == "best" and 0 < outcome.exported_epoch < self.args.num_train_epochs:
-                self.best = gathered_weights(model)  # the epoch was to be the last one; now more follow
+                self.best = gathered_weights(model, self.adapted)  # the epoch was to be the last one; now more follow
         else:
             outcome = Outcome([task.validate()], 0, 0.0)
         if is_main():
@@ -193,7 +196,7 @@ class Run:
         if self.args.export == "last" or losses[-1] == min(losses):
             outcome.exported_epoch = len(losses)
             more_follow = self.args.export == "best" and len(losses) < epochs
-            self.best = gathered_weights(model) if more_follow else {}
+            self.best = gathered_weights(model, self.adapted) if more_follow else {}
 
     def checkpoint(self, step: int, engine: Engine, model: PreTrainedModel, outcome: Outcome) -> None:
         """Make a checkpoint, if one is due."""

@@ -2,12 +2,12 @@
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 
-from utils.data.batching import length_grouped_batches
+from utils.data.batching import enough, length_grouped_batches, length_grouped_steps
 from utils.data.encoding import Encoded
 from utils.engines.engines import Engine
 from utils.gradients.zero import step_if_finite
@@ -22,27 +22,36 @@ def steps_per_epoch(examples: int, args: argparse.Namespace) -> int:
     return math.ceil(examples / per_step)
 
 
-def epoch_steps(examples: list[Encoded], args: argparse.Namespace, epoch: int) -> list[list[list[Encoded]]]:
+def epoch_steps(
+    examples: list[Encoded],
+    args: argparse.Namespace,
+    epoch: int,
+    groups: Sequence[Hashable] | None = None,
+    again: Callable[[Encoded], Encoded] = lambda example: example,
+) -> list[list[list[Encoded]]]:
     """This rank's micro-batches of one optimizer step after another.
 
-    Batches are drawn for a whole step and then cut, so that accumulating micro-batches equals one batch.
+    Batches are drawn for a whole step and then cut, so that accumulating micro-batches equals one batch. In a rest of
+    too few examples some are there again, so that no rank and no micro-batch is without work.
+
+    Args:
+        groups: of each example; every step has its share of every group.
+        again: what an example is that is there again.
     """
     micro_batches = args.gradient_accumulation_steps
-    steps = length_grouped_batches(
-        [example.length for example in examples],
-        args.per_device_train_batch_size * micro_batches,
-        args.seed,
-        epoch,
-        rank(),
-        world_size(),
-    )
-    return [split_evenly([examples[i] for i in indices], micro_batches) for indices in steps]
+    size = args.per_device_train_batch_size * micro_batches * world_size()
+    steps = length_grouped_steps([example.length for example in examples], size, args.seed, epoch, groups)
+    found = []
+    for indices in steps:
+        step = [examples[i] for i in indices]
+        step += map(again, enough(step, world_size())[len(step) :])
+        found.append(split_evenly(step[rank() :: world_size()], micro_batches, again))
+    return found
 
 
-def split_evenly(items: list[Any], parts: int) -> list[list[Any]]:
-    """`items` in `parts` runs of nearly equal size; too few items start over, so that no part is empty."""
-    if len(items) < parts:
-        items = (items * parts)[:parts]
+def split_evenly(items: list[Any], parts: int, again: Callable[[Any], Any] = lambda item: item) -> list[list[Any]]:
+    """`items` in `parts` runs of nearly equal size; too few items start over, `again`, so that no part is empty."""
+    items = items + list(map(again, enough(items, parts)[len(items) :]))
     return [items[i * len(items) // parts : (i + 1) * len(items) // parts] for i in range(parts)]
 
 

@@ -1,6 +1,6 @@
 """What a stage trains on an example, and what came of a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -36,6 +36,8 @@ class Task:
             was skipped, if anything.
         state: what of the task a checkpoint keeps beside its engine.
         before: figures of what came before the first step.
+        groups: of each training example; every step has its share of every group.
+        again: what an example is that has to be in a step once more (see `epoch_steps`).
     """
 
     train: list[Encoded]
@@ -46,6 +48,8 @@ class Task:
     step: Step | None = None
     state: Stateful | None = None
     before: dict[str, float] = field(default_factory=dict)
+    groups: Sequence[Hashable] | None = None
+    again: Callable[[Encoded], Encoded] = lambda example: example
 
 
 @dataclass
