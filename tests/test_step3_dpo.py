@@ -303,7 +303,7 @@ def test_a_rest_smaller_than_the_ranks_counts_once(
             "gradient_accumulation_steps": accumulation,
         }
         several = run(workshop, tmp_path, "several", ranks, **sizes, **settings)
-        assert distance(alone, several) <= 1e-5
+        assert distance(alone, several) <= 1e-4  # 4e-2 where a pair counts twice
 
 
 def test_coefficients_that_lack_an_objective_do_not_serve_again(workshop: Workshop, tmp_path: Path) -> None:
