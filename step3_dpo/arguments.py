@@ -19,11 +19,12 @@ from utils.cli.arguments import (
     add_epoch_arguments,
     add_fitting_arguments,
     add_loading_arguments,
+    add_logits_argument,
     add_optimization_arguments,
 )
 from utils.cli.free_flags import add_free
 from utils.cli.lora_arguments import add_lora_arguments, set_lora_defaults
-from utils.cli.types import by_name, named_number, named_value, non_negative_int, positive_float, safe_name
+from utils.cli.types import by_name, named_number, named_value, positive_float, safe_name
 from utils.combining.algorithm import Algorithm, add_options, build, options_of
 from utils.combining.arguments import (
     add_algorithm_argument,
@@ -175,15 +176,7 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep here what the reference and margins say of the pairs, for further runs on the same pairs and models;"
         " all machines have to see it; by default it is in <output_dir>/frozen until the run is finished",
     )
-    add_free(
-        group,
-        "--logits_chunk_size",
-        type=non_negative_int,
-        default=512,
-        metavar="N",
-        help="tokens whose logits exist at once in forward and backward passes; 0: those of the whole micro-batch"
-        " (spares a product with the output head)",
-    )
+    add_logits_argument(group)
 
 
 # --- margins

@@ -71,8 +71,8 @@ def main() -> None:
     algorithm = algorithm_of(args, objectives, margins, problems)
     tokenizer, architecture = check_policy(args, problems)
     pairs, held_out = read_pairs(args, objectives, tokenizer, architecture, problems)
+    problems.take(check_length, args, pairs, held_out)
     problems.report()
-    check_length(args, [*pairs, *held_out])
     note_steps(args, pairs.total, "--objective")
     if args.dry_run:
         return print_pair_dry_run(args, objectives, margins, algorithm, (pairs, held_out))
@@ -82,25 +82,23 @@ def main() -> None:
     init_distributed(args.rank_timeout)
     watch_ranks(args.output_dir, args.rank_timeout)
     seed_everything(args.seed)
-    facts, names = facts_of(args, objectives, margins) if is_main() else {}, ("--objective", "--validation_objective")
-    run = Run(args, "dpo", (pairs, held_out), tokenizer, facts=facts, names=names)
+    facts, flags = facts_of(args, objectives, margins) if is_main() else {}, ("--objective", "--validation_objective")
+    run = Run(args, "dpo", (pairs, held_out), tokenizer, facts=facts, names=flags)
     frozen = Frozen(args, {"train": pairs, "held_out": held_out}, tokenizer)
     found = {margin.name: frozen.margin(margin) for margin in margins}
     total_steps = steps_per_epoch(len(pairs), args) * args.num_train_epochs
     policy = PairPolicy(args, tokenizer, total_steps)
     reference = None if policy.reference else frozen.reference(policy.forward)
     measure = lambda side, examples: measured_pairs(examples, side, reference, found, margins, algorithm)
-    opposite = conflicts([each.record for each in pairs], [objective.name for objective in objectives])
     pairs, held_out = measure("train", pairs), measure("held_out", held_out)
 
     # Training, with figures on held-out pairs before, after every epoch and of what is exported.
     losses = losses_of(args, objectives, algorithm)
     update = PairUpdate(policy, algorithm, losses, compares_gradients(args), args)
-    names = [objective.name for objective in objectives]
     task = Task(
         train=pairs,
         validate=lambda: validation_figures(policy, losses, held_out, algorithm, args),
-        shown=tuple(f"accuracy/{name}" for name in names),
+        shown=tuple(f"accuracy/{name}" for name in losses.names),
         step=update.step,
         state=update.weigher,
         before=frozen.scalars(),
@@ -111,7 +109,8 @@ def main() -> None:
     outcome = train(policy.engine, model, args, task, run)
 
     # The aligned policy.
-    evaluation = {"epoch": outcome.exported_epoch, "pairs": len(held_out), "conflicts": opposite}
+    evaluation = {"epoch": outcome.exported_epoch, "pairs": len(held_out)}
+    evaluation["conflicts"] = conflicts([pair.record for pair in pairs], losses.names)
     evaluation["objectives"] = evaluate(policy, losses, held_out, args)
     export(model, tokenizer, args, evaluation)
     print_main("\n".join(evaluation_lines(evaluation["objectives"])))
@@ -139,9 +138,9 @@ def check_trained_parts(args: argparse.Namespace, skeleton: PreTrainedModel) -> 
     check_lora(skeleton, args)
 
 
-def check_length(args: argparse.Namespace, examples: Sequence[Encoded]) -> None:
+def check_length(args: argparse.Namespace, pairs: Sequence[Encoded], held_out: Sequence[Encoded]) -> None:
     """Raises: UserError: the policy has fewer positions than the longest pair has tokens."""
-    longest = max(example.length for example in examples)
+    longest = max(example.length for example in (*pairs, *held_out))
     check_positions(args.actor_model, "--actor_model", longest, f"--max_length {args.max_length}, a pair of")
 
 

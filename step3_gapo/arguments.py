@@ -26,6 +26,7 @@ from utils.cli.arguments import (
     add_deepspeed_arguments,
     add_dry_run_arguments,
     add_loading_arguments,
+    add_logits_argument,
     add_optimization_arguments,
 )
 from utils.cli.free_flags import add_free
@@ -250,15 +251,7 @@ def add_ppo_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("memory")
-    add_free(
-        group,
-        "--logits_chunk_size",
-        type=non_negative_int,
-        default=512,
-        metavar="N",
-        help="tokens whose logits exist at once in forward and backward passes; 0: those of the whole micro-batch"
-        " (spares a product with the output head)",
-    )
+    add_logits_argument(group)
     add_free(
         group,
         "--micro_batch_tokens",

@@ -33,6 +33,7 @@ JOBS = [
     Job("memory", "offload under ZeRO-2", "tests.gpu_check.updates:offload_checks", (2,), share=20),
     Job("recovery", "NaN", "tests.gpu_check.recovery:nan_checks", share=15),
     Job("recovery", "resume", "tests.gpu_check.recovery:resume_checks", share=90),
+    Job("pairs", "DPO on two objectives", "tests.gpu_check.pairs:pair_checks", share=40),
     Job("rollout", "generation", "tests.gpu_check.rollouts:generation_checks", share=65),
     Job("rollout", "hybrid engine", "tests.gpu_check.rollouts:hybrid_checks", share=75, environment=PROBED),
 ]

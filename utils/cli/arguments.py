@@ -215,6 +215,19 @@ def add_optimization_arguments(parser: argparse.ArgumentParser) -> None:
     add_free(group, "--print_interval", type=positive_int, default=10, help="steps between progress lines")
 
 
+def add_logits_argument(group: argparse._ArgumentGroup) -> None:
+    """`--logits_chunk_size`."""
+    add_free(
+        group,
+        "--logits_chunk_size",
+        type=non_negative_int,
+        default=512,
+        metavar="N",
+        help="tokens whose logits exist at once in forward and backward passes; 0: those of the whole micro-batch"
+        " (spares a product with the output head)",
+    )
+
+
 def add_checkpoint_arguments(parser: argparse.ArgumentParser, interval: int, unit: str) -> None:
     """How a run is kept from losing work; `interval` is in the stage's `unit` of progress."""
     group = parser.add_argument_group("checkpoints and failures")
