@@ -1,8 +1,12 @@
 """The command line of the stage and everything about it that can be checked before a model is built."""
 
 import argparse
+import json
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -25,7 +29,7 @@ from utils.cli.arguments import (
 from utils.cli.free_flags import add_free
 from utils.cli.lora_arguments import add_lora_arguments, set_lora_defaults
 from utils.cli.types import by_name, named_number, named_value, positive_float, safe_name
-from utils.combining.algorithm import Algorithm, add_options, build, options_of
+from utils.combining.algorithm import Algorithm, LossLevel, add_options, build, checked, options_of
 from utils.combining.arguments import (
     add_algorithm_argument,
     add_logging_arguments,
@@ -37,6 +41,7 @@ from utils.combining.arguments import (
 )
 from utils.models.checking import check_causal_lm
 from utils.models.configs import allow, load_tokenizer, same_tokenizer
+from utils.process.distributed import print_main
 from utils.process.errors import Problems, UserError
 from utils.scoring.objectives import add_score_arguments, declared_objectives
 
@@ -91,8 +96,9 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="NAME=DATA[:LABEL]",
         help="an objective and the pairs that it orders: PATH_OR_NAME[:fraction][,...] as of other stages' --data, and"
-        f" which of the data's preferences counts: better (unless given), safer, {OF_RATINGS}ATTRIBUTE (the replies to"
-        f" a prompt by their ratings), or {OF_PROMPTS} (one reply to two prompts, MAPL); several may name one file",
+        f" by which of the data's preferences: better (default), safer, {OF_RATINGS}ATTRIBUTE (of two replies to a"
+        f" prompt the one rated higher; with - before ATTRIBUTE, lower), or {OF_PROMPTS} (one reply to two prompts,"
+        " MAPL); several may name one file",
     )
     group.add_argument(
         "--validation_objective",
@@ -189,7 +195,10 @@ def margins_of(args: argparse.Namespace, objectives: Sequence[PairObjective], pr
     `check_margin`.
     """
     betas = betas_of(args)
-    margins: list[Margin] = [MarginModel(name, path, beta_of(betas, name)) for name, path in args.margin_model]
+    margins: list[Margin] = [
+        MarginModel(name, path, betas.get(name) or recorded_beta(path, name) or betas[None])
+        for name, path in args.margin_model
+    ]
     margins += declared_objectives(args, problems, MARGIN_FLAGS, needed=False)
     if margins and not reads_margins(args):
         problems.add(f"{margins[0].flag}: --algorithm {args.algorithm} reads no margins (modpo does)")
@@ -198,9 +207,43 @@ def margins_of(args: argparse.Namespace, objectives: Sequence[PairObjective], pr
         if names.count(margin.name) > 1:
             problems.add(f"{margin.flag}: the objective has another margin")
         if any(each.name == margin.name and each.optimized for each in objectives):
-            problems.add(f"{margin.flag}: is trained on its pairs (--monitor {margin.name} leaves these out)")
+            problems.add(
+                f"{margin.flag}: {margin.name} has a margin, and pairs that are trained on: --monitor {margin.name}"
+                " only logs how they are ordered"
+            )
     tokenizer = problems.take(load_tokenizer, args.actor_model, "--actor_model")
     return [margin for margin in margins if problems.passes(check_margin, margin, tokenizer, args)]
+
+
+def recorded_settings(path: str) -> dict[str, Any]:
+    """The settings that a policy of this project was trained with; {} where none are there."""
+    file = Path(path) / "args.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError:
+        found = {}
+    return found if isinstance(found, dict) else {}
+
+
+def recorded_beta(path: str, name: str) -> float | None:
+    """β of an objective in the training of a policy; None where it is not known."""
+    words = recorded_settings(path).get("beta")
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        return None
+    return beta_of({None: 0.1} | dict(map(parse_beta, words)), name)
+
+
+def note_margins(args: argparse.Namespace, margins: Sequence[Margin]) -> None:
+    """Say what β implicit margins have, and where one cannot be what it should be; or that there are no margins."""
+    if reads_margins(args) and not margins:
+        print_main(f"note: --algorithm {args.algorithm}: without margins it is dpo")
+    for margin in margins:
+        if not isinstance(margin, MarginModel):
+            continue
+        print_main(f"{margin.flag}: β {margin.beta:g}")
+        start = recorded_settings(margin.path).get("actor_model")
+        if start and os.path.realpath(start) != os.path.realpath(args.actor_model):
+            print_main(f"note: {margin.flag}: was trained from {start}, not from --actor_model {args.actor_model}")
 
 
 def check_margin(margin: Margin, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> None:
@@ -271,4 +314,18 @@ def algorithm_of(
         if name not in names and name in args.monitor and reads_margins(args):
             problems.add(f"--preference {name}: has neither pairs that are trained on nor a margin (--margin_model)")
     preference = problems.take(by_name, "--preference", args.preference) if method.reads_preference else {}
-    return problems.take(build, method, names, kinds, preference, options_of(method, args), args.normalize_coefficients)
+    return problems.take(built, method, names, kinds, preference, options_of(method, args), args.normalize_coefficients)
+
+
+def built(method: type[Algorithm], *arguments: Any) -> Algorithm:
+    """`utils.combining.algorithm.build`, whose weights, if they are known, are those of its losses.
+
+    Raises:
+        UserError: see there; they are of another shape, or negative.
+    """
+    algorithm = build(method, *arguments)
+    if isinstance(algorithm, LossLevel):
+        weights = checked(algorithm.weights, [len(algorithm.losses)], algorithm, "weights")
+        if not (weights >= 0).all():
+            raise UserError(f"--algorithm {method.name}: weights returns {weights.tolist()}: some are negative")
+    return algorithm

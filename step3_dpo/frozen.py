@@ -26,7 +26,7 @@ from utils.models.fingerprint import model_facts
 from utils.models.loading import load_causal_lm
 from utils.output.files import remove_folder
 from utils.policy.forward import PolicyForward
-from utils.process.distributed import all_gather_objects, device, is_main
+from utils.process.distributed import all_gather_objects, device, is_main, print_main
 from utils.process.rank_watch import beat
 from utils.scoring.objectives import Objective
 from utils.scoring.scorers import load_row_scorer
@@ -137,7 +137,9 @@ class Frozen:
             only_for_this: whether the engine has served then.
         """
         tables = {side: self.table(name, side, facts) for side in SIDES}
-        if any([table.missing() for table in tables.values()]):
+        if not any([table.missing() for table in tables.values()]):
+            print_main(f"{name}: found in {self.folder}")
+        else:
             engine, measure = load()
             for side, table in tables.items():
                 batch_size = self.args.per_device_eval_batch_size
@@ -145,7 +147,10 @@ class Frozen:
             if engine is not None and only_for_this:
                 release(engine)
         self.seconds += sum(table.seconds() for table in tables.values())
-        return {side: table.whole() for side, table in tables.items()}
+        found = {side: table.whole() for side, table in tables.items()}
+        train = found[SIDES[0]]
+        print_main(f"{name}: first reply − second, {train.mean():.3g} ± {train.std():.3g} over {len(train)} pairs")
+        return found
 
     def by_policy(self, forward: PolicyForward) -> Measure:
         """Differences of a policy's log-probabilities."""

@@ -8,6 +8,8 @@ differences of large sums.
 import torch
 from torch.nn.functional import logsigmoid
 
+TIE = 1e-6  # margins below are rounding
+
 
 def log_prob_differences(log_probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """log π(first) − log π(second), summed over the tokens that count; [2b, t] each -> [b] float64."""
@@ -71,6 +73,6 @@ def pair_figures(logits: torch.Tensor, margins: torch.Tensor, labels: torch.Tens
     Returns:
         [m, b, 4].
     """
-    right = (torch.sign(margins) + 1) / 2
+    right = (torch.sign(margins.where(margins.abs() > TIE, 0.0)) + 1) / 2
     values = torch.stack([-logsigmoid(logits), right, margins, torch.ones_like(margins)], dim=-1)
     return values * labels.abs().unsqueeze(-1)

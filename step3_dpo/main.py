@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from step3_dpo.arguments import algorithm_of, beta_of, betas_of, check_numbers, margins_of, parse_args
+from step3_dpo.arguments import algorithm_of, beta_of, betas_of, check_numbers, margins_of, note_margins, parse_args
 from step3_dpo.dry_run import print_pair_dry_run
 from step3_dpo.evaluation import evaluate, evaluation_lines, validation_figures
 from step3_dpo.frozen import Frozen, Margin, MarginModel, Values, with_values
@@ -36,6 +36,7 @@ from utils.cli.arguments import check_deepspeed_arguments
 from utils.cli.lora_arguments import check_lora_options
 from utils.cli.plugins import fingerprint_of
 from utils.combining.algorithm import Algorithm, LossLevel
+from utils.combining.weighing import write_algorithm_state
 from utils.data.encoding import Encoded
 from utils.memory.dry_run import settle_ranks
 from utils.models.checking import check_causal_lm, check_dialogues, check_positions
@@ -74,6 +75,7 @@ def main() -> None:
     problems.take(check_length, args, pairs, held_out)
     problems.report()
     note_steps(args, pairs.total, "--objective")
+    note_margins(args, margins)
     if args.dry_run:
         return print_pair_dry_run(args, objectives, margins, algorithm, (pairs, held_out))
     check_output(args.output_dir, args.fresh)
@@ -102,13 +104,15 @@ def main() -> None:
         step=update.step,
         state=update.weigher,
         before=frozen.scalars(),
-        groups=groups_of(pairs, losses.optimized),
+        groups=[tuple(bool(pair.labels[i]) for i in losses.optimized) for pair in pairs],
         again=MeasuredPair.again,
     )
     model = policy.engine.module
     outcome = train(policy.engine, model, args, task, run)
 
     # The aligned policy.
+    if is_main():
+        write_algorithm_state(algorithm, total_steps, args.output_dir)
     evaluation = {"epoch": outcome.exported_epoch, "pairs": len(held_out)}
     evaluation["conflicts"] = conflicts([pair.record for pair in pairs], losses.names)
     evaluation["objectives"] = evaluate(policy, losses, held_out, args)
@@ -116,7 +120,7 @@ def main() -> None:
     print_main("\n".join(evaluation_lines(evaluation["objectives"])))
     frozen.finish()
     run.finish()
-    print_summary(args, outcome, len(pairs), task.shown[0])
+    print_summary(args, outcome, len(pairs), "loss")
     shutdown_distributed()
 
 
@@ -186,16 +190,6 @@ def losses_of(args: argparse.Namespace, objectives: Sequence[PairObjective], alg
         optimized=[i for i, objective in enumerate(objectives) if objective.optimized],
         logit_scale=algorithm.logit_scale if isinstance(algorithm, LossLevel) else 1.0,
     )
-
-
-def groups_of(pairs: Sequence[MeasuredPair], optimized: Sequence[int]) -> list[tuple[bool, ...]] | None:
-    """By which objectives each pair is labelled, so that every step has pairs of all; None where all are alike.
-
-    Steps of like lengths would otherwise hold the pairs of one objective, where lengths differ between them, and there
-    would be nothing to compare.
-    """
-    groups = [tuple(bool(pair.labels[i]) for i in optimized) for pair in pairs]
-    return groups if len(set(groups)) > 1 else None
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """The objectives of a run: each is data that orders pairs, `NAME=DATA[:label]`."""
 
 import argparse
-from collections.abc import Sequence
+import dataclasses
+import hashlib
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,16 +15,17 @@ from utils.data import load_pairs
 from utils.data.loading import load_view
 from utils.data.prompt_pairs import PROMPT_PAIRS
 from utils.data.ratings import PairsOfRatings, named_attributes, parse_attribute
-from utils.data.records import LABELS
+from utils.data.records import LABELS, Pair, conversation_key
 from utils.data.registry import preference_labels
 from utils.data.summaries import ReadingSummary
 from utils.models.configs import embedding_rows
 from utils.process.distributed import print_main
 from utils.process.errors import Problems, UserError
-from utils.supervised.examples import Examples, Read, encode, split_off
+from utils.supervised.examples import Examples, Read, encode
 
 OF_PROMPTS = "prompt_pairs"  # label of one reply to two prompts
 OF_RATINGS = "rating/"  # before the attribute whose ratings order the replies to a prompt
+LOWER_IS_BETTER = "-"  # before an attribute
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,16 @@ class PairObjective:
         if self.label == OF_PROMPTS:
             return load_view(self.data, PROMPT_PAIRS, seed)
         if self.label.startswith(OF_RATINGS):
-            attribute = named_attributes([self.label.removeprefix(OF_RATINGS)])
-            return load_view(self.data, PairsOfRatings(attributes=attribute, seed=seed), seed)
+            name = self.label.removeprefix(OF_RATINGS)
+            attribute = named_attributes([name.removeprefix(LOWER_IS_BETTER)])
+            pairs, summary = load_view(self.data, PairsOfRatings(attributes=attribute, seed=seed), seed)
+            return [turned(pair) for pair in pairs] if name.startswith(LOWER_IS_BETTER) else pairs, summary
         return load_pairs(self.data, self.label, seed)
+
+
+def turned(pair: Pair) -> Pair:
+    """A pair in the opposite order."""
+    return dataclasses.replace(pair, chosen=pair.rejected, rejected=pair.chosen)
 
 
 def named_data(text: str) -> tuple[str, str]:
@@ -73,7 +83,7 @@ def split_label(text: str) -> tuple[str, str]:
     *others, last = text.split(",")  # a fraction may stand behind each source
     data, separator, label = last.partition(f":{OF_RATINGS}")
     if separator:
-        parse_attribute(label)
+        parse_attribute(label.removeprefix(LOWER_IS_BETTER))
         label = f"{OF_RATINGS}{label}"
     else:
         data, separator, label = last.rpartition(":")
@@ -139,7 +149,7 @@ def read_pairs(
     else:
         if args.validation_fraction == 0:
             problems.add("--validation_fraction 0: needs --validation_objective")
-        read, held_out = problems.take(split_off, args, read, "--objective") or (None, None)
+        read, held_out = problems.take(split_off, args, read) or (None, None)
     encoding = partial(encode, rows=embedding_rows(architecture))
     train, validation = (problems.take(encoding, args, tokenizer, side) for side in (read, held_out))
     if train is not None and validation is not None:
@@ -162,6 +172,36 @@ def load_all(objectives: Sequence[PairObjective], seed: int) -> tuple[list[Label
             source.name = f"{objective.name} ({objective.label}): {source.name}"
         summary.sources += theirs.sources
     return merged(records), summary
+
+
+def split_off(args: argparse.Namespace, read: Read) -> tuple[Read, Read]:
+    """Both sides of the pairs, by prompt: `--validation_fraction` of them, and one of every objective at least.
+
+    A prompt is held out by a digest of itself and the seed, whatever others there are: what a policy is not trained on,
+    policies of more or fewer objectives are not trained on, either.
+
+    Raises:
+        UserError: fewer than two prompts.
+    """
+    records, summary = read
+    keys = [conversation_key(record.messages) for record in records]
+    places = {key: digest_of(key, args.seed) for key in keys}
+    held_out = {key for key, place in places.items() if place < args.validation_fraction}
+    for i in range(len(records[0].labels)):
+        own = {key for key, record in zip(keys, records, strict=True) if record.labels[i]}
+        if len(own) > 1 and not own & held_out:
+            held_out.add(min(own, key=places.get))
+    if len(places) < 2 or len(held_out) == len(places):
+        raise UserError("--objective: too few prompts to hold some out (use --validation_objective)")
+    sides: tuple[list[Labelled], list[Labelled]] = ([], [])
+    for key, record in zip(keys, records, strict=True):
+        sides[key in held_out].append(record)
+    return (sides[0], summary), (sides[1], ReadingSummary())
+
+
+def digest_of(key: Hashable, seed: int) -> float:
+    """A number from 0 to 1 that a conversation and a seed make."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8]) / 2**64
 
 
 def with_labels_of(examples: Examples, trained: Sequence[int]) -> Examples:
@@ -188,10 +228,12 @@ def count_labels(examples: Examples, objectives: Sequence[PairObjective], what: 
     names = [objective.name for objective in objectives]
     counts = {name: sum(bool(each.record.labels[i]) for each in examples) for i, name in enumerate(names)}
     shown = ", ".join(f"{name} {count}" for name, count in counts.items())
-    print_main(f"{len(examples)} pairs to {what} on, labelled by {shown}")
+    sample = f" (a sample of {examples.total})" if examples.total != len(examples) else ""
+    print_main(f"{len(examples)} pairs to {what} on{sample}, labelled by {shown}")
     for name in needed:
         if not counts[name] and examples.total == len(examples):
-            raise UserError(f"--objective {name}: no pair is left to {what} on")
+            remedy = " (--validation_objective, or a larger --validation_fraction)" if what == "validate" else ""
+            raise UserError(f"--objective {name}: no pair is left to {what} on{remedy}")
 
 
 def print_conflicts(train: Examples | None, names: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from step3_dpo.losses import (
     preference_losses,
 )
 from step3_dpo.policy import PairPolicy
-from utils.combining.algorithm import Algorithm
+from utils.combining.algorithm import Algorithm, LossLevel
 from utils.combining.weighing import Scalars, Weigher
 from utils.data.encoding import Encoded
 from utils.engines.passes import Passes
@@ -157,8 +157,11 @@ class PairUpdate:
             output = outputs[number] = None  # its graph and logits, before another pass makes them
         step.finish(coefficients, torch.ones(len(losses.optimized)))
         self.weigher.took_step(compared=bool(scope))
-        logged = {"combined_loss": all_reduce_sum(sum(combined)).item()} | losses.named(all_reduce_sum(sum(sums)).cpu())
-        return logged | scalars
+        means = all_reduce_sum(sum(sums)).cpu()
+        if isinstance(self.weigher.algorithm, LossLevel):
+            found = means[list(losses.optimized), 0] / totals.cpu()[list(losses.optimized)]
+            self.weigher.algorithm.observe_losses(found, present)
+        return {"combined_loss": all_reduce_sum(sum(combined)).item()} | losses.named(means) | scalars
 
 
 def count_labels(batches: Sequence[MeasuredBatch]) -> torch.Tensor:

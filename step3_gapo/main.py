@@ -34,7 +34,7 @@ from utils.checkpoints.checkpoints import Checkpoints
 from utils.checkpoints.skipped_steps import SkippedSteps
 from utils.cli.arguments import check_deepspeed_arguments, note_warmup
 from utils.cli.plugins import fingerprint_of
-from utils.combining.algorithm import Algorithm
+from utils.combining.weighing import write_algorithm_state
 from utils.data import load_prompts
 from utils.data.batching import share_of
 from utils.data.encoding import Encoded, data_fingerprint, fit_lengths
@@ -47,7 +47,7 @@ from utils.models.configs import embedding_rows, load_tokenizer, sampling_config
 from utils.models.export import describe_model
 from utils.models.fingerprint import model_facts
 from utils.models.lora import check_lora
-from utils.output.files import check_output, write_json
+from utils.output.files import check_output
 from utils.policy.forward import check_plain_head
 from utils.process.distributed import (
     init_distributed,
@@ -113,7 +113,7 @@ def main() -> None:
         scalars |= passes.scalars()
         if tracker:
             tracker.log(step, scalars, rollout)
-            write_algorithm_state(algorithm, step, args)
+            write_algorithm_state(algorithm, step, args.output_dir)
         if checkpoints.due(step, total_steps, skipped.in_a_row > 0):
             save(checkpoints, step, engine, actor_update, skipped, tracker)
 
@@ -191,12 +191,6 @@ def try_function(objective: Objective, prompts: list[Encoded]) -> None:
     """Raises: UserError: the function fails for the first prompt."""
     messages, source = prompts[0].record.messages, prompts[0].record.source
     objective.load_function()([messages[-1]["content"]], ["Yes."], [messages], [source])
-
-
-def write_algorithm_state(algorithm: Algorithm, step: int, args: argparse.Namespace) -> None:
-    """Keep the state of an algorithm that has one where people can look at it."""
-    if state := algorithm.state_dict():
-        write_json(Path(args.output_dir) / "algorithm_state.json", {"step": step, **state})
 
 
 def update_models(

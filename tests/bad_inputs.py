@@ -361,7 +361,7 @@ def pairs_of_objectives() -> dict[str, tuple]:
             lambda b: {"margin_model": f"wit={b.workshop.base}"}, ("--margin_model wit", "gapo reads no margins")),
         "pairs: a margin of what is trained": (
             lambda b: alone | {"margin_model": f"helpfulness={b.workshop.base}"},
-            ("--margin_model helpfulness: is trained on its pairs",)),
+            ("--margin_model helpfulness: helpfulness has a margin, and pairs",)),
         "pairs: a margin twice": (
             lambda b: alone | {"margin_model": f"wit={b.workshop.base}", "margin_reward": f"wit={b.workshop.reward}"},
             ("--margin_model wit: the objective has another margin",)),

@@ -16,7 +16,7 @@ from utils.data.batching import length_grouped_steps
 STEP3_DPO = "step3_dpo/main.py"
 NAMES = ("helpfulness", "harmlessness")
 STEPS, PAIRS_A_STEP = 3, 8
-BETA, RATE, EPS = 0.3, 3e-3, 1e-5  # a small ε lets AdamW magnify rounding where a gradient is almost 0
+BETA, RATE, EPS = 0.3, 3e-3, 1e-4  # a small ε lets AdamW magnify rounding where a gradient is almost 0
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def expected_modpo(
     lengths = [len(prompt) + max(len(first), len(second)) for prompt, first, second in encoded]
     optimizer = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.95), eps=EPS, weight_decay=0.0)
     logged = []
-    for indices in length_grouped_steps(lengths, PAIRS_A_STEP, seed=42, epoch=1):
+    for indices in length_grouped_steps(lengths, PAIRS_A_STEP, 42, 1, groups=[0] * len(pairs)):
         losses = []
         for i in indices:
             delta = difference(model, encoded[i]) - references[i]

@@ -9,21 +9,24 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from step3_dpo.methods import METHODS as OF_DPO
 from step3_gapo.needs import METHODS
 from tests.test_multi_objective import gradients, gram_of
-from utils.combining.algorithm import AdvantageLevel, Algorithm, GradientLevel, ScoreLevel, build
-from utils.combining.registry import own_method
+from utils.combining.algorithm import AdvantageLevel, Algorithm, GradientLevel, LossLevel, ScoreLevel, build
+from utils.combining.registry import LEVELS, OF_PAIRS, own_method
 from utils.process.errors import UserError
 
 EXAMPLES = ("examples/softmin_score.py:SoftMin", "examples/agreeing_advantage.py:Agreeing",
-            "examples/gradnorm.py:GradNorm")  # fmt: skip
+            "examples/gradnorm.py:GradNorm", "examples/dynamic_weights.py:DynamicWeights")  # fmt: skip
 ROWS, TIME = 4, 5
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     given = metafunc.config.getoption("--algorithm")
-    methods = {spec: own_method(spec) for spec in (given or EXAMPLES)} | ({} if given else METHODS)
-    levels = {"score_level": ScoreLevel, "advantage_level": AdvantageLevel, "gradient_level": GradientLevel}
+    every = tuple(dict.fromkeys((*LEVELS, *OF_PAIRS)))
+    methods = {spec: own_method(spec, every) for spec in (given or EXAMPLES)} | ({} if given else METHODS | OF_DPO)
+    levels = {"score_level": ScoreLevel, "advantage_level": AdvantageLevel, "gradient_level": GradientLevel,
+              "loss_level": LossLevel}  # fmt: skip
     for argument, level in {"method": Algorithm, **levels}.items():
         if argument in metafunc.fixturenames:
             fitting = {name: method for name, method in methods.items() if issubclass(method, level)}
@@ -34,6 +37,8 @@ def make(method: type[Algorithm], m: int, order: Sequence[int] | None = None) ->
     """For m objectives, the last a cost, of unequal preference where there is one; in another order."""
     order = range(m) if order is None else order
     names, kinds = [f"o{i}" for i in range(m)], ["reward"] * (m - 1) + ["cost"]
+    if issubclass(method, LossLevel):
+        kinds = ["margin" if method.reads_margins and i else "pairs" for i in range(m)]
     weights = {name: (i + 1) / (m * (m + 1) / 2) for i, name in enumerate(names)} if method.reads_preference else {}
     options = {option.name: option.default for option in method.options}
     return build(method, [names[i] for i in order], [kinds[i] for i in order], weights, options)
@@ -96,6 +101,26 @@ def test_coefficients_scale_as_declared(gradient_level: type[GradientLevel], sca
         close(scaled, scale**degree * coefficients(algorithm, gram))
 
 
+# --- losses
+
+
+def test_weights_of_losses_follow_their_objectives(loss_level: type[LossLevel]) -> None:
+    """Also after some steps, in some of which losses are missing."""
+    for m in sizes(loss_level):
+        order = torch.arange(m).flip(0)
+        plain, other = make(loss_level, m), make(loss_level, m, order.tolist())
+        for step in range(4):
+            for algorithm, places in ((plain, torch.arange(m)), (other, order)):
+                count = len(algorithm.losses)
+                losses = (torch.arange(1.0, m + 1, dtype=torch.float64) / (step + 1))[places][:count]
+                present = [not (step == 2 and losses[i] == losses.max() and count > 1) for i in range(count)]
+                algorithm.observe_losses(losses * torch.tensor(present), present)
+            weights = plain.weights
+            assert weights.shape == (len(plain.losses),) and weights.isfinite().all() and (weights >= 0).all()
+            if len(plain.losses) == m:
+                close(other.weights, weights[order])
+
+
 # --- advantages and scores
 
 
@@ -134,6 +159,10 @@ def use(algorithm: Algorithm, step: int) -> torch.Tensor:
     """One rollout and one update; what came of it."""
     m = len(algorithm.setting.names)
     torch.manual_seed(step)
+    if isinstance(algorithm, LossLevel):
+        count = len(algorithm.losses)
+        algorithm.observe_losses(torch.rand(count).double(), [True] * count)
+        return algorithm.weights
     scores, judged = torch.randn(ROWS, m), torch.ones(ROWS, m, dtype=torch.bool)
     algorithm.observe(scores, judged)
     algorithm.observe_advantages(scores, judged, torch.randn(ROWS, len(algorithm.losses)))

@@ -15,7 +15,7 @@ from step3_dpo.arguments import algorithm_of, parse_args
 from step3_dpo.batches import collate, differences, measured
 from step3_dpo.frozen import with_values
 from step3_dpo.main import losses_of
-from step3_dpo.objectives import objectives_of, read_pairs
+from step3_dpo.objectives import declared, load_all, named_data, objectives_of, read_pairs, split_off
 from step3_dpo.policy import PairPolicy
 from step3_dpo.update import PairUpdate
 from tests import pair_training
@@ -262,6 +262,7 @@ def test_pairs_of_several_kinds_are_digested_and_conflicts_told(workshop: Worksh
     objective = (
         f"better={tmp_path}/pairs.jsonl", f"safer={tmp_path}/pairs.jsonl:safer",
         f"obeys={tmp_path}/prompts.jsonl:prompt_pairs", f"clarity={tmp_path}/ratings.jsonl:rating/clarity",
+        f"murk={tmp_path}/ratings.jsonl:rating/-clarity",
     )  # fmt: skip
     arguments = pair_flags(
         workshop, tmp_path, "run", algorithm="gapo", objective=objective, validation_objective=None,
@@ -272,6 +273,7 @@ def test_pairs_of_several_kinds_are_digested_and_conflicts_told(workshop: Worksh
     assert "dropped 1 (1 identical replies)" in result.stdout
     assert re.search(r"better, safer: \d+ pairs labelled by both, \d+ in opposite order \(\d+%\)", result.stdout)
     steps = steps_of(tmp_path / "run")
+    assert re.search(r"clarity, murk: (\d+) pairs labelled by both, \1 in opposite order", result.stdout)
     for name in ("better", "safer", "obeys", "clarity"):
         assert any(f"accuracy/{name}" in step for step in steps)
     evaluation = json.loads((tmp_path / "run/evaluation.json").read_text())
@@ -349,6 +351,32 @@ class Short(Halves):
     assert distance(own, run(workshop, tmp_path, "dpo_lw", algorithm="dpo_lw")) == 0
     result = run_script(STEP3_DPO, pair_flags(workshop, tmp_path, "short", algorithm=f"{tmp_path}/own.py:Short"))
     assert result.code == 2 and "weights returns [1], not [2]" in result.stderr
+    output = run(
+        workshop, tmp_path, "dwa", algorithm="examples/dynamic_weights.py:DynamicWeights", dwa_temperature=0.01
+    )
+    state = json.loads((output / "algorithm_state.json").read_text())
+    assert state["step"] == 3 and all(late > 0 for late in state["late"])
+    weights = [[step[f"coefficient/{name}"] for name in NAMES] for step in steps_of(output)]
+    assert weights[0] == [0.5, 0.5] != weights[2] and sum(weights[2]) == pytest.approx(1)
+
+
+def test_what_is_held_out_does_not_depend_on_the_other_objectives(workshop: Workshop, tmp_path: Path) -> None:
+    """A prompt is on the same side with one objective and two; every objective has something to validate on."""
+    pair_flags(workshop, tmp_path, "unused")
+    both = tuple(f"{name}={tmp_path}/train_{name}.jsonl" for name in NAMES)
+    held_out = []
+    for specs in (both, both[:1], both[1:]):
+        given = argparse.Namespace(validation_fraction=0.3, seed=7)
+        records = load_all(declared([named_data(spec) for spec in specs], []), 7)
+        _, (kept, _) = split_off(given, records)
+        assert all(any(record.labels[i] for record in kept) for i in range(len(specs)))
+        held_out.append({record.messages[0]["content"] for record in kept})
+    assert held_out[1] <= held_out[0] and held_out[2] <= held_out[0] == held_out[1] | held_out[2]
+    rare = tmp_path / "rare.jsonl"
+    rare.write_text("".join((tmp_path / f"train_{NAMES[1]}.jsonl").read_text().splitlines(keepends=True)[:2]))
+    records = load_all(declared([named_data(both[0]), named_data(f"b={rare}")], []), 7)
+    _, (kept, _) = split_off(argparse.Namespace(validation_fraction=1e-6, seed=7), records)
+    assert sum(record.labels[1] != 0 for record in kept) >= 1 <= sum(record.labels[0] != 0 for record in kept)
 
 
 def test_the_reference_of_lora_has_no_adapters(workshop: Workshop, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ planned_flags() { # flags $1; in a dry run the policy that all start from stands
     local word words=()
     for word in $1; do
         if $DRY_RUN && [[ $word == *="$OUTPUT"/policies/* ]] && ! [ -f "${word#*=}/config.json" ]; then
+            echo "${word#*=} is not there yet: the policy that it would be trained from stands in for it" >&2
             word=${word%%=*}=${ACTOR_MODEL:-$OUTPUT/sft}
         fi
         words+=("$word")

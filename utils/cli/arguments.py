@@ -340,7 +340,7 @@ def note_warmup(args: argparse.Namespace, total_steps: int) -> None:
 
 
 def warmup_steps(args: argparse.Namespace, total_steps: int) -> int:
-    """`--num_warmup_steps`, or `--warmup_ratio` of all optimizer steps (rounded up)."""
+    """`--num_warmup_steps`, or `--warmup_ratio` of all optimizer steps (rounded up), but not all of them."""
     if args.num_warmup_steps is not None:
         return args.num_warmup_steps
-    return -int(-args.warmup_ratio * total_steps // 1)
+    return min(-int(-args.warmup_ratio * total_steps // 1), total_steps - 1 if args.warmup_ratio < 1 else total_steps)

@@ -247,6 +247,14 @@ class LossLevel(Algorithm, ABC):
     def margin_weights(self) -> dict[str, float]:
         return {}
 
+    def observe_losses(self, losses: torch.Tensor, present: Sequence[bool]) -> None:
+        """Take in what an optimizer step was on; the weights of the next one may follow from it.
+
+        Args:
+            losses: [losses] float64 means of the step; 0 where it had nothing of one.
+            present: [losses] whether it had.
+        """
+
 
 class GradientLevel(Algorithm, ABC):
     """Losses become one by coefficients that are read from the Gram matrix of their gradients, at every step.

@@ -1,12 +1,14 @@
 """From the Gram matrix of an optimizer step to coefficients of its losses, and what is known of them across steps."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from utils.combining.algorithm import Algorithm, GradientLevel, LossLevel, checked
 from utils.gradients.multi_objective import cosine_matrix
+from utils.output.files import write_json
 from utils.process.distributed import all_reduce_sum, broadcast_from_main, print_main
 
 Scalars = dict[str, float]
@@ -152,6 +154,12 @@ class Weigher:
         if state["adaptive"]:
             self.algorithm.load_state_dict(state["adaptive"])
         self.kept.load_state_dict(state.get("kept"))
+
+
+def write_algorithm_state(algorithm: Algorithm, step: int, directory: str | Path) -> None:
+    """Keep the state of an algorithm that has one where people can look at it."""
+    if state := algorithm.state_dict():
+        write_json(Path(directory) / "algorithm_state.json", {"step": step, **state})
 
 
 def gram_scalars(gram: torch.Tensor, coefficients: torch.Tensor | None, names: list[str]) -> Scalars:

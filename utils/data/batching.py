@@ -1,6 +1,7 @@
 """Batches: padding on either side, and grouping by length so that little padding is computed on."""
 
 import argparse
+import itertools
 import math
 import random
 from collections import Counter
@@ -66,8 +67,8 @@ def length_grouped_steps(
     """The indices of an epoch in steps of `size`, but for one, with those of like lengths together; each index once.
 
     Args:
-        groups: what every index belongs to; each step has of every group the share that there is of it, as nearly as
-            whole numbers allow, and then lengths are alike within groups.
+        groups: what every index belongs to. Each step then has of every group the share that there is of it, as nearly
+            as whole numbers allow, lengths are alike within groups, and steps are of one size, give or take one.
     """
     generator = random.Random(f"{seed}:{epoch}")
     order = list(range(len(lengths)))
@@ -76,7 +77,9 @@ def length_grouped_steps(
     for start in range(0, len(order), MEGABATCH * size):
         part = sorted(order[start : start + MEGABATCH * size], key=lambda index: lengths[index])
         grouped += part if groups is None else interleaved(part, [groups[index] for index in part])
-    steps = [grouped[start : start + size] for start in range(0, len(grouped), size)]
+    count = math.ceil(len(grouped) / size)
+    ends = [n * size if groups is None else n * len(grouped) // count for n in range(count + 1)]
+    steps = [grouped[start:end] for start, end in itertools.pairwise(ends)]
     generator.shuffle(steps)
     return steps
 

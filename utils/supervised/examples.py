@@ -74,9 +74,9 @@ def read_sides(
     return problems.take(split_off, args, read) or (None, None)
 
 
-def split_off(args: argparse.Namespace, read: Read, flag: str = "--data") -> tuple[Read, Read]:
-    """Both sides of the data of a flag, by `--validation_fraction`."""
-    train, held_out = hold_out(read[0], args.validation_fraction, args.seed, flag)
+def split_off(args: argparse.Namespace, read: Read) -> tuple[Read, Read]:
+    """Both sides of the data, by `--validation_fraction`."""
+    train, held_out = hold_out(read[0], args.validation_fraction, args.seed)
     return (train, read[1]), (held_out, ReadingSummary())
 
 
@@ -115,9 +115,7 @@ def characters(record: Record) -> int:
     return prompt_characters(record) + max(map(len, record.replies))
 
 
-def hold_out(
-    records: Sequence[Record], fraction: float, seed: int, flag: str = "--data"
-) -> tuple[list[Record], list[Record]]:
+def hold_out(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
     """(training, validation) records: all records of a prompt are on one side, at least one prompt on each.
 
     Raises:
@@ -125,8 +123,7 @@ def hold_out(
     """
     prompts = list(dict.fromkeys(conversation_key(record.messages) for record in records))
     if len(prompts) < 2:
-        validation = flag.replace("--", "--validation_")
-        raise UserError(f"{flag}: one prompt cannot be split in training and validation (use {validation})")
+        raise UserError("--data: one prompt cannot be split in training and validation (use --validation_data)")
     count = min(max(1, round(fraction * len(prompts))), len(prompts) - 1)
     if count != round(fraction * len(prompts)):
         print_main(f"note: --validation_fraction {fraction:g}: holds out {count} of {len(prompts)} prompts, as it must")
