@@ -159,7 +159,8 @@ def run_main(main: Callable[[], None]) -> None:
         fail(*error.args)
     except KeyboardInterrupt:
         if not rank_watch.watching():
-            raise
+            sys.excepthook = lambda *_: print("error: interrupted", file=sys.stderr, flush=True)
+            raise  # so that the process ends by the signal, and a shell's loop around it, too
         if rank_watch.claim():
             print(f'error: interrupted; the last message: "{rank_watch.last_message()}"', file=sys.stderr, flush=True)
         leave(EXIT_INTERRUPTED)
