@@ -45,6 +45,7 @@ from utils.process.distributed import print_main
 from utils.process.errors import Problems, UserError
 from utils.scoring.objectives import add_score_arguments, declared_objectives
 
+DEFAULT_BETA = 0.1
 MARGIN_FLAGS = {"reward": "margin_reward", "cost": "margin_cost", "function": "margin_function"}
 MARGIN_KINDS = {
     "reward": "modpo: an objective whose margin is that of a score model",
@@ -121,7 +122,7 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
         "--beta",
         type=beta,
         nargs="+",
-        default=["0.1"],
+        default=[str(DEFAULT_BETA)],
         metavar="B",
         help="β: of all objectives, and NAME=B of one",
     )
@@ -228,9 +229,10 @@ def recorded_settings(path: str) -> dict[str, Any]:
 def recorded_beta(path: str, name: str) -> float | None:
     """β of an objective in the training of a policy; None where it is not known."""
     words = recorded_settings(path).get("beta")
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+    try:
+        return beta_of({None: DEFAULT_BETA} | dict(map(parse_beta, words)), name) if words else None
+    except (TypeError, AttributeError, ValueError, argparse.ArgumentTypeError):  # a file of something else
         return None
-    return beta_of({None: 0.1} | dict(map(parse_beta, words)), name)
 
 
 def note_margins(args: argparse.Namespace, margins: Sequence[Margin]) -> None:
@@ -264,7 +266,7 @@ def check_margin(margin: Margin, tokenizer: PreTrainedTokenizerBase, args: argpa
 
 def betas_of(args: argparse.Namespace) -> dict[str | None, float]:
     """`--beta` by name; None: of all others."""
-    return {None: 0.1} | dict(map(parse_beta, args.beta))
+    return {None: DEFAULT_BETA} | dict(map(parse_beta, args.beta))
 
 
 def beta_of(betas: dict[str | None, float], name: str) -> float:
