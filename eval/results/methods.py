@@ -163,6 +163,8 @@ def find_row(base: str) -> Match | None:
         if not brace or rest == base or not rest:
             continue
         pattern = brace + pattern
+        if pattern == OBJECTIVE and is_front_family(base):  # dpo_lw is no expert of an objective lw
+            continue
         if pattern == OBJECTIVE:
             return Match(filled(method, pattern, rest.replace("_", " ")), objective=rest)
         weight = read_weight(rest)
