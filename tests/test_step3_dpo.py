@@ -214,6 +214,18 @@ def test_a_killed_run_goes_on(workshop: Workshop, tmp_path: Path, ranks: int, ch
     assert shape(whole) == shape(killed) and not (killed / "frozen").exists()
 
 
+def test_a_run_that_diverges_ends_in_one_line(workshop: Workshop, tmp_path: Path) -> None:
+    """Steps whose gradients are not finite are skipped, on both ranks; so many in a row end the run."""
+    arguments = pair_flags(
+        workshop, tmp_path, "run", algorithm="gapo", learning_rate=1e30, num_train_epochs=3, max_skipped_steps=2,
+        per_device_train_batch_size=4, zero_stage=2,
+    )  # fmt: skip
+    result = run_script(STEP3_DPO, arguments, 2, pictures=False)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.code == 2 and len(errors) == 1 and "lower --learning_rate" in errors[0], result.stderr
+    assert read_metrics(tmp_path / "run")[-1].get("skipped_steps", 2) >= 1
+
+
 def test_a_checkpoint_becomes_a_model(workshop: Workshop, tmp_path: Path) -> None:
     output = run(workshop, tmp_path, "run", algorithm="gapo", keep_checkpoints=True, checkpoint_interval=3)
     result = run_script("utils/export_checkpoint.py", [str(output), "--output_dir", str(tmp_path / "exported")])
