@@ -66,6 +66,7 @@ from utils.models.checking import check_positions
 from utils.models.configs import allow, load_config, load_tokenizer
 from utils.policy.sampling import COMPACT_AT
 from utils.process.errors import AT_ONCE, Problems, UserError
+from utils.scoring.judges import add_judge_arguments
 from utils.scoring.objectives import Condition, Objective, add_score_arguments, declared_objectives
 from utils.scoring.score_models import is_ours
 
@@ -103,6 +104,7 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
         "--actor_model", required=True, metavar="PATH", help="SFT policy: start, reference and tokenizer"
     )
     add_score_arguments(group)
+    add_judge_arguments(group)
     group.add_argument(
         "--monitor",
         nargs="+",

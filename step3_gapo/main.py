@@ -60,7 +60,9 @@ from utils.process.distributed import (
 )
 from utils.process.errors import AT_ONCE, Problems, UserError, run_main
 from utils.process.rank_watch import beat, watch_ranks
+from utils.scoring.judges import InstructionJudge, Judge, RuleJudge, judges_of
 from utils.scoring.objectives import Objective
+from utils.scoring.reward_functions import RewardFunction
 
 NOTICEABLE = 0.01  # share of the prompts
 SKIPPING_ADVICE = "lower --actor_learning_rate or --critic_learning_rate, or try another --algorithm"
@@ -74,11 +76,12 @@ def main() -> None:
     problems.take(settle_ranks, args)
     problems.take(check_deepspeed_arguments, args)
     objectives = objectives_of(args, problems)
+    judges = judges_of(args, [objective.name for objective in objectives], problems)
     algorithm = algorithm_of(args, objectives, problems)
     minibatches = problems.take(check_batch_sizes, args)
     tokenizer, architecture = check_policy(args, problems)
     prompts = read_prompts(args, tokenizer, architecture, problems)
-    try_functions(objectives, prompts, problems)
+    try_functions(objectives, judges, prompts, problems)
     total_steps = problems.take(count_rollouts, args, prompts and len(prompts))
     problems.report()
     updates = total_steps * args.ppo_epochs * minibatches
@@ -93,9 +96,9 @@ def main() -> None:
     init_distributed(args.rank_timeout)
     watch_ranks(args.output_dir, args.rank_timeout)
     seed_everything(args.seed)
-    checkpoints = Checkpoints(args, "gapo", facts_of(args, objectives, prompts) if is_main() else {})
+    checkpoints = Checkpoints(args, "gapo", facts_of(args, objectives, judges, prompts) if is_main() else {})
     generation = sampling_config(tokenizer, args.temperature, args.max_new_tokens)
-    engine = RLHFEngine(args, objectives, needs, tokenizer, generation, updates)
+    engine = RLHFEngine(args, objectives, needs, tokenizer, generation, updates, judges)
     actor_update = ActorUpdate(engine.actor, algorithm, needs, args)
     skipped = SkippedSteps(args.max_skipped_steps, SKIPPING_ADVICE)
     done = restore(checkpoints, engine, actor_update, skipped)
@@ -180,17 +183,24 @@ def fit_prompts(
     return encoded
 
 
-def try_functions(objectives: list[Objective], prompts: list[Encoded] | None, problems: Problems) -> None:
-    """Call every objective that is a function once, so that one that fails does so before models are built."""
+def try_functions(
+    objectives: list[Objective], judges: list[Judge], prompts: list[Encoded] | None, problems: Problems
+) -> None:
+    """Call every objective and judge that is a function once: one that fails does so before models are built."""
     for objective in objectives:
         if objective.is_function:
-            problems.take(try_function, objective, prompts)
+            problems.take(try_function, problems.take(objective.load_function), prompts)
+    for judge in judges:
+        if isinstance(judge, RuleJudge):
+            problems.take(try_function, judge.function, prompts)
+        elif isinstance(judge, InstructionJudge) and prompts is not None:
+            problems.take(judge.check, [prompt.record for prompt in prompts])
 
 
-def try_function(objective: Objective, prompts: list[Encoded]) -> None:
+def try_function(function: RewardFunction, prompts: list[Encoded]) -> None:
     """Raises: UserError: the function fails for the first prompt."""
     messages, source = prompts[0].record.messages, prompts[0].record.source
-    objective.load_function()([messages[-1]["content"]], ["Yes."], [messages], [source])
+    function([messages[-1]["content"]], ["Yes."], [messages], [source])
 
 
 def update_models(
@@ -225,14 +235,16 @@ def optimizer_steps(
         yield taken
 
 
-def facts_of(args: argparse.Namespace, objectives: list[Objective], prompts: list[Encoded]) -> dict[str, str]:
+def facts_of(
+    args: argparse.Namespace, objectives: list[Objective], judges: list[Judge], prompts: list[Encoded]
+) -> dict[str, str]:
     """What a run's result depends on beside its flags: objectives' names, fingerprints of what it reads."""
     facts = {"objectives": " ".join(o.name if o.optimized else f"({o.name})" for o in objectives)}
     facts |= model_facts(args.actor_model, "--actor_model")
     if args.lora_dim:  # in no checkpoint, so that no run goes on with another one
         facts["base of the adapters (--actor_model)"] = facts["--actor_model"]
-    for objective in objectives:
-        facts |= objective.facts()
+    for each in (*objectives, *judges):
+        facts |= each.facts()
     if ":" in args.algorithm:  # a user's own
         facts["--algorithm's file"] = fingerprint_of(args.algorithm, inspect.getsourcefile(method_of(args)))
     return facts | {"--data": data_fingerprint(prompts)}

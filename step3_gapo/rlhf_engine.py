@@ -1,6 +1,7 @@
 """The models of step 3 under DeepSpeed: actor, reference, one critic an objective, reward and cost models."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -19,6 +20,7 @@ from utils.policy.actor import Actor
 from utils.policy.forward import PolicyForward
 from utils.process.distributed import is_main
 from utils.process.rank_watch import beat
+from utils.scoring.judges import Judge
 from utils.scoring.objectives import Objective
 from utils.scoring.scorers import make_scorers
 
@@ -38,9 +40,11 @@ class RLHFEngine:
         tokenizer: PreTrainedTokenizerBase,
         generation: GenerationConfig,
         total_steps: int,
+        judges: Sequence[Judge] = (),
     ):
         dtype = DTYPES[args.dtype]
-        self.objectives, self.tokenizer, self.needs, self.args = objectives, tokenizer, needs, args
+        self.objectives, self.judges, self.tokenizer = objectives, judges, tokenizer
+        self.needs, self.args = needs, args
         beat("loading models")
         self.scorers = make_scorers(objectives, args, tokenizer, needs.starts)
         with arriving(engine_config(args, frozen=True)):

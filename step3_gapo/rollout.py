@@ -22,6 +22,7 @@ from utils.policy.forward import PolicyForward
 from utils.policy.sampled import Sampled, by_micro_batch, sample_responses
 from utils.process.distributed import all_gather_rows, all_reduce_sum
 from utils.process.rank_watch import beat
+from utils.scoring.judges import Verdicts, all_verdicts
 from utils.scoring.objectives import Objective
 from utils.scoring.scorers import score_responses
 
@@ -34,6 +35,7 @@ class Rollout:
     prompts: list[Encoded]
     responses: list[str]
     truncated: NamedTensors  # see `Scored`; [batch] each, of the score models that may have to truncate
+    verdicts: dict[str, Verdicts]  # of each judge, and of all
     may_not_judge: list[str]  # objectives that may leave a response without a score
     not_finite: str | None  # what is not finite on some rank
     generation_seconds: float
@@ -51,6 +53,7 @@ def make_rollout(engine: RLHFEngine, prompts: list[Encoded], algorithm: Algorith
     beat("scoring")
     log_probs, hidden, values, graphs = passes_of_trained(engine, sampled, args)
     scored = score_responses(engine.scorers, sampled, args)
+    verdicts = all_verdicts(engine.judges, sampled, scored)
     experience = Experience(
         sampled.input_ids,
         sampled.attention_mask,
@@ -72,7 +75,8 @@ def make_rollout(engine: RLHFEngine, prompts: list[Encoded], algorithm: Algorith
     seconds = (generated - start, time.monotonic() - generated)
     truncated = {name: part.truncated for name, part in scored.items() if part.truncated is not None}
     functions = [objective.name for objective in engine.objectives if objective.is_function]
-    return Rollout(experience, sampled.prompts, sampled.responses, truncated, functions, not_finite, *seconds)
+    texts = sampled.prompts, sampled.responses
+    return Rollout(experience, *texts, truncated, verdicts, functions, not_finite, *seconds)
 
 
 def passes_of_trained(

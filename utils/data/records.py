@@ -111,20 +111,41 @@ def conversation_key(messages: Sequence[Message]) -> Hashable:
 
 @dataclass(frozen=True)
 class Prompt(Record):
-    """Turns up to and including the last user turn, to be answered."""
+    """Turns up to and including the last user turn, to be answered.
+
+    Attributes:
+        instructions: what the turns ask of the reply that a program can check, as the row says it in its field of this
+            name (see `utils.instructions`); for judges.
+    """
 
     PLURAL: ClassVar[str] = "prompts"
     CONTENT: ClassVar[str] = "prompts"
 
     messages: list[Message]
     source: str
+    instructions: tuple[Any, ...] = ()
+
+    @property
+    def annotations(self) -> dict[str, Any]:
+        """Without instructions where there are none."""
+        return {"instructions": list(self.instructions)} if self.instructions else {}
 
     def identity(self, prompt: list[int], responses: Sequence[list[int]]) -> Any:
-        """The token ids of the prompt."""
-        return prompt
+        """The token ids of the prompt, and instructions, if there are some."""
+        return [prompt, list(self.instructions)] if self.instructions else prompt
 
 
-PROMPTS = View(Prompt, key=lambda prompt: conversation_key(prompt.messages), duplicate="duplicate prompt")
+@dataclass(frozen=True)
+class PromptsView(View):
+    """Prompts, with what else their rows say of them."""
+
+    def convert(self, data_format: Any, row: Any) -> Prompt:
+        """Raises what `Format.read` raises."""
+        prompt, found = super().convert(data_format, row), row.fields.get("instructions")
+        return dataclasses.replace(prompt, instructions=tuple(found)) if isinstance(found, list) else prompt
+
+
+PROMPTS = PromptsView(Prompt, key=lambda prompt: conversation_key(prompt.messages), duplicate="duplicate prompt")
 
 
 @dataclass(frozen=True)

@@ -43,14 +43,31 @@ class Retries:
         return min(max(LONGEST_PAUSE, self.wait), self.wait * 2.0 ** min(failed - 1, 30))
 
 
+def as_number(value: Any) -> float | None:
+    """Raises: TypeError: text, which `float` would read. Whatever `float` raises."""
+    if value is None:
+        return None
+    if isinstance(value, str | bytes):
+        raise TypeError(f"{value!r} is text, not a number")
+    return float(value)
+
+
 @dataclass(frozen=True)
 class RewardFunction:
-    """A function of responses; `flag` is the words of the command line that name it."""
+    """A function of responses.
+
+    Attributes:
+        flag: the words of the command line that name it.
+        read: what a value means; raises whatever for one that means nothing.
+        what: what its values are called.
+    """
 
     flag: str
     function: Callable[..., Any]
     takes_messages: bool
     retries: Retries = Retries()
+    read: Callable[[Any], float | None] = as_number
+    what: str = "numbers"
 
     def __call__(
         self, prompts: list[str], responses: list[str], messages: list[Sequence[Message]], sources: list[str]
@@ -66,9 +83,9 @@ class RewardFunction:
         place = f"{sources[0]} and {len(sources) - 1} more" if len(sources) > 1 else sources[0]
         found = self.try_often(prompts, responses, messages, place)
         try:
-            values = [as_number(value) for value in found]
+            values = [self.read(value) for value in found]
         except Exception as error:  # a function of the user's may return anything
-            raise UserError(f"{self.flag}: no numbers for the responses to {place} ({reason_of(error)})") from error
+            raise UserError(f"{self.flag}: no {self.what} for the responses to {place} ({reason_of(error)})") from error
         if len(values) != len(responses):
             raise UserError(f"{self.flag}: {len(values)} values for {len(responses)} responses (from {sources[0]} on)")
         for source, value in zip(sources, values, strict=True):
@@ -112,17 +129,17 @@ class RewardFunction:
         beat(f"try {failed + 1} of {self.flag}")
 
 
-def as_number(value: Any) -> float | None:
-    """Raises: TypeError: text, which `float` would read. Whatever `float` raises."""
-    if value is None:
-        return None
-    if isinstance(value, str | bytes):
-        raise TypeError(f"{value!r} is text, not a number")
-    return float(value)
-
-
-def load_reward_function(spec: str, flag: str, retries: Retries = Retries()) -> RewardFunction:
+def load_reward_function(
+    spec: str,
+    flag: str,
+    retries: Retries = Retries(),
+    read: Callable[[Any], float | None] = as_number,
+    what: str = "numbers",
+) -> RewardFunction:
     """The function that 'module:function' names; `flag` is that of the command line, without the specification.
+
+    Args:
+        read, what: see `RewardFunction`.
 
     Raises:
         UserError: it does not take (prompts, responses), or see `load_function`.
@@ -132,10 +149,10 @@ def load_reward_function(spec: str, flag: str, retries: Retries = Retries()) -> 
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # a builtin that does not tell
-        return RewardFunction(words, function, False, retries)
+        return RewardFunction(words, function, False, retries, read, what)
     takes_messages = "messages" in signature.parameters
     try:
         signature.bind([], [], **({"messages": []} if takes_messages else {}))
     except TypeError as error:
         raise UserError(f"{words}: cannot be called with (prompts, responses): {error}") from None
-    return RewardFunction(words, function, takes_messages, retries)
+    return RewardFunction(words, function, takes_messages, retries, read, what)

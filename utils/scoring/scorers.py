@@ -40,6 +40,15 @@ class Scored:
     truncated: torch.Tensor | None = None
 
 
+def function_values(function: RewardFunction, sampled: Sampled) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a function says of this rank's responses, 0 where it says nothing, and 1 where it does; [batch] float32."""
+    records = [prompt.record for prompt in sampled.prompts]
+    messages, sources = [record.messages for record in records], [record.source for record in records]
+    found = function([turns[-1]["content"] for turns in messages], sampled.responses, messages, sources)
+    columns = [value or 0.0 for value in found], [value is not None for value in found]
+    return tuple(torch.tensor(column, dtype=torch.float32, device=device()) for column in columns)
+
+
 @dataclass
 class FunctionScorer:
     """An objective that is a function of the texts."""
@@ -49,15 +58,8 @@ class FunctionScorer:
 
     def score(self, sampled: Sampled, args: argparse.Namespace) -> dict[str, Scored]:
         """Call the function once for this rank's responses."""
-        records = [prompt.record for prompt in sampled.prompts]
-        messages, sources = [record.messages for record in records], [record.source for record in records]
-        prompts = [turns[-1]["content"] for turns in messages]
         beat(f"calling the function of {self.objective.name}")
-        values = self.function(prompts, sampled.responses, messages, sources)
-        judged = [value is not None for value in values]
-        values = [value or 0.0 for value in values]
-        columns = (torch.tensor(column, dtype=torch.float32, device=device()) for column in (values, judged))
-        return {self.objective.name: Scored(*columns)}
+        return {self.objective.name: Scored(*function_values(self.function, sampled))}
 
     def take_critic_start(self, name: str) -> None:
         """It has none."""

@@ -1,0 +1,184 @@
+"""Binary judges: what a response must pass, whatever it scores (CGPO, arXiv 2409.20370, section 4.1).
+
+A judge passes a response, fails it, or does not judge it. It is a rule, that is, a function of prompts and responses
+that returns True, False or None for each, or a threshold on the value of an objective, or what a program can check of
+the instructions in a prompt.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import torch
+
+from utils.cli.plugins import function_fingerprint
+from utils.cli.types import condition, named_value
+from utils.data.records import Prompt
+from utils.instructions import Instruction
+from utils.policy.sampled import Sampled
+from utils.process.distributed import device
+from utils.process.errors import AT_ONCE, Problems, UserError
+from utils.process.rank_watch import beat
+from utils.scoring.reward_functions import Retries, RewardFunction, load_reward_function
+from utils.scoring.scorers import Scored, function_values
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Of a batch of responses.
+
+    Attributes:
+        passed: [batch] float32, 1 where a judge passes a response.
+        judged: [batch] float32, 1 where it judges it.
+    """
+
+    passed: torch.Tensor
+    judged: torch.Tensor
+
+
+@dataclass(frozen=True)
+class RuleJudge:
+    """A function (prompts, responses) -> truth values."""
+
+    name: str
+    spec: str
+    function: RewardFunction
+
+    def verdicts(self, sampled: Sampled, scored: dict[str, Scored]) -> Verdicts:
+        """Call the function once for this rank's responses.
+
+        Raises:
+            UserError: see `RewardFunction`.
+        """
+        beat(f"calling the judge {self.name}")
+        return Verdicts(*function_values(self.function, sampled))
+
+    def facts(self) -> dict[str, str]:
+        """A fingerprint of what its verdicts depend on."""
+        return {f"--judge {self.name}": function_fingerprint(self.spec, f"--judge {self.name}")}
+
+
+@dataclass(frozen=True)
+class ThresholdJudge:
+    """Passes a response whose value of an objective is `least` at least; higher is better, of a cost its negative."""
+
+    name: str
+    objective: str
+    least: float
+
+    def verdicts(self, sampled: Sampled, scored: dict[str, Scored]) -> Verdicts:
+        """By the values that its objective has given them."""
+        found = scored[self.objective]
+        return Verdicts((found.values >= self.least).float() * found.judged, found.judged)
+
+    def facts(self) -> dict[str, str]:
+        """What its verdicts depend on, beside the objective."""
+        return {f"--judge {self.name}": f"{self.objective}:{self.least:g}"}
+
+
+@dataclass(frozen=True)
+class InstructionJudge:
+    """Passes a response that meets all instructions of its prompt's row; without any, it does not judge it."""
+
+    name: str
+
+    def verdicts(self, sampled: Sampled, scored: dict[str, Scored]) -> Verdicts:
+        """By the checks of `utils.instructions`."""
+        asked = [instructions_of(prompt.record) for prompt in sampled.prompts]
+        passed = [all(each.met_by(text) for each in own) for own, text in zip(asked, sampled.responses, strict=True)]
+        columns = [own != [] and met for own, met in zip(asked, passed, strict=True)], [own != [] for own in asked]
+        return Verdicts(*(torch.tensor(column, dtype=torch.float32, device=device()) for column in columns))
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Raises: UserError: no prompt has instructions, or one has what is none."""
+        if not any([instructions_of(prompt) for prompt in prompts]):
+            raise UserError(f"--judge {self.name}={INSTRUCTIONS}: no row of --data has a field 'instructions'")
+
+    def facts(self) -> dict[str, str]:
+        """The prompts tell the rest."""
+        return {f"--judge {self.name}": INSTRUCTIONS}
+
+
+def instructions_of(prompt: Prompt) -> list[Instruction]:
+    """What a prompt asks that can be checked.
+
+    Raises:
+        UserError: its row has something else there.
+    """
+    return [Instruction.from_dict(each, prompt.source) for each in prompt.instructions]
+
+
+Judge = RuleJudge | ThresholdJudge | InstructionJudge
+INSTRUCTIONS = "instructions"
+
+
+def add_judge_arguments(group: argparse._ActionsContainer) -> None:
+    """`--judge`."""
+    group.add_argument(
+        "--judge",
+        type=named_value,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=...",
+        help="what a response should pass, whatever it scores: FILE.py:FUNCTION or MODULE:FUNCTION (prompts, responses)"
+        " -> True, False or None (not judged) for each; or OBJECTIVE:T, whose value is T at least, in original units, a"
+        " cost's with its sign reversed; or instructions, all those in the field of this name of a prompt's row (see"
+        " utils/make_prompt_pairs.py). Logged as judge/NAME and, for all judges together, judge/all; trains nothing",
+    )
+
+
+def judges_of(args: argparse.Namespace, objectives: Sequence[str], problems: Problems = AT_ONCE) -> list[Judge]:
+    """The judges of `--judge`, in the order given.
+
+    Problems: a name given twice, or `all`; an unknown objective; see `load_reward_function`.
+    """
+    found, names = [], [name for name, _ in args.judge]
+    for name, spec in args.judge:
+        if names.count(name) > 1 or name == ALL:
+            problems.add(f"--judge {name}: {'stands for all of them' if name == ALL else 'is given twice'}")
+        found.append(problems.take(judge, name, spec, objectives, Retries(args.reward_retries, args.reward_retry_wait)))
+    return [each for each in found if each is not None]
+
+
+ALL = "all"  # what the verdicts of all judges together are called
+
+
+def judge(name: str, spec: str, objectives: Sequence[str], retries: Retries) -> Judge:
+    """What `NAME=...` means.
+
+    Raises:
+        UserError: an unknown objective; see `load_reward_function`.
+    """
+    if spec == INSTRUCTIONS:
+        return InstructionJudge(name)
+    try:
+        objective, least = condition(spec)
+    except (ValueError, argparse.ArgumentTypeError):
+        function = load_reward_function(spec, f"--judge {name}", retries, as_truth, "truth values")
+        return RuleJudge(name, spec, function)
+    if objective not in objectives:
+        raise UserError(f"--judge {name}={spec}: no such objective (there are {', '.join(objectives)})")
+    return ThresholdJudge(name, objective, least)
+
+
+def as_truth(value: Any) -> float | None:
+    """1 or 0 for a truth value; None for none. Raises: TypeError: anything else."""
+    if value is None:
+        return None
+    if not isinstance(value, bool | numpy.bool_):
+        raise TypeError(f"{value!r} is not True, False or None")
+    return float(value)
+
+
+def all_verdicts(judges: Sequence[Judge], sampled: Sampled, scored: dict[str, Scored]) -> dict[str, Verdicts]:
+    """Those of each judge by name, and those of all: a response fails that any judge fails, and passes where one at
+    least has judged it otherwise."""
+    if not judges:
+        return {}
+    found = {each.name: each.verdicts(sampled, scored) for each in judges}
+    failed = torch.stack([verdict.judged - verdict.passed for verdict in found.values()]).amax(dim=0)
+    judged = torch.stack([verdict.judged for verdict in found.values()]).amax(dim=0)
+    return found | {ALL: Verdicts((1.0 - failed) * judged, judged)}
