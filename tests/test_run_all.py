@@ -220,6 +220,7 @@ def test_a_dry_run_says_what_would_be_done_and_leaves_no_trace(run_all, tmp_path
         "[policies] 1 would be averaged: rewarded_soup_0.4",
         "[policies] a dry run checks them once sft is made",
         "[evaluation] flags and test prompts:",
+        "not checked yet: sft, reward/helpfulness, cost/harmlessness, policies",
     ]
 
 

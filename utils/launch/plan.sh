@@ -5,7 +5,7 @@
 #   pin_revisions   gives hub names without a revision the commit they have now, in OUTPUT/revisions.json for later runs;
 #                   in a dry run, the one that the file has
 
-PROBLEMS=() UNFIT=() WORST=0 # pieces with problems, pieces that do not fit, the worst exit code
+PROBLEMS=() UNFIT=() LATER=() WORST=0 # pieces with problems, that do not fit, that can be checked later; worst exit code
 
 dry_run() {
     local model
@@ -33,6 +33,7 @@ take_note() { # of exit code $2 of the check of piece $1; the others are checked
 end_dry_run() {
     if [ ${#PROBLEMS[@]} -gt 0 ]; then echo "error: dry run: problems in ${PROBLEMS[*]} (see above)" >&2; fi
     if [ ${#UNFIT[@]} -gt 0 ]; then echo "error: dry run: does not fit in memory: ${UNFIT[*]} (see above)" >&2; fi
+    if [ ${#LATER[@]} -gt 0 ]; then echo "not checked yet: $(printf '%s, ' "${LATER[@]}" | sed 's/, $//')"; fi
     if [ "$WORST" -eq 0 ]; then echo "dry run passed in $(clock $((SECONDS - STARTED)))"; fi
     exit "$WORST"
 }
@@ -48,6 +49,7 @@ check_stage() { # model $1 and the script $2 that makes it
     for source in $(sources_of "$1"); do
         if ! is_current "$source"; then
             echo "[$1] would be trained; a dry run checks it once $source is made"
+            LATER+=("$1")
             return
         fi
     done
@@ -106,6 +108,7 @@ check_policies() { # one run of every shape in full: they differ in weights and 
     for source in sft "${SCORE_MODELS[@]}"; do
         if ! is_current "$source"; then
             echo "[policies] a dry run checks them once $source is made"
+            LATER+=(policies)
             return
         fi
     done
