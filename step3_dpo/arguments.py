@@ -17,6 +17,7 @@ from step3_dpo.objectives import OF_PROMPTS, OF_RATINGS, PairObjective, named_da
 from utils.cli.arguments import (
     OF_THE_RANKS,
     Parser,
+    add_actor_argument,
     add_checkpoint_arguments,
     add_deepspeed_arguments,
     add_dry_run_arguments,
@@ -86,9 +87,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and objectives")
-    group.add_argument(
-        "--actor_model", required=True, metavar="PATH", help="SFT policy: start, reference and tokenizer"
-    )
+    add_actor_argument(group)
     group.add_argument(
         "--objective",
         type=named_data,

@@ -97,16 +97,7 @@ def main() -> None:
     # Training, with figures on held-out pairs before, after every epoch and of what is exported.
     losses = losses_of(args, objectives, algorithm)
     update = PairUpdate(policy, algorithm, losses, compares_gradients(args), args)
-    task = Task(
-        train=pairs,
-        validate=lambda: validation_figures(policy, losses, held_out, algorithm, args),
-        shown=tuple(f"accuracy/{name}" for name in losses.names),
-        step=update.step,
-        state=update.weigher,
-        before=frozen.scalars(),
-        groups=[tuple(bool(pair.labels[i]) for i in losses.optimized) for pair in pairs],
-        again=MeasuredPair.again,
-    )
+    task = task_of(args, policy, update, (pairs, held_out), before=frozen.scalars())
     model = policy.engine.module
     outcome = train(policy.engine, model, args, task, run)
 
@@ -189,6 +180,27 @@ def losses_of(args: argparse.Namespace, objectives: Sequence[PairObjective], alg
         scale=numbers([scales.get(objective.name, 1.0) for objective in objectives]),
         optimized=[i for i, objective in enumerate(objectives) if objective.optimized],
         logit_scale=algorithm.logit_scale if isinstance(algorithm, LossLevel) else 1.0,
+    )
+
+
+def task_of(
+    args: argparse.Namespace,
+    policy: PairPolicy,
+    update: PairUpdate,
+    data: tuple[list[MeasuredPair], list[MeasuredPair]],
+    before: dict[str, float],
+) -> Task:
+    """What is trained on the training pairs and measured on the held-out ones; `before`: figures of earlier work."""
+    (pairs, held_out), losses = data, update.losses
+    return Task(
+        train=pairs,
+        validate=lambda: validation_figures(policy, losses, held_out, update.weigher.algorithm, args),
+        shown=tuple(f"accuracy/{name}" for name in losses.names),
+        step=update.step,
+        state=update.weigher,
+        before=before,
+        groups=[tuple(bool(pair.labels[i]) for i in losses.optimized) for pair in pairs],
+        again=MeasuredPair.again,
     )
 
 

@@ -21,6 +21,7 @@ from step3_gapo.policy_losses import POLICY_LOSSES
 from utils.cli.arguments import (
     OF_THE_RANKS,
     Parser,
+    add_actor_argument,
     add_checkpoint_arguments,
     add_data_arguments,
     add_deepspeed_arguments,
@@ -100,9 +101,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("models and objectives")
-    group.add_argument(
-        "--actor_model", required=True, metavar="PATH", help="SFT policy: start, reference and tokenizer"
-    )
+    add_actor_argument(group)
     add_score_arguments(group)
     add_judge_arguments(group)
     group.add_argument(

@@ -147,6 +147,13 @@ def add_data_argument(parser: argparse._ActionsContainer, what: str, required: b
     )
 
 
+def add_actor_argument(group: argparse._ArgumentGroup) -> None:
+    """The policy that is aligned."""
+    group.add_argument(
+        "--actor_model", required=True, metavar="PATH", help="SFT policy: start, reference and tokenizer"
+    )
+
+
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     """What model folders of others may do; `utils.models.configs.allow` grants it."""
     group = parser.add_argument_group("models from others")
