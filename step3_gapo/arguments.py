@@ -3,21 +3,24 @@
 import argparse
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from step3_gapo.advantages import ESTIMATORS
+from step3_gapo.constrained.arguments import add_task_arguments, check_step, settle_policy_loss, task_weights
 from step3_gapo.needs import (
     METHODS,
+    POLICY_LOSSES,
     critics_start_from_scores,
     estimator_of,
     kl_in,
+    learns_values,
     method_named,
     method_of,
+    policy_loss_of,
     step_sizes,
 )
-from step3_gapo.policy_losses import DEFAULT as DEFAULT_LOSS
-from step3_gapo.policy_losses import POLICY_LOSSES
 from utils.cli.arguments import (
     OF_THE_RANKS,
     Parser,
@@ -66,10 +69,12 @@ from utils.combining.arguments import (
 from utils.models.checking import check_positions
 from utils.models.configs import allow, load_config, load_tokenizer
 from utils.policy.sampling import COMPACT_AT
+from utils.process.distributed import world_size
 from utils.process.errors import AT_ONCE, Problems, UserError
 from utils.scoring.judges import add_judge_arguments
 from utils.scoring.objectives import Condition, Objective, add_score_arguments, declared_objectives
 from utils.scoring.score_models import is_ours
+from utils.scoring.tasks import Task
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -81,7 +86,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_objective_arguments(parser)
     add_algorithm_arguments(parser, methods)
     add_gradient_arguments(parser)
-    add_data_arguments(parser, "prompts")
+    add_data_arguments(parser, "prompts", required=False)
     add_rollout_arguments(parser)
     add_ppo_arguments(parser)
     add_lora_arguments(parser, "policy, reference and critics")
@@ -92,9 +97,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_deepspeed_arguments(parser)
     add_dry_run_arguments(parser)
     add_options(parser.add_argument_group("options of one method"), methods)
+    add_options(parser.add_argument_group("options of one policy loss"), list(POLICY_LOSSES.values()))
     args = parser.parse_args(argv)
     allow(args)
     settle_method(args, method_of(args), METHODS, parser.from_file)
+    settle_policy_loss(args)
     set_lora_defaults(args)
     return args
 
@@ -159,7 +166,7 @@ def add_algorithm_arguments(parser: argparse.ArgumentParser, methods: list[type[
         help="the KL penalty: part of every reward, or a term of every loss (estimated by k3); unless given, in the"
         " reward with critics and in the loss without",
     )
-    group.add_argument("--policy_loss", choices=list(POLICY_LOSSES), default=None, help=f"{DEFAULT_LOSS} unless given")
+    add_task_arguments(group)
     add_weight_arguments(group, methods)
 
 
@@ -359,22 +366,27 @@ def check_vocabulary(objective: Objective, actor_model: str) -> None:
 
 
 def algorithm_of(
-    args: argparse.Namespace, objectives: list[Objective], problems: Problems = AT_ONCE
+    args: argparse.Namespace, objectives: list[Objective], problems: Problems = AT_ONCE, tasks: Sequence[Task] = ()
 ) -> Algorithm | None:
-    """The method for the optimized objectives; None where flags do not fit together, which are the problems."""
+    """The method for the optimized objectives, or for tasks; None where flags do not fit together, which are the
+    problems."""
     optimized = [objective for objective in objectives if objective.optimized]
     if objectives and not optimized:
         problems.add("--monitor: no objective is left to optimize")
     check_algorithm_options(args, problems)
     check_estimator(args, problems)
     check_kept_graphs(args, problems)
-    if not optimized:
+    if not optimized or (policy_loss_of(args).by_task and not tasks):
         return None
     method, names = method_of(args), [objective.name for objective in optimized]
-    preference = problems.take(by_name, "--preference", args.preference) if method.reads_preference else {}
+    kinds = [objective.kind for objective in optimized]
+    if tasks:
+        names, kinds = [task.name for task in tasks], ["task"] * len(tasks)
+        preference = problems.take(task_weights, args, tasks)
+    else:
+        preference = problems.take(by_name, "--preference", args.preference) if method.reads_preference else {}
     problems.take(preference_weights, method, names, preference)
     options = options_of(method, args)
-    kinds = [objective.kind for objective in optimized]
     responses = args.responses_per_prompt or 1
     return problems.take(build, method, names, kinds, preference, options, args.normalize_coefficients, responses)
 
@@ -398,6 +410,8 @@ def check_algorithm_options(args: argparse.Namespace, problems: Problems = AT_ON
 def check_estimator(args: argparse.Namespace, problems: Problems = AT_ONCE) -> None:
     """Problems: options that the estimator of advantages does not read, or one response a prompt where it compares."""
     estimator = estimator_of(args)
+    if estimator is None:
+        return
     if estimator.compares_responses and (args.responses_per_prompt or 1) < 2:
         problems.add(
             f"--advantage {estimator.name} compares the responses to a prompt: --responses_per_prompt must be 2 or more"
@@ -422,12 +436,17 @@ def check_kept_graphs(args: argparse.Namespace, problems: Problems = AT_ONCE) ->
         problems.add("--keep_graphs: --gram_fraction makes two micro-batches of a step")
     if args.zero_stage == 3:
         problems.add("--keep_graphs: --zero_stage 3 takes the weights away from a graph that waits")
-    if kl_in(args) == "loss" and not estimator_of(args).learns_values:
+    if kl_in(args) == "loss" and not learns_values(args):
         problems.add("--keep_graphs: there is none: no critics, and with the KL in the loss no pass of the policy")
 
 
-def check_batch_sizes(args: argparse.Namespace) -> int:
-    """Optimizer steps a pass over a rollout; raises UserError unless the batch sizes divide each other."""
+def check_batch_sizes(args: argparse.Namespace, tasks: Sequence[Task]) -> int:
+    """Optimizer steps a pass over a rollout; raises UserError unless the batch sizes divide each other, or see
+    `check_step`."""
+    loss = policy_loss_of(args)
+    if loss.by_task:
+        check_step(args, loss, tasks, world_size())
+        return 1
     rollout, step = step_sizes(args)
     if rollout % step:
         copies = " × --responses_per_prompt" if args.responses_per_prompt else ""

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from step3_gapo.critics import critic_groups
-from step3_gapo.needs import Needs
+from step3_gapo.needs import Needs, policy_loss_of
 from utils.data.encoding import Encoded
 from utils.memory.dry_run import Described, optimizer_lines, print_dry_run, surroundings
 from utils.models.checking import check_causal_lm
@@ -14,13 +14,17 @@ from utils.models.configs import load_config, skeleton
 from utils.models.shared_prompts import shares_prompts
 from utils.policy.actor import hybrid_engine_obstacle, missing_inference_policy
 from utils.policy.sampling import compaction_obstacle
+from utils.scoring.judges import Judge
 from utils.scoring.objectives import Objective, by_source
 from utils.scoring.score_models import is_ours, loader_of
+from utils.scoring.tasks import Task
 
 
 def print_gapo_dry_run(
     args: argparse.Namespace,
     objectives: list[Objective],
+    judges: list[Judge],
+    tasks: list[Task],
     needs: Needs,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[Encoded],
@@ -45,11 +49,15 @@ def print_gapo_dry_run(
         "prompts a rollout": prompts_a_rollout,
         "responses a prompt": responses,
         "rollouts": rollouts,
-        "sequences an optimizer step": prompts_a_rollout * responses // steps_a_rollout,
+        "sequences an optimizer step": prompts_a_rollout * policy_loss_of(args).rows(responses) // steps_a_rollout,
         "longest prompt, response (tokens)": f"{longest[0]}, {longest[1]}",
         "objectives": ", ".join(o.name + ("" if o.optimized else " (monitored)") for o in objectives),
         **optimizer_lines(args, steps),
     }
+    if judges:
+        batches["judges"] = ", ".join(judge.name for judge in judges)
+    for task in tasks:
+        batches[f"task {task.name}"] = task_outlook(task, prompts)
     if shares:
         batches["a prompt"] = "is read once for all of its responses in a micro-batch"
     if args.enable_hybrid_engine:
@@ -57,6 +65,14 @@ def print_gapo_dry_run(
     elif args.compact_at and (obstacle := compaction_obstacle(models[0].model)):
         batches["ended responses"] = f"stay in the batch: {obstacle}"
     print_dry_run(args, models, batches, around)
+
+
+def task_outlook(task: Task, prompts: list[Encoded]) -> str:
+    """What a task is, in a line."""
+    own = sum(prompt.record.task == task.name for prompt in prompts)
+    worth = " + ".join(f"{weight:g} {name}" for name, weight in task.objectives.items())
+    judged = f"judged by {', '.join(task.judges)}" if task.judges else "without judges"
+    return f"{own} prompts, {task.responses} responses each, {worth}, {judged}"
 
 
 def hybrid_engine_outlook(policy: PreTrainedModel) -> str:

@@ -64,6 +64,7 @@ class Experience:
         hidden: [batch, time, features], the input of the output head when the log-probabilities were computed, where
             an update has use for it.
         graphs: of a rollout that is one micro-batch, where the update goes on from them.
+        neighbours: so many rows, one after another, stay together in a micro-batch.
     """
 
     input_ids: torch.Tensor
@@ -80,25 +81,30 @@ class Experience:
     counted: NamedTensors = field(default_factory=dict)
     hidden: torch.Tensor | None = role(default=None)
     graphs: Graphs | None = None
+    neighbours: int = 1
 
     @property
     def actions(self) -> torch.Tensor:
         """[batch, time] int64 response tokens."""
         return self.input_ids[:, -self.mask.shape[1] :]
 
-    def units(self, losses: Sequence[str]) -> torch.Tensor:
-        """[len(losses) + 1, batch, time] float32: 1 on the actions that count in a loss; at last, in any of them."""
+    def units(self, losses: Sequence[str], per_response: bool = False) -> torch.Tensor:
+        """[len(losses) + 1, batch, time] float32: 1 on the actions that count in a loss; at last, in any of them.
+
+        Args:
+            per_response: the responses themselves are counted, [len(losses) + 1, batch].
+        """
         counted = torch.stack([self.counted[loss] for loss in losses])
         counted = torch.cat([counted, counted.amax(dim=0, keepdim=True)])
-        return counted.unsqueeze(-1) * self.mask
+        return counted if per_response else counted.unsqueeze(-1) * self.mask
 
     def select(self, rows: torch.Tensor) -> "Experience":
         """The rows with these indices ([k] int64)."""
 
-        def pick(value: torch.Tensor | NamedTensors | None) -> torch.Tensor | NamedTensors | None:
+        def pick(value: torch.Tensor | NamedTensors | int | None) -> torch.Tensor | NamedTensors | int | None:
             if isinstance(value, dict):
                 return {name: tensor[rows] for name, tensor in value.items()}
-            return None if value is None else value[rows]
+            return value[rows] if isinstance(value, torch.Tensor) else value
 
         return Experience(**{f.name: pick(getattr(self, f.name)) for f in dataclasses.fields(self)})
 
@@ -107,7 +113,8 @@ class Experience:
         if not len(rows):
             return []
         step = self.select(rows)
-        parts = [step.select(part) for part in micro_batch_rows(step.attention_mask, step.mask, args)]
+        rows_of_parts = micro_batch_rows(step.attention_mask, step.mask, args, self.neighbours)
+        parts = [step.select(part) for part in rows_of_parts]
         return [part.trimmed() for part in parts] if sorts_by_length(args) else parts
 
     def trimmed(self) -> "Experience":

@@ -9,7 +9,8 @@ import gc
 import inspect
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,10 +23,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from step3_gapo.arguments import algorithm_of, check_adapters_with, check_batch_sizes, objectives_of, parse_args
+from step3_gapo.constrained.arguments import load_prompts_of, of_tasks, task_facts, tasks_of
+from step3_gapo.constrained.mixture import TaskMixture, counts_of, task_rollouts
+from step3_gapo.constrained.references import find_references
 from step3_gapo.critics import Critic
 from step3_gapo.dry_run import print_gapo_dry_run
 from step3_gapo.experience import Experience
-from step3_gapo.needs import compares_gradients, method_of, needs_of, step_sizes
+from step3_gapo.needs import Needs, compares_gradients, method_of, needs_of, policy_loss_of, step_sizes
 from step3_gapo.rlhf_engine import RLHFEngine
 from step3_gapo.rollout import Rollout, make_rollout
 from step3_gapo.tracking import Tracker, mean_scalars, rollout_scalars
@@ -34,8 +38,8 @@ from utils.checkpoints.checkpoints import Checkpoints
 from utils.checkpoints.skipped_steps import SkippedSteps
 from utils.cli.arguments import check_deepspeed_arguments, note_warmup
 from utils.cli.plugins import fingerprint_of
+from utils.combining.algorithm import Algorithm
 from utils.combining.weighing import write_algorithm_state
-from utils.data import load_prompts
 from utils.data.batching import share_of
 from utils.data.encoding import Encoded, data_fingerprint, fit_lengths
 from utils.data.records import Prompt
@@ -49,6 +53,7 @@ from utils.models.fingerprint import model_facts
 from utils.models.lora import check_lora
 from utils.output.files import check_output
 from utils.policy.forward import check_plain_head
+from utils.policy.sampled import rows_of_groups
 from utils.process.distributed import (
     init_distributed,
     is_main,
@@ -63,54 +68,65 @@ from utils.process.rank_watch import beat, watch_ranks
 from utils.scoring.judges import InstructionJudge, Judge, RuleJudge, judges_of
 from utils.scoring.objectives import Objective
 from utils.scoring.reward_functions import RewardFunction
+from utils.scoring.tasks import Task, check_all_have_prompts
 
 NOTICEABLE = 0.01  # share of the prompts
 SKIPPING_ADVICE = "lower --actor_learning_rate or --critic_learning_rate, or try another --algorithm"
 
 
+@dataclass(frozen=True)
+class Input:
+    """What a run is made of, before any model is built.
+
+    Attributes:
+        tasks: of a loss by task; else none.
+        rollouts: the prompts of each, over all ranks.
+        minibatches: optimizer steps of one pass over a rollout.
+    """
+
+    objectives: list[Objective]
+    judges: list[Judge]
+    tasks: list[Task]
+    algorithm: Algorithm
+    tokenizer: PreTrainedTokenizerBase
+    prompts: list[Encoded]
+    rollouts: list[list[Encoded]]
+    minibatches: int
+
+
 def main() -> None:
     # Arguments, and everything that can be checked before a model is built.
     args = parse_args()
-    problems = Problems(collecting=args.dry_run)
-    check_adapters_with(args, problems)
-    problems.take(settle_ranks, args)
-    problems.take(check_deepspeed_arguments, args)
-    objectives = objectives_of(args, problems)
-    judges = judges_of(args, [objective.name for objective in objectives], problems)
-    algorithm = algorithm_of(args, objectives, problems)
-    minibatches = problems.take(check_batch_sizes, args)
-    tokenizer, architecture = check_policy(args, problems)
-    prompts = read_prompts(args, tokenizer, architecture, problems)
-    try_functions(objectives, judges, prompts, problems)
-    total_steps = problems.take(count_rollouts, args, prompts and len(prompts))
-    problems.report()
-    updates = total_steps * args.ppo_epochs * minibatches
-    note_rollouts(args, len(prompts), updates)
+    given = read_input(args)
+    total_steps, algorithm = len(given.rollouts), given.algorithm
+    updates = total_steps * args.ppo_epochs * given.minibatches
+    note_rollouts(args, len(given.prompts), updates)
     needs = needs_of(args, algorithm)
     if args.dry_run:
-        sizes = total_steps, minibatches, rollout_size(args)
-        return print_gapo_dry_run(args, objectives, needs, tokenizer, prompts, *sizes)
+        sizes = total_steps, given.minibatches, rollout_size(args)
+        return print_gapo_dry_run(
+            args, given.objectives, given.judges, given.tasks, needs, given.tokenizer, given.prompts, *sizes
+        )
     check_output(args.output_dir, args.fresh)
 
-    # The checkpoint to go on from, if there is one; engines.
+    # Engines; reference answers, where they are read; the checkpoint to go on from, if there is one.
     init_distributed(args.rank_timeout)
     watch_ranks(args.output_dir, args.rank_timeout)
     seed_everything(args.seed)
-    checkpoints = Checkpoints(args, "gapo", facts_of(args, objectives, judges, prompts) if is_main() else {})
-    generation = sampling_config(tokenizer, args.temperature, args.max_new_tokens)
-    engine = RLHFEngine(args, objectives, needs, tokenizer, generation, updates, judges)
+    checkpoints = Checkpoints(args, "gapo", facts_of(args, given) if is_main() else {})
+    engine = engine_of(args, given, needs, updates)
+    add_reference_answers(args, engine, given.rollouts)
     actor_update = ActorUpdate(engine.actor, algorithm, needs, args)
     skipped = SkippedSteps(args.max_skipped_steps, SKIPPING_ADVICE)
     done = restore(checkpoints, engine, actor_update, skipped)
-    tracker = Tracker(args, objectives, total_steps, checkpoints) if is_main() else None
+    tracker = Tracker(args, given.objectives, total_steps, checkpoints) if is_main() else None
 
     # The loop: generate, score, update. Batches and random numbers of a step follow from its number alone.
-    batches = islice(prompt_batches(prompts, args), done, total_steps)
-    for step, batch in enumerate(batches, start=done + 1):
+    for step, batch in enumerate(given.rollouts[done:], start=done + 1):
         beat("rollout", step)
         seed_everything(args.seed + 1000 * step + rank())
         passes = Passes()
-        rollout = make_rollout(engine, batch, algorithm, args)
+        rollout = make_rollout(engine, batch[rank() :: world_size()], algorithm, args)
         scalars = rollout_scalars(rollout)
         scalars |= update_models(step, rollout, actor_update, engine.critics, skipped, checkpoints, args)
         scalars |= passes.scalars()
@@ -128,6 +144,27 @@ def main() -> None:
     checkpoints.finish()
     print_main(f"policy saved in {args.output_dir}")
     shutdown_distributed()
+
+
+def read_input(args: argparse.Namespace) -> Input:
+    """Everything that the flags name, checked. Raises UserError for what is wrong with it; in a dry run, all of it."""
+    problems = Problems(collecting=args.dry_run)
+    check_adapters_with(args, problems)
+    problems.take(settle_ranks, args)
+    problems.take(check_deepspeed_arguments, args)
+    objectives = objectives_of(args, problems)
+    judges = judges_of(args, [objective.name for objective in objectives], problems)
+    tasks = tasks_of(args, objectives, judges, problems)
+    objectives = of_tasks(objectives, tasks) if tasks else objectives
+    algorithm = algorithm_of(args, objectives, problems, tasks or ())
+    minibatches = problems.take(check_batch_sizes, args, tasks)
+    tokenizer, architecture = check_policy(args, problems)
+    prompts = read_prompts(args, tokenizer, architecture, problems, tasks)
+    try_functions(objectives, judges, prompts, problems)
+    total = problems.take(count_rollouts, args, prompts and len(prompts))
+    rollouts = problems.take(rollouts_of, args, prompts, tasks, total)
+    problems.report()
+    return Input(objectives, judges, tasks, algorithm, tokenizer, prompts, rollouts, minibatches)
 
 
 def check_policy(
@@ -159,14 +196,19 @@ def read_prompts(
     tokenizer: PreTrainedTokenizerBase | None,
     architecture: PreTrainedModel | None = None,
     problems: Problems = AT_ONCE,
+    tasks: Sequence[Task] | None = (),
 ) -> list[Encoded] | None:
     """The prompts that fit `--max_prompt_length` and the model, with what was read and dropped on the screen.
 
     Args:
         tokenizer, architecture: None in a dry run that has found none; the data is read all the same.
+        tasks: None in a dry run that has found a problem with them.
     """
     fit = partial(fit_prompts, rows=embedding_rows(architecture))
-    return problems.take(fit, args, tokenizer, problems.take(load_prompts, args.data, args.seed))
+    encoded = problems.take(fit, args, tokenizer, problems.take(load_prompts_of, args, tasks))
+    if encoded and tasks:
+        problems.take(check_all_have_prompts, tasks, [prompt.record for prompt in encoded])
+    return encoded
 
 
 def fit_prompts(
@@ -226,28 +268,46 @@ def optimizer_steps(
     rollout: Rollout, actor_update: ActorUpdate, critics: list[Critic], args: argparse.Namespace
 ) -> Iterator[tuple[Scalars, str | None]]:
     """One optimizer step after another: its metrics; what was not finite, for which it was skipped, if anything."""
-    for number, micro_batches in enumerate(optimizer_batches(rollout.experience, args)):
+    for number, micro_batches in enumerate(optimizer_batches(rollout.trained, args)):
         beat(f"update {number + 1}")
         taken = {}, rollout.not_finite
         if not rollout.not_finite:
             taken = optimizer_step(actor_update, critics, micro_batches, number == 0, args)
-        rollout.experience.graphs = None  # some are left of a step that was not taken
+        rollout.trained.graphs = None  # some are left of a step that was not taken
         yield taken
 
 
-def facts_of(
-    args: argparse.Namespace, objectives: list[Objective], judges: list[Judge], prompts: list[Encoded]
-) -> dict[str, str]:
+def facts_of(args: argparse.Namespace, given: Input) -> dict[str, str]:
     """What a run's result depends on beside its flags: objectives' names, fingerprints of what it reads."""
-    facts = {"objectives": " ".join(o.name if o.optimized else f"({o.name})" for o in objectives)}
+    facts = {"objectives": " ".join(o.name if o.optimized else f"({o.name})" for o in given.objectives)}
     facts |= model_facts(args.actor_model, "--actor_model")
     if args.lora_dim:  # in no checkpoint, so that no run goes on with another one
         facts["base of the adapters (--actor_model)"] = facts["--actor_model"]
-    for each in (*objectives, *judges):
+    for each in (*given.objectives, *given.judges):
         facts |= each.facts()
+    facts |= task_facts(given.tasks)
     if ":" in args.algorithm:  # a user's own
         facts["--algorithm's file"] = fingerprint_of(args.algorithm, inspect.getsourcefile(method_of(args)))
-    return facts | {"--data": data_fingerprint(prompts)}
+    return facts | {"--data": data_fingerprint(given.prompts)}
+
+
+def engine_of(args: argparse.Namespace, given: Input, needs: Needs, updates: int) -> RLHFEngine:
+    """All models, and the tasks that they work on."""
+    optimized = [objective.name for objective in given.objectives if objective.optimized]
+    mixture = TaskMixture(given.tasks, policy_loss_of(args), optimized) if given.tasks else None
+    generation = sampling_config(given.tokenizer, args.temperature, args.max_new_tokens)
+    return RLHFEngine(args, given.objectives, needs, given.tokenizer, generation, updates, given.judges, mixture)
+
+
+def add_reference_answers(args: argparse.Namespace, engine: RLHFEngine, rollouts: list[list[Encoded]]) -> None:
+    """Give the tasks' loss, where it reads them, reference answers to all prompts of the run.
+
+    They are made while the policy is what it starts from, before a checkpoint is restored.
+    """
+    mixture = engine.mixture
+    if mixture and mixture.loss.reads_references:
+        prompts = list({id(prompt): prompt for batch in rollouts for prompt in batch}.values())
+        mixture.references = find_references(prompts, engine.actor, engine.tokenizer, args)
 
 
 def restore(checkpoints: Checkpoints, engine: RLHFEngine, actor_update: ActorUpdate, skipped: SkippedSteps) -> int:
@@ -314,21 +374,35 @@ def note_rollouts(args: argparse.Namespace, prompts: int, updates: int) -> None:
         )
 
 
+def rollouts_of(args: argparse.Namespace, prompts: list[Encoded], tasks: list[Task], total: int) -> list[list[Encoded]]:
+    """The prompts of one rollout after another, over all ranks, in random order.
+
+    Raises:
+        UserError: see `counts_of`.
+    """
+    if tasks:
+        return list(task_rollouts(prompts, counts_of(tasks, prompts, rollout_size(args)), args.seed, total))
+    return list(islice(prompt_batches(prompts, args), total))
+
+
 def prompt_batches(prompts: list[Encoded], args: argparse.Namespace) -> Iterator[list[Encoded]]:
-    """This rank's prompts of one rollout after another, reshuffled every epoch."""
-    size, ranks = rollout_size(args), world_size()
+    """The prompts of one rollout after another, reshuffled every epoch."""
+    size = rollout_size(args)
     for epoch in range(args.num_train_epochs):
         order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(args.seed + epoch)).tolist()
         for start in range(0, len(prompts) - size + 1, size):
-            yield [prompts[i] for i in order[start + rank() : start + size : ranks]]
+            yield [prompts[i] for i in order[start : start + size]]
 
 
 def optimizer_batches(experience: Experience, args: argparse.Namespace) -> Iterator[StepBatches]:
     """The micro-batches of one optimizer step after another, `--ppo_epochs` times through the experience."""
-    _, size = step_sizes(args)
-    compared = share_of(args.gram_fraction or 1.0, size)  # of the step's responses, the same number on every rank
+    together = experience.neighbours
+    size = len(experience.mask) if policy_loss_of(args).by_task else step_sizes(args)[1]
+    # Of the step's responses, the same number on every rank.
+    compared = together * share_of(args.gram_fraction or 1.0, size // together)
     for _ in range(args.ppo_epochs):
-        rows = torch.randperm(len(experience.mask)).to(experience.mask.device)
+        order = torch.randperm(len(experience.mask) // together).to(experience.mask.device)
+        rows = rows_of_groups(order, together)
         if experience.graphs:  # of the whole rollout, which is one micro-batch
             yield StepBatches([experience])
             return

@@ -5,12 +5,15 @@ import functools
 from dataclasses import dataclass
 
 from step3_gapo.advantages import ESTIMATORS, Estimator
+from step3_gapo.constrained.losses import CODPO, CRPG, CRRAFT
+from step3_gapo.policy_losses import ClippedSurrogate, PolicyLoss
 from utils.combining.algorithm import AdvantageLevel, Algorithm, GradientLevel, ScoreLevel
 from utils.combining.registry import find_methods, method_called
 from utils.data.batching import accumulates
 from utils.memory.plan import keeps_head_inputs
 
 METHODS = find_methods("step3_gapo.algorithms", "utils.combining")
+POLICY_LOSSES: dict[str, PolicyLoss] = {loss.name: loss for loss in (ClippedSurrogate(), CRPG(), CRRAFT(), CODPO())}
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Needs:
     """Read by engine, rollout, update, dry run and memory plan, which know no names of methods.
 
     Attributes:
-        losses: names of the policy's losses, each with an advantage of its own.
+        losses: names of the policy's losses, each with a target of its own: an advantage, or what a task has chosen.
         critics: names whose values are learned.
         starts: those objectives whose score models may become their critics.
         scores: whether the method follows the scores of all ranks, rollout by rollout; advantages: what became of them.
@@ -45,9 +48,22 @@ def method_of(args: argparse.Namespace) -> type[Algorithm]:
     return method_named(args.algorithm)
 
 
-def estimator_of(args: argparse.Namespace) -> Estimator:
-    """That of `--advantage`, or the one that serves the method."""
+def policy_loss_of(args: argparse.Namespace) -> PolicyLoss:
+    """That of `--policy_loss`; PPO's unless given."""
+    return POLICY_LOSSES[args.policy_loss or ClippedSurrogate.name]
+
+
+def estimator_of(args: argparse.Namespace) -> Estimator | None:
+    """That of `--advantage`, or the one that serves the method; None where the loss goes by no advantage."""
+    if policy_loss_of(args).by_task:
+        return None
     return ESTIMATORS[args.advantage or method_of(args).default_advantage]
+
+
+def learns_values(args: argparse.Namespace) -> bool:
+    """Whether there are critics."""
+    estimator = estimator_of(args)
+    return estimator is not None and estimator.learns_values
 
 
 def compares_gradients(args: argparse.Namespace) -> bool:
@@ -58,13 +74,13 @@ def compares_gradients(args: argparse.Namespace) -> bool:
 def critics_start_from_scores(args: argparse.Namespace) -> bool:
     """Whether every optimized objective has a critic of its own, which is not an adapter."""
     own = args.critic == "separate" and not args.lora_dim and not issubclass(method_of(args), ScoreLevel)
-    return own and estimator_of(args).learns_values
+    return own and learns_values(args)
 
 
 def needs_of(args: argparse.Namespace, algorithm: Algorithm) -> Needs:
     """What a run of this method needs under these flags."""
     losses = algorithm.losses
-    critics = losses if estimator_of(args).learns_values else []
+    critics = losses if learns_values(args) else []
     starts = critics if critics_start_from_scores(args) else []
     follows = type(algorithm).observe is not Algorithm.observe
     follows_advantages = type(algorithm).observe_advantages is not Algorithm.observe_advantages
@@ -72,9 +88,10 @@ def needs_of(args: argparse.Namespace, algorithm: Algorithm) -> Needs:
     return Needs(losses, critics, starts, follows, follows_advantages, compares_gradients(args), pools)
 
 
-def kl_in(args: argparse.Namespace) -> str:
-    """Where the KL penalty goes: "reward" or "loss"."""
-    return args.kl_in or estimator_of(args).kl_in
+def kl_in(args: argparse.Namespace) -> str | None:
+    """Where the KL penalty goes: "reward" or "loss"; None where there is none."""
+    estimator = estimator_of(args)
+    return None if estimator is None else args.kl_in or estimator.kl_in
 
 
 def looks_before(args: argparse.Namespace, needs: Needs) -> bool:
@@ -84,8 +101,10 @@ def looks_before(args: argparse.Namespace, needs: Needs) -> bool:
 
 
 def step_sizes(args: argparse.Namespace) -> tuple[int, int]:
-    """Responses of a rollout and of an optimizer step, on a rank."""
-    rollout = args.per_device_prompt_batch_size * args.generation_batches * (args.responses_per_prompt or 1)
+    """Responses that a rollout has, to be trained on, and an optimizer step, on a rank; of tasks with other numbers of
+    responses the rollout has fewer."""
+    prompts, responses = args.per_device_prompt_batch_size * args.generation_batches, args.responses_per_prompt or 1
+    rollout = prompts * policy_loss_of(args).rows(responses)
     return rollout, args.per_device_train_batch_size * args.gradient_accumulation_steps
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from step3_gapo.constrained.mixture import TaskMixture
 from step3_gapo.critics import build_critics, critic_modules
 from step3_gapo.needs import Needs
 from utils.engines.arrival import arriving, copy_of
@@ -41,9 +42,10 @@ class RLHFEngine:
         generation: GenerationConfig,
         total_steps: int,
         judges: Sequence[Judge] = (),
+        mixture: TaskMixture | None = None,
     ):
         dtype = DTYPES[args.dtype]
-        self.objectives, self.judges, self.tokenizer = objectives, judges, tokenizer
+        self.objectives, self.judges, self.mixture, self.tokenizer = objectives, judges, mixture, tokenizer
         self.needs, self.args = needs, args
         beat("loading models")
         self.scorers = make_scorers(objectives, args, tokenizer, needs.starts)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from step3_gapo import ppo
+from step3_gapo.constrained.mixture import TaskMixture
 from step3_gapo.critics import Critic, values_before_actions
 from step3_gapo.experience import Experience, Graphs, NamedTensors
 from step3_gapo.needs import Needs, estimator_of, kl_in, update_tells_log_probs
@@ -32,10 +33,12 @@ class Rollout:
     """One rollout: the experience, its texts, and the seconds its two phases took."""
 
     experience: Experience
+    trained: Experience  # the same, or what is chosen of it
     prompts: list[Encoded]
     responses: list[str]
     truncated: NamedTensors  # see `Scored`; [batch] each, of the score models that may have to truncate
     verdicts: dict[str, Verdicts]  # of each judge, and of all
+    figures: dict[str, tuple[torch.Tensor, torch.Tensor]]  # of tasks; see `Chosen`
     may_not_judge: list[str]  # objectives that may leave a response without a score
     not_finite: str | None  # what is not finite on some rank
     generation_seconds: float
@@ -45,15 +48,18 @@ class Rollout:
 def make_rollout(engine: RLHFEngine, prompts: list[Encoded], algorithm: Algorithm, args: argparse.Namespace) -> Rollout:
     """Let the policy answer `prompts` and compute everything the update needs."""
     start = time.monotonic()
+    mixture, size = engine.mixture, args.per_device_prompt_batch_size
     with engine.actor.gathered():  # once for all
-        generate, copies = engine.actor.generate, args.responses_per_prompt or 1
-        size = args.per_device_prompt_batch_size
-        sampled = sample_responses(generate, prompts, engine.tokenizer, size, copies)
+        if mixture:
+            sampled = mixture.sample(engine.actor, prompts, engine.tokenizer, size)
+        else:
+            copies = args.responses_per_prompt or 1
+            sampled = sample_responses(engine.actor.generate, prompts, engine.tokenizer, size, copies)
     generated = time.monotonic()
     beat("scoring")
     log_probs, hidden, values, graphs = passes_of_trained(engine, sampled, args)
     scored = score_responses(engine.scorers, sampled, args)
-    verdicts = all_verdicts(engine.judges, sampled, scored)
+    verdicts = all_verdicts(engine.judges, sampled, scored, mixture and mixture.judged_by(sampled))
     experience = Experience(
         sampled.input_ids,
         sampled.attention_mask,
@@ -67,16 +73,39 @@ def make_rollout(engine: RLHFEngine, prompts: list[Encoded], algorithm: Algorith
         hidden=hidden,
         graphs=graphs,
     )
-    not_finite = experience.not_finite()
-    if not not_finite:
-        optimized = [objective for objective in engine.objectives if objective.optimized]
-        add_advantages(experience, optimized, algorithm, engine.needs, args)
-        not_finite = experience.not_finite()
-    seconds = (generated - start, time.monotonic() - generated)
     truncated = {name: part.truncated for name, part in scored.items() if part.truncated is not None}
     functions = [objective.name for objective in engine.objectives if objective.is_function]
-    texts = sampled.prompts, sampled.responses
-    return Rollout(experience, *texts, truncated, verdicts, functions, not_finite, *seconds)
+    seconds = (generated - start, time.monotonic() - generated)
+    rollout = Rollout(
+        experience, experience, sampled.prompts, sampled.responses, truncated, verdicts, {}, functions,
+        experience.not_finite(), *seconds,
+    )  # fmt: skip
+    if not rollout.not_finite:
+        optimized = [objective for objective in engine.objectives if objective.optimized]
+        if mixture:
+            choose(rollout, sampled, mixture, training_scores(experience, optimized, args))
+        else:
+            add_advantages(experience, optimized, algorithm, engine.needs, args)
+            rollout.not_finite = experience.not_finite()
+    return rollout
+
+
+def choose(rollout: Rollout, sampled: Sampled, mixture: TaskMixture, scores: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Have a mixture of tasks choose what of a rollout is trained; reference answers leave what is logged, in place.
+
+    Args:
+        scores: see `training_scores`.
+    """
+    chosen = mixture.choose(rollout.experience, sampled, *scores, rollout.verdicts)
+    own, rows = chosen.own, chosen.own.tolist()
+    rollout.trained, rollout.figures = chosen.trained, chosen.figures
+    rollout.experience = rollout.experience.select(own)
+    rollout.prompts, rollout.responses = ([part[row] for row in rows] for part in (sampled.prompts, sampled.responses))
+    rollout.truncated = {name: values[own] for name, values in rollout.truncated.items()}
+    rollout.verdicts = {
+        name: Verdicts(found.passed[own], found.judged[own]) for name, found in rollout.verdicts.items()
+    }
+    rollout.not_finite = rollout.trained.not_finite()
 
 
 def passes_of_trained(

@@ -74,6 +74,7 @@ def rollout_scalars(rollout: Rollout) -> Scalars:
     rows |= {f"truncated/{name}": (truncated, everywhere) for name, truncated in rollout.truncated.items()}
     rows |= {f"judge/{name}": (verdict.passed, verdict.judged) for name, verdict in rollout.verdicts.items()}
     rows |= {f"judged/{name}": (experience.judged[name], everywhere) for name in rollout.may_not_judge}
+    rows |= rollout.figures
     # Each a value of every response, [batch], and which of them count, [batch].
     totals = all_reduce_sum(torch.stack([torch.stack([row.sum(), counted.sum()]) for row, counted in rows.values()]))
     means = {row: total / count for row, (total, count) in zip(rows, totals.tolist(), strict=True) if count}

@@ -9,9 +9,8 @@ import torch
 from step3_gapo import ppo
 from step3_gapo.critics import Critic, values_before_actions
 from step3_gapo.experience import Experience
-from step3_gapo.needs import Needs, kl_in
-from step3_gapo.policy_losses import DEFAULT, POLICY_LOSSES
-from utils.combining.algorithm import AdvantageLevel, Algorithm, GradientLevel, checked
+from step3_gapo.needs import Needs, kl_in, policy_loss_of
+from utils.combining.algorithm import AdvantageLevel, Algorithm, GradientLevel, LossLevel, checked
 from utils.combining.weighing import Scalars, Weigher
 from utils.gradients.step import ObjectiveStep, loss_slopes
 from utils.gradients.zero import step_if_finite
@@ -61,13 +60,14 @@ class StepBatches:
 class ActorUpdate:
     """Turns the losses {L_i} of one optimizer step into one update of the policy.
 
-    Every loss is a mean over the actions that count in it, in the step's whole batch, over micro-batches and ranks: all
-    of them, unless an objective has not judged some responses.
+    Every loss is a mean over the actions, or the responses, that count in it, in the step's whole batch, over
+    micro-batches and ranks: all of them, unless an objective has not judged some responses, or a task does not train
+    them.
     """
 
     def __init__(self, actor: Actor, algorithm: Algorithm, needs: Needs, args: argparse.Namespace):
         self.actor, self.algorithm, self.needs, self.args = actor, algorithm, needs, args
-        self.names, self.policy_loss = needs.losses, POLICY_LOSSES[args.policy_loss or DEFAULT]
+        self.names, self.policy_loss = needs.losses, policy_loss_of(args)
         self.kl_coeff = args.kl_coeff if kl_in(args) == "loss" else 0.0
         self.weigher = Weigher(algorithm, self.names, needs.gram, args.gram_every or 1)
 
@@ -84,15 +84,18 @@ class ActorUpdate:
         scope = self.scope  # of this step
         others = [Look(batch) for batch in batches.others] if scope else []
         told = any(batch.log_probs is None for batch in batches.all)
-        units, logged, losses, statistics = count_units(batches.all, self.names), [], [], []
+        counted, logged, losses, statistics = self.counted(batches.all), [], [], []
+        units, present = counted.clamp(min=1), (counted > 0).tolist()[:-1]  # so that a mean of none is 0
+        each: list[torch.Tensor] = []  # of the losses, where their weights go by them
         step = ObjectiveStep(self.actor, scope, len(self.names), self.args.temperature, rest=bool(others))
         for group in self.groups(batches, scope):
-            total = units if len(group) == len(batches.all) or not scope else count_units(group, self.names)
+            whole = len(group) == len(batches.all) or not scope
+            total = units if whole else self.counted(group).clamp(min=1)
             again = len(group) > 1 and (scope == "last_layer" or self.needs.pools)
             looks = [self.look(step, batch, total, again, on_policy) for batch in group]  # forward, losses, slopes
             self.settle(looks)
             parts = sum(look.losses for look in looks) if scope else None
-            coefficients, scalars = self.weigher.weigh(step.gram(), parts, POLICY_GRADIENT)
+            coefficients, scalars = self.weigher.weigh(step.gram(), parts, POLICY_GRADIENT, present)
             if scalars is None:
                 step.forget()
                 return None
@@ -102,10 +105,14 @@ class ActorUpdate:
                 loss, slope = self.combined(look.batch, output.log_probs, coefficients, units)
                 step.descend(output, slope, look.compared, boundary=look.batch is batches.all[-1])
                 losses.append(loss)
+                if isinstance(self.algorithm, LossLevel):
+                    each.append(torch.stack(self.losses(output.log_probs.detach(), look.batch, units)))
                 statistics.append(self.statistics(look.batch, output))
                 output = look.output = None  # its graph and logits, before another pass makes them
         step.finish(coefficients, (total / units)[:-1])
         self.weigher.took_step(compared=bool(scope))
+        if isinstance(self.algorithm, LossLevel):
+            self.algorithm.observe_losses(all_reduce_sum(sum(each)).cpu().double(), present)
         return mean_over_groups(logged) | self.step_scalars(losses, statistics, told)
 
     @property
@@ -126,7 +133,7 @@ class ActorUpdate:
         """Forward pass, losses and slopes of a micro-batch, and its part of what is compared or pooled.
 
         Args:
-            total: [m + 1], see `count_units`.
+            total: [m + 1], see `counted`.
             again: several micro-batches that share what is known of them need a pass without gradients before the one
                 that goes on, or what the rollout has kept of one while the policy is the same.
         """
@@ -156,15 +163,20 @@ class ActorUpdate:
             self.algorithm.settle(all_reduce_sum(sum(look.pooled for look in looks)))
 
     def losses(self, log_probs: torch.Tensor, batch: Experience, totals: torch.Tensor) -> list[torch.Tensor]:
-        """One loss a name, over the actions that count in it; m scalars.
+        """One loss a name, over what counts in it; m scalars.
 
         Args:
-            totals: [m + 1], see `count_units`.
+            totals: [m + 1], see `counted`.
         """
+        counts = batch.units(self.names, self.policy_loss.per_response)[:-1]
         return [
             self.loss(log_probs, batch, batch.advantages[name], units, total)
-            for name, units, total in zip(self.names, batch.units(self.names)[:-1], totals[:-1], strict=True)
+            for name, units, total in zip(self.names, counts, totals[:-1], strict=True)
         ]
+
+    def counted(self, batches: list[Experience]) -> torch.Tensor:
+        """What counts in each loss, and in any, over all ranks: actions, or responses; [m + 1] float32."""
+        return counted_units(batches, self.names, self.policy_loss.per_response)
 
     def loss(
         self,
@@ -175,8 +187,8 @@ class ActorUpdate:
         total: torch.Tensor,
     ) -> torch.Tensor:
         """Policy loss, and the penalty β KL where it is a term of the loss: a micro-batch's part of means over `total`
-        actions, `units` [rows, time] of them here; scalar."""
-        loss = self.policy_loss(log_probs, batch, advantage, units, total, self.args)
+        units, `units` of them here (see `PolicyLoss.loss`); scalar."""
+        loss = self.policy_loss.loss(log_probs, batch, advantage, units, total, self.args)
         if self.kl_coeff:
             kl = ppo.kl_estimate(log_probs * batch.mask, batch.ref_log_probs)  # both 0 on padding
             loss = loss + self.kl_coeff * ppo.masked_mean(kl, units, total)
@@ -190,7 +202,7 @@ class ActorUpdate:
         Σ c_i L_i, whose slope is Σ c_i ∂L_i/∂log π; or the loss of one advantage. The two differ, by where they clip,
         once the policy has moved.
         """
-        if isinstance(self.algorithm, GradientLevel):
+        if isinstance(self.algorithm, GradientLevel | LossLevel):
             weights = coefficients.tolist()
             loss = lambda values: sum(
                 c * part for c, part in zip(weights, self.losses(values, batch, totals), strict=True)
@@ -257,9 +269,14 @@ def mean_over_groups(groups: list[Scalars]) -> Scalars:
     return {tag: v[0] if min(v) == max(v) else sum(v) / len(v) for tag, v in columns.items()}
 
 
+def counted_units(batches: list[Experience], losses: list[str], per_response: bool = False) -> torch.Tensor:
+    """Actions, or responses, of all ranks that count in each loss, and in any: [m + 1] float32."""
+    return all_reduce_sum(sum(batch.units(losses, per_response).flatten(1).sum(dim=1) for batch in batches))
+
+
 def count_units(batches: list[Experience], losses: list[str]) -> torch.Tensor:
     """Actions of all ranks that count in each loss, and in any: [m + 1]; 1 at least, so that a mean of none is 0."""
-    return all_reduce_sum(sum(batch.units(losses).sum(dim=(1, 2)) for batch in batches)).clamp(min=1)
+    return counted_units(batches, losses).clamp(min=1)
 
 
 def optimizer_step(

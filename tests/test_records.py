@@ -80,7 +80,8 @@ def test_fingerprints_are_those_in_checkpoints(record, text):
 CHANGES = {
     "messages": HO, "rejected_prompt": HO, "response": "No!", "chosen": "Yes!", "rejected": "No!", "chosen_safe": None,
     "rejected_safe": False, "margin": 0.5, "grades": {"helpful": 4.0, "honest": 1.0}, "ratings": {"helpful": 3.0},
-    "instructions": ({"kind": "at_most_words", "arguments": {"count": 3}},),
+    "instructions": ({"kind": "at_most_words", "arguments": {"count": 3}},), "fields": {"answer": "Yes."},
+    "task": "howto",
 }  # fmt: skip
 
 

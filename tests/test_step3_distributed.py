@@ -161,7 +161,7 @@ def batch_sizes(**changes: int) -> argparse.Namespace:
     return argparse.Namespace(**{
         "per_device_prompt_batch_size": 3, "generation_batches": 2, "num_train_epochs": 2, "max_steps": None,
         "seed": 1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "ppo_epochs": 2,
-        "gram_fraction": None, "responses_per_prompt": None, "gram_per": "step",
+        "gram_fraction": None, "responses_per_prompt": None, "gram_per": "step", "policy_loss": None, "tasks": None,
     } | changes)  # fmt: skip
 
 
@@ -176,8 +176,7 @@ def test_ranks_share_out_every_prompt_once_an_epoch(monkeypatch: pytest.MonkeyPa
         count_rollouts(args, 6 * ranks - 1)
     dealt = []  # rank, rollout, prompt
     for number in range(ranks):
-        monkeypatch.setenv("RANK", str(number))
-        dealt.append(list(prompt_batches(prompts, args)))
+        dealt.append([batch[number::ranks] for batch in prompt_batches(prompts, args)])
     assert [[len(batch) for batch in batches] for batches in dealt] == [[6] * 2 * per_epoch] * ranks
     first, second = (
         list(itertools.chain(*(batch for batches in dealt for batch in batches[start : start + per_epoch])))

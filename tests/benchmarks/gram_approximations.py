@@ -34,7 +34,7 @@ from utils.gradients.step import ObjectiveStep
 from utils.memory.dry_run import aligned
 from utils.models.configs import load_tokenizer, sampling_config
 from utils.output.metrics import Progress
-from utils.process.distributed import init_distributed, seed_everything
+from utils.process.distributed import init_distributed, rank, seed_everything, world_size
 from utils.process.errors import UserError, run_main
 
 FRACTIONS, STEPS_KEPT = (0.5, 0.25, 0.125), (2, 4, 8)
@@ -92,8 +92,8 @@ def measure(args: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
     progress = Progress(args.max_steps, "rollout", every=4)
     for number, batch in enumerate(islice(prompt_batches(prompts, args), args.max_steps), start=1):
         seed_everything(args.seed + 1000 * number)
-        rollout = make_rollout(engine, batch, algorithm, args)
-        for order, step in enumerate(optimizer_batches(rollout.experience, args)):
+        rollout = make_rollout(engine, batch[rank() :: world_size()], algorithm, args)
+        for order, step in enumerate(optimizer_batches(rollout.trained, args)):
             grams = {f"--gram_fraction {f}": gram_of_share(update, step.compared[0], f) for f in FRACTIONS}
             optimizer_step(update, [], StepBatches(step.compared), order == 0, args)
             gram = update.weigher.gram

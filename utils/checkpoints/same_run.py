@@ -12,14 +12,14 @@ from utils.cli.free_flags import free_flags
 
 # Engines of other kinds, other objectives: nothing goes on with these.
 FIXED = (
-    "stage ", "objectives ", "--dtype ", "--advantage ", "--critic ", "--export ", "--lora_dim ", "--lora_alpha ",
-    "--lora_target_modules ", "base of the adapters (--actor_model) ",
+    "stage ", "objectives ", "--dtype ", "--advantage ", "--policy_loss ", "--critic ", "--export ", "--lora_dim ",
+    "--lora_alpha ", "--lora_target_modules ", "base of the adapters (--actor_model) ",
 )  # fmt: skip
 # Told by their content: see `Facts`.
 FLAGS_BY_CONTENT = {
     "actor_model", "reward_model", "cost_model", "reward_function", "score_template", "model_name_or_path", "data",
     "validation_data", "prompt_pairs", "validation_prompt_pairs", "objective", "validation_objective", "margin_model",
-    "margin_reward", "margin_cost", "margin_function", "judge",
+    "margin_reward", "margin_cost", "margin_function", "judge", "tasks",
 }  # fmt: skip
 # Compared over all ranks where the number of ranks has changed.
 BATCH_FLAGS = {

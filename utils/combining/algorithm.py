@@ -59,8 +59,9 @@ class Setting:
 
     Attributes:
         names: [m] optimized objectives.
-        kinds: [m] "reward", "cost" or "function", whose values are higher-is-better whatever the kind; in a stage of
-            pairs "pairs", or "margin" of objectives that have margins in place of pairs.
+        kinds: [m] "reward", "cost" or "function", whose values are higher-is-better whatever the kind; "task" where
+            every task has a loss; in a stage of pairs "pairs", or "margin" of objectives that have margins in place of
+            pairs.
         preference: [m] float64, sum 1.
         normalize: scale gradient-level coefficients to sum 1.
         options: {name: value} of the method's own.
@@ -226,8 +227,8 @@ class WeightedAdvantages(AdvantageLevel):
 
 
 class LossLevel(Algorithm, ABC):
-    """Losses become one by weights that are known before them; of stages whose objectives have neither scores nor
-    advantages, in which `observe` and `observe_advantages` are never called.
+    """Losses become one by weights that are known before them. In stages whose objectives have neither scores nor
+    advantages `observe` and `observe_advantages` are never called.
 
     Attributes:
         reads_margins: whether some objectives may have margins in place of pairs (see MODPO).

@@ -9,8 +9,8 @@ from utils.cli.plugins import load_class
 from utils.combining.algorithm import AdvantageLevel, Algorithm, GradientLevel, LossLevel, ScoreLevel
 from utils.process.errors import UserError
 
-LEVELS = (ScoreLevel, AdvantageLevel, GradientLevel)  # of stages with scores; in this order --help has them
-OF_PAIRS = (LossLevel, GradientLevel)  # of stages without
+LEVELS = (ScoreLevel, AdvantageLevel, LossLevel, GradientLevel)  # in this order --help has them
+OF_PAIRS = (LossLevel, GradientLevel)  # of stages without scores
 
 
 def find_methods(*rooms: str) -> dict[str, type[Algorithm]]:
@@ -33,7 +33,7 @@ def is_method(value: object) -> bool:
 
 
 def level_of(method: type[Algorithm]) -> int:
-    return next(number for number, level in enumerate((*LEVELS, *OF_PAIRS)) if issubclass(method, level))
+    return next(number for number, level in enumerate(LEVELS) if issubclass(method, level))
 
 
 def own_method(spec: str, levels: tuple[type[Algorithm], ...] = LEVELS) -> type[Algorithm]:

@@ -4,6 +4,7 @@
 `read_source` is the step for one source, which the inspection and splitting tools share.
 """
 
+import dataclasses
 import hashlib
 import json
 import random
@@ -47,9 +48,12 @@ class RowIds:
         return known == digest and place != row.source
 
 
-def load_prompts(spec: str, seed: int = 0) -> tuple[list[Prompt], ReadingSummary]:
-    """Prompts of all sources in `spec`, each distinct one once. Raises `UserError` like `load_view`."""
-    return load_view(spec, PROMPTS, seed)
+def load_prompts(spec: str, seed: int = 0, fields: Sequence[str] = ()) -> tuple[list[Prompt], ReadingSummary]:
+    """Prompts of all sources in `spec`, each distinct one once, with these further `fields` of their rows.
+
+    Raises `UserError` like `load_view`.
+    """
+    return load_view(spec, dataclasses.replace(PROMPTS, fields=tuple(fields)), seed)
 
 
 def load_dialogues(spec: str, seed: int = 0) -> tuple[list[Dialogue], ReadingSummary]:

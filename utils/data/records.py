@@ -8,8 +8,8 @@ a class like those below, here or in a file of its own (`ratings.py`, `prompt_pa
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -116,6 +116,8 @@ class Prompt(Record):
     Attributes:
         instructions: what the turns ask of the reply that a program can check, as the row says it in its field of this
             name (see `utils.instructions`); for judges.
+        fields: others of the row that were asked for, by name.
+        task: what the prompt belongs to, if to anything (see `utils.scoring.tasks`).
     """
 
     PLURAL: ClassVar[str] = "prompts"
@@ -124,25 +126,36 @@ class Prompt(Record):
     messages: list[Message]
     source: str
     instructions: tuple[Any, ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    task: str = ""
 
     @property
     def annotations(self) -> dict[str, Any]:
-        """Without instructions where there are none."""
-        return {"instructions": list(self.instructions)} if self.instructions else {}
+        """Those that there are."""
+        found = {"instructions": list(self.instructions), "fields": dict(self.fields), "task": self.task}
+        return {name: value for name, value in found.items() if value}
 
     def identity(self, prompt: list[int], responses: Sequence[list[int]]) -> Any:
-        """The token ids of the prompt, and instructions, if there are some."""
-        return [prompt, list(self.instructions)] if self.instructions else prompt
+        """The token ids of the prompt, and annotations, if there are some."""
+        return [prompt, *self.annotations.values()] if self.annotations else prompt
 
 
 @dataclass(frozen=True)
 class PromptsView(View):
-    """Prompts, with what else their rows say of them."""
+    """Prompts, with what else their rows say of them.
+
+    Attributes:
+        fields: names of those of `Prompt.fields`.
+    """
+
+    fields: tuple[str, ...] = field(default=(), compare=False)
 
     def convert(self, data_format: Any, row: Any) -> Prompt:
         """Raises what `Format.read` raises."""
         prompt, found = super().convert(data_format, row), row.fields.get("instructions")
-        return dataclasses.replace(prompt, instructions=tuple(found)) if isinstance(found, list) else prompt
+        asked = {name: row.fields[name] for name in self.fields if row.fields.get(name) is not None}
+        instructions = tuple(found) if isinstance(found, list) else ()
+        return dataclasses.replace(prompt, instructions=instructions, fields=asked)
 
 
 PROMPTS = PromptsView(Prompt, key=lambda prompt: conversation_key(prompt.messages), duplicate="duplicate prompt")

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
-from utils.data.batching import accumulates, groups_by_tokens, left_pad
+from utils.data.batching import accumulates, groups_by_tokens, left_pad, right_pad
 from utils.data.encoding import Encoded, end_ids, response_text
 from utils.policy.log_probs import finished, response_mask
 from utils.policy.sampling import repeated
@@ -88,6 +88,21 @@ def sample_responses(
     )
 
 
+def sampled_of(prompts: list[Encoded], responses: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> Sampled:
+    """Prompts and responses that are there as ids, each up to and including its end, if it has one."""
+    ids, attention = left_pad([prompt.prompt for prompt in prompts], tokenizer.pad_token_id)
+    response_ids, mask = right_pad(responses, tokenizer.pad_token_id)
+    ends = set(end_ids(tokenizer))
+    return Sampled(
+        prompts,
+        [response_text(tokenizer, response) for response in responses],
+        input_ids=torch.cat([ids, response_ids], dim=1).to(device()),
+        attention_mask=torch.cat([attention, mask], dim=1).to(device()),
+        mask=mask.float().to(device()),
+        finished=torch.tensor([float(response[-1] in ends) for response in responses], device=device()),
+    )
+
+
 def by_micro_batch(
     run: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor], sampled: Sampled, args: argparse.Namespace
 ) -> torch.Tensor:
@@ -117,29 +132,46 @@ def sorts_by_length(args: argparse.Namespace) -> bool:
     return accumulates(args) and args.gram_per == "step"
 
 
-def micro_batch_rows(attention_mask: torch.Tensor, mask: torch.Tensor, args: argparse.Namespace) -> list[torch.Tensor]:
+def micro_batch_rows(
+    attention_mask: torch.Tensor, mask: torch.Tensor, args: argparse.Namespace, neighbours: int = 1
+) -> list[torch.Tensor]:
     """Rows of one micro-batch after another: `--per_device_train_batch_size` each, or by `--micro_batch_tokens`.
 
     Args:
         attention_mask: [batch, prompt + response].
         mask: [batch, time] over the response.
+        neighbours: so many rows, one after another, stay together.
 
     Returns:
         [k] int64 indices each, as many on every rank: ZeRO's collectives have to meet.
     """
-    if not args.micro_batch_tokens:
-        rows = torch.arange(len(mask), device=mask.device)
+    responses = mask.sum(dim=-1).long()
+    lengths = torch.stack([attention_mask.sum(dim=-1) - responses, responses], dim=-1)
+    lengths = lengths.view(-1, neighbours, 2).amax(dim=1)  # of prompt and response, the longest that are together
+    if args.micro_batch_tokens:
+        budget, parts = args.micro_batch_tokens // neighbours, lengths.tolist()
+        groups = groups_by_tokens(parts, budget)
+        groups = groups_by_tokens(parts, budget, at_least=most_of_ranks(len(groups)))
+        found = [torch.tensor(group, device=mask.device) for group in groups]
+    else:
+        order = torch.arange(len(lengths), device=mask.device)
         if sorts_by_length(args):
             # What takes most memory comes first.
-            rows = attention_mask.sum(dim=-1).argsort(descending=True, stable=True)
-        return list(rows.split(args.per_device_train_batch_size))
-    responses = mask.sum(dim=-1).long()
-    prompts = attention_mask.sum(dim=-1) - responses
-    lengths = torch.stack([prompts, responses], dim=-1).tolist()
-    groups = groups_by_tokens(lengths, args.micro_batch_tokens)
-    most = int(all_reduce_max(torch.tensor(len(groups), device=device())))
-    groups = groups_by_tokens(lengths, args.micro_batch_tokens, at_least=most)
-    return [torch.tensor(group, device=mask.device) for group in groups]
+            order = lengths.sum(dim=-1).argsort(descending=True, stable=True)
+        found = list(order.split(args.per_device_train_batch_size // neighbours))
+        if args.tasks and len(found) < (most := most_of_ranks(len(found))):  # tasks have other numbers of responses
+            found = list(order.tensor_split(most))
+    return [rows_of_groups(part, neighbours) for part in found]
+
+
+def rows_of_groups(groups: torch.Tensor, size: int) -> torch.Tensor:
+    """The rows of groups of so many rows, one after another: [k] int64 -> [k · size]."""
+    return (groups.unsqueeze(-1) * size + torch.arange(size, device=groups.device)).flatten()
+
+
+def most_of_ranks(number: int) -> int:
+    """The largest of the ranks' numbers."""
+    return int(all_reduce_max(torch.tensor(number, device=device())))
 
 
 def columns_in_use(attention_mask: torch.Tensor, mask: torch.Tensor) -> tuple[slice, int]:

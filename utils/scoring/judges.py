@@ -6,7 +6,7 @@ the instructions in a prompt.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,13 @@ class Verdicts:
     judged: torch.Tensor
 
 
+def at_rows(values: torch.Tensor | Sequence[float], rows: Sequence[int], batch: int) -> torch.Tensor:
+    """Values of some rows among 0 for all others; [batch] float32."""
+    found = torch.zeros(batch, device=device())
+    found[torch.tensor(rows, dtype=torch.int64, device=device())] = torch.as_tensor(values).to(found)
+    return found
+
+
 @dataclass(frozen=True)
 class RuleJudge:
     """A function (prompts, responses) -> truth values."""
@@ -46,14 +53,16 @@ class RuleJudge:
     spec: str
     function: RewardFunction
 
-    def verdicts(self, sampled: Sampled, scored: dict[str, Scored]) -> Verdicts:
-        """Call the function once for this rank's responses.
+    def verdicts(self, sampled: Sampled, scored: dict[str, Scored], rows: Sequence[int]) -> Verdicts:
+        """Call the function once for this rank's responses that it is asked of.
 
         Raises:
             UserError: see `RewardFunction`.
         """
         beat(f"calling the judge {self.name}")
-        return Verdicts(*function_values(self.function, sampled))
+        prompts, responses = ([part[row] for row in rows] for part in (sampled.prompts, sampled.responses))
+        found = function_values(self.function, prompts, responses) if rows else ([], [])
+        return Verdicts(*(at_rows(column, rows, len(sampled.responses)) for column in found))
 
     def facts(self) -> dict[str, str]:
         """A fingerprint of what its verdicts depend on."""
@@ -68,10 +77,11 @@ class ThresholdJudge:
     objective: str
     least: float
 
-    def verdicts(self, sampled: Sampled, scored: dict[str, Scored]) -> Verdicts:
+    def verdicts(self, sampled: Sampled, scored: dict[str, Scored], rows: Sequence[int]) -> Verdicts:
         """By the values that its objective has given them."""
-        found = scored[self.objective]
-        return Verdicts((found.values >= self.least).float() * found.judged, found.judged)
+        found, asked = scored[self.objective], at_rows(torch.ones(len(rows)), rows, len(sampled.responses))
+        judged = found.judged * asked
+        return Verdicts((found.values >= self.least).float() * judged, judged)
 
     def facts(self) -> dict[str, str]:
         """What its verdicts depend on, beside the objective."""
@@ -84,12 +94,13 @@ class InstructionJudge:
 
     name: str
 
-    def verdicts(self, sampled: Sampled, scored: dict[str, Scored]) -> Verdicts:
+    def verdicts(self, sampled: Sampled, scored: dict[str, Scored], rows: Sequence[int]) -> Verdicts:
         """By the checks of `utils.instructions`."""
-        asked = [instructions_of(prompt.record) for prompt in sampled.prompts]
-        passed = [all(each.met_by(text) for each in own) for own, text in zip(asked, sampled.responses, strict=True)]
+        asked = [instructions_of(sampled.prompts[row].record) for row in rows]
+        texts = [sampled.responses[row] for row in rows]
+        passed = [all(each.met_by(text) for each in own) for own, text in zip(asked, texts, strict=True)]
         columns = [own != [] and met for own, met in zip(asked, passed, strict=True)], [own != [] for own in asked]
-        return Verdicts(*(torch.tensor(column, dtype=torch.float32, device=device()) for column in columns))
+        return Verdicts(*(at_rows(torch.tensor(column), rows, len(sampled.responses)) for column in columns))
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raises: UserError: no prompt has instructions, or one has what is none."""
@@ -173,12 +184,26 @@ def as_truth(value: Any) -> float | None:
     return float(value)
 
 
-def all_verdicts(judges: Sequence[Judge], sampled: Sampled, scored: dict[str, Scored]) -> dict[str, Verdicts]:
+def all_verdicts(
+    judges: Sequence[Judge],
+    sampled: Sampled,
+    scored: dict[str, Scored],
+    asked: Mapping[str, Sequence[bool]] | None = None,
+) -> dict[str, Verdicts]:
     """Those of each judge by name, and those of all: a response fails that any judge fails, and passes where one at
-    least has judged it otherwise."""
+    least has judged it otherwise.
+
+    Args:
+        asked: {judge: whether it is asked of each response}, judges that are not in it of none; None: each of all.
+    """
     if not judges:
         return {}
-    found = {each.name: each.verdicts(sampled, scored) for each in judges}
+    found = {}
+    for each in judges:
+        rows = list(range(len(sampled.responses)))
+        if asked is not None:
+            rows = [row for row, is_asked in enumerate(asked.get(each.name, ())) if is_asked]
+        found[each.name] = each.verdicts(sampled, scored, rows)
     failed = torch.stack([verdict.judged - verdict.passed for verdict in found.values()]).amax(dim=0)
     judged = torch.stack([verdict.judged for verdict in found.values()]).amax(dim=0)
     return found | {ALL: Verdicts((1.0 - failed) * judged, judged)}

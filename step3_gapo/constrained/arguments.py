@@ -1,0 +1,170 @@
+"""The flags of losses by task, and what of them can be checked before a model is built."""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+
+from step3_gapo.constrained.losses import RESPONSES, ConstrainedLoss
+from step3_gapo.needs import POLICY_LOSSES, method_of, policy_loss_of
+from step3_gapo.policy_losses import ClippedSurrogate
+from utils.cli.types import by_name
+from utils.combining.algorithm import GradientLevel, LossLevel, options_of, owners, preference_weights
+from utils.data import ReadingSummary, load_prompts
+from utils.data.records import Prompt
+from utils.process.errors import AT_ONCE, Problems, UserError
+from utils.scoring.judges import Judge
+from utils.scoring.objectives import Objective
+from utils.scoring.tasks import FLAG, HELP, Task, load_task_prompts, read_tasks
+
+ALL = "all"  # the task of all prompts
+BY_TASK = [name for name, loss in POLICY_LOSSES.items() if loss.by_task]
+# Flags that say how advantages are made, or used again, and what they are unless given.
+OF_ADVANTAGES = {
+    "advantage": None, "kl_in": None, "whiten_advantages": False, "group_without_std": False, "critic": "separate",
+    "keep_graphs": False, "ppo_epochs": 1,
+}  # fmt: skip
+
+
+def add_task_arguments(group: argparse._ActionsContainer) -> None:
+    """`--policy_loss` and `--tasks`."""
+    losses = "; ".join(f"{name}: {loss.summary}" for name, loss in POLICY_LOSSES.items())
+    group.add_argument(
+        "--policy_loss",
+        choices=list(POLICY_LOSSES),
+        default=None,
+        help=f"{losses}; {ClippedSurrogate.name} unless given. {', '.join(BY_TASK)} have a loss for every task, without"
+        " critics and without a KL penalty: cgpo and what compares gradients combine them",
+    )
+    group.add_argument(
+        FLAG,
+        default=None,
+        metavar="FILE",
+        help=f"{', '.join(BY_TASK)}: {HELP}; unless given, all prompts are one task, of all objectives and judges",
+    )
+
+
+def settle_policy_loss(args: argparse.Namespace) -> None:
+    """Fill in the options of the policy loss."""
+    vars(args).update(options_of(policy_loss_of(args), args))
+
+
+def check_policy_loss(args: argparse.Namespace, problems: Problems = AT_ONCE) -> None:
+    """Problems: options that the policy loss does not read, and what does not go with it."""
+    loss, method = policy_loss_of(args), method_of(args)
+    for option, names in owners(list(POLICY_LOSSES.values())):
+        if option not in loss.options and getattr(args, option.name) is not None:
+            problems.add(f"--{option.name}: --policy_loss {loss.name} has none (it serves {', '.join(names)})")
+    if not loss.by_task:
+        if args.tasks:
+            problems.add(f"{FLAG}: --policy_loss {loss.name} knows none (it serves {', '.join(BY_TASK)})")
+        return
+    words = f"--policy_loss {loss.name}"
+    if not issubclass(method, GradientLevel | LossLevel):
+        problems.add(f"{words} has a loss a task; --algorithm {args.algorithm} combines what comes before losses")
+    for flag, default in OF_ADVANTAGES.items():
+        if getattr(args, flag) != default:
+            problems.add(f"--{flag}: {words} goes by no advantage, once through a rollout")
+    if args.enable_hybrid_engine:
+        problems.add(f"--enable_hybrid_engine: with {words} ranks may generate batches of other sizes")
+    if args.per_device_train_batch_size % loss.neighbours:
+        problems.add(f"--per_device_train_batch_size {args.per_device_train_batch_size}: {words} trains pairs of rows")
+
+
+def tasks_of(
+    args: argparse.Namespace, objectives: Sequence[Objective], judges: Sequence[Judge], problems: Problems = AT_ONCE
+) -> list[Task] | None:
+    """The tasks of a run; none where the policy loss knows none. Leaves the most responses that one has in the flags.
+
+    Problems: see `check_policy_loss` and `read_tasks`; too few responses; an objective of a task that is not optimized.
+    """
+    check_policy_loss(args, problems)
+    loss = policy_loss_of(args)
+    if not loss.by_task or not objectives:
+        return []
+    tasks = problems.take(find_tasks, args, objectives, judges)
+    for task in tasks or ():
+        place = task.place if args.tasks else "--responses_per_prompt"
+        if task.responses < loss.least_responses:
+            problems.add(f"{place}: --policy_loss {loss.name} compares the responses to a prompt: 2 or more are needed")
+        for name in set(task.objectives) & set(args.monitor):
+            problems.add(f"--monitor {name}: {task.place} is trained on it")
+    if tasks:
+        args.responses_per_prompt = max(task.responses for task in tasks)
+    return tasks
+
+
+def find_tasks(args: argparse.Namespace, objectives: Sequence[Objective], judges: Sequence[Judge]) -> list[Task]:
+    """Those of `--tasks`, or that of all prompts.
+
+    Raises:
+        UserError: see `read_tasks` and `preference_weights`.
+    """
+    responses, kl_max = args.responses_per_prompt or RESPONSES, args.kl_max or math.inf
+    names = [judge.name for judge in judges]
+    if args.tasks:
+        return read_tasks(args.tasks, [objective.name for objective in objectives], names, responses, kl_max)
+    optimized = [objective.name for objective in objectives if objective.optimized]
+    method = method_of(args)
+    weights = preference_weights(method, optimized, by_name("--preference", args.preference)).tolist()
+    return [Task(ALL, args.data, dict(zip(optimized, weights, strict=True)), names, responses, kl_max)]
+
+
+def task_weights(args: argparse.Namespace, tasks: Sequence[Task]) -> dict[str, float]:
+    """What the method is told of the tasks' weights: `--preference`, or those of the tasks, of sum 1; nothing where it
+    reads none."""
+    if not method_of(args).reads_preference:
+        return {}
+    if args.tasks and args.preference:
+        return by_name("--preference", args.preference)
+    total = sum(task.weight for task in tasks)
+    return {task.name: task.weight / total for task in tasks}
+
+
+def of_tasks(objectives: Sequence[Objective], tasks: Sequence[Task]) -> list[Objective]:
+    """Objectives, of which those that no task is trained on are only scored."""
+    used = {name for task in tasks for name in task.objectives}
+    return [dataclasses.replace(each, optimized=each.optimized and each.name in used) for each in objectives]
+
+
+def load_prompts_of(args: argparse.Namespace, tasks: Sequence[Task]) -> tuple[list[Prompt], ReadingSummary]:
+    """The prompts of a run, each with its task, if there are tasks.
+
+    Raises:
+        UserError: see `load_task_prompts` and `load_prompts`; there is no `--data`.
+    """
+    fields = [args.reference_answers] if args.reference_answers else []
+    if args.tasks and tasks:
+        return load_task_prompts(tasks, args.data, args.seed, fields)
+    if not args.data:
+        raise UserError("--data: needed")
+    prompts, summary = load_prompts(args.data, args.seed, fields)
+    return [dataclasses.replace(prompt, task=ALL if tasks else "") for prompt in prompts], summary
+
+
+def check_step(args: argparse.Namespace, loss: ConstrainedLoss, tasks: Sequence[Task], ranks: int) -> None:
+    """Raises: UserError: an optimizer step does not hold what a rollout trains, or a micro-batch might have no rows on
+    some rank."""
+    prompts, size = args.per_device_prompt_batch_size * args.generation_batches, args.per_device_train_batch_size
+    most = prompts * loss.rows(args.responses_per_prompt)
+    if most > size * args.gradient_accumulation_steps:
+        raise UserError(
+            f"--per_device_train_batch_size × --gradient_accumulation_steps = {size * args.gradient_accumulation_steps}"
+            f" is less than the {most} rows of a rollout: --policy_loss {loss.name} takes one step on it"
+        )
+    widest = args.responses_per_prompt + loss.reads_references
+    if ranks > 1 and len({task.responses for task in tasks}) > 1 and size < widest:
+        raise UserError(
+            f"--per_device_train_batch_size {size}: tasks with other numbers of responses need {widest} or more on"
+            " several ranks"
+        )
+
+
+def task_facts(tasks: Sequence[Task]) -> dict[str, str]:
+    """A fingerprint of tasks, but for their prompts."""
+    if not tasks:
+        return {}
+    found = [dataclasses.asdict(dataclasses.replace(task, prompts="")) for task in tasks]
+    return {FLAG: hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()}

@@ -1,0 +1,65 @@
+"""CGPO's steps on two tasks under every ZeRO stage, on 1 and 2 ranks, against plain torch on one process.
+
+tests/constrained.py has the rollouts, which are dealt to ranks and micro-batches, and the reference.
+"""
+
+import itertools
+
+import pytest
+import torch
+
+from tests.cases import cases
+from tests.constrained import TASKS, Library, Problem, make_library, train
+from tests.critic_free import Layout, movement_error
+from tests.helpers import run_function
+from tests.test_gradient_parity import label, process_group
+from utils.process.distributed import rank
+
+pytestmark = pytest.mark.slow
+
+TOLERANCE = 1e-5  # of the way that the weights have gone
+PROBLEMS = [
+    Problem(loss, algorithm, scope)
+    for loss in ("crpg", "crraft", "codpo")
+    for algorithm, scope in (("cgpo", "last_layer"), ("gapo", "last_layer"), ("gapo", "full"), ("mgda", "last_layer"))
+]
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    return make_library(tmp_path_factory.mktemp("constrained"))
+
+
+def check_problems(library: Library, jobs: list[tuple[Problem, Layout]]) -> None:
+    """On every rank: each problem in its layout takes the reference's steps. All deviations are named."""
+    deviations = []
+    with process_group():
+        for problem, layout in jobs:
+            start, end, coefficients = library.solve(problem)
+            weights, logged = train(library, problem, layout)
+            error = movement_error(weights, start, end)
+            case = f"rank {rank()}, {label(problem, layout)}"
+            print(f"{case}: {error:.1e}")
+            if not error <= TOLERANCE:
+                deviations.append(f"{case}: the weights are off by {error:.1e}")
+            for number, expected in enumerate(coefficients):
+                found = torch.tensor([logged[number][f"coefficient/{task.name}"] for task in TASKS]).double()
+                if not torch.allclose(found, expected, rtol=1e-4):
+                    deviations.append(f"{case}, step {number}: coefficients {found}, not {expected}")
+    assert not deviations, "\n".join(deviations)
+
+
+@pytest.mark.parametrize(("stage", "ranks"), cases(itertools.product((0, 2, 3), (1, 2)), always=[(0, 1), (3, 2)]))
+def test_three_steps_are_those_of_plain_torch(library: Library, stage: int, ranks: int) -> None:
+    for problem in PROBLEMS:
+        library.solve(problem)
+    jobs = [(problem, Layout(stage, accumulation)) for problem, accumulation in itertools.product(PROBLEMS, (1, 2))]
+    result = run_function(check_problems, library, jobs, ranks=ranks)
+    assert result.code == 0, result.stderr
+
+
+def test_another_problem_would_show(library: Library) -> None:
+    """The references of any two problems end far from each other, as far as the comparison can see."""
+    for one, other in itertools.combinations(PROBLEMS, 2):
+        (start, end, _), (_, another, _) = library.solve(one), library.solve(other)
+        assert movement_error(another, start, end) > 100 * TOLERANCE, (one, other)
