@@ -14,10 +14,11 @@ from utils.models.configs import load_config, skeleton
 from utils.models.shared_prompts import shares_prompts
 from utils.policy.actor import hybrid_engine_obstacle, missing_inference_policy
 from utils.policy.sampling import compaction_obstacle
-from utils.scoring.judges import Judge
+from utils.scoring.model_judges import ModelJudge
 from utils.scoring.objectives import Objective, by_source
 from utils.scoring.score_models import is_ours, loader_of
 from utils.scoring.tasks import Task
+from utils.scoring.verdicts import Judge
 
 
 def print_gapo_dry_run(
@@ -38,7 +39,7 @@ def print_gapo_dry_run(
         rollouts: of the whole run.
         steps_a_rollout: optimizer steps of one pass over a rollout.
     """
-    models = [policy_of(args, needs), *score_models_of(args, objectives, needs, tokenizer)]
+    models = [policy_of(args, needs), *score_models_of(args, objectives, needs, tokenizer), *judge_models(judges)]
     longest = max(len(prompt.prompt) for prompt in prompts), args.max_new_tokens
     trained = [described.model for described in models if {"policy", "critic"} & set(described.uses)]
     shares = all(shares_prompts(args, model, args.responses_per_prompt) for model in trained)
@@ -106,6 +107,15 @@ def score_models_of(
         else:
             described += described_models(args, group, needs, tokenizer)
     return described
+
+
+def judge_models(judges: list[Judge]) -> list[Described]:
+    """The language models among the judges."""
+    return [
+        Described(f"judge {judge.name}", judge.path, check_causal_lm(judge.path, judge.flag), ("score",), "own: asked")
+        for judge in judges
+        if isinstance(judge, ModelJudge)
+    ]
 
 
 def described_function(args: argparse.Namespace, objective: Objective, needs: Needs) -> list[Described]:

@@ -65,10 +65,11 @@ from utils.process.distributed import (
 )
 from utils.process.errors import AT_ONCE, Problems, UserError, run_main
 from utils.process.rank_watch import beat, watch_ranks
-from utils.scoring.judges import InstructionJudge, Judge, RuleJudge, judges_of
+from utils.scoring.judges import judges_of
 from utils.scoring.objectives import Objective
 from utils.scoring.reward_functions import RewardFunction
 from utils.scoring.tasks import Task, check_all_have_prompts
+from utils.scoring.verdicts import Judge
 
 NOTICEABLE = 0.01  # share of the prompts
 SKIPPING_ADVICE = "lower --actor_learning_rate or --critic_learning_rate, or try another --algorithm"
@@ -160,7 +161,7 @@ def read_input(args: argparse.Namespace) -> Input:
     minibatches = problems.take(check_batch_sizes, args, tasks)
     tokenizer, architecture = check_policy(args, problems)
     prompts = read_prompts(args, tokenizer, architecture, problems, tasks)
-    try_functions(objectives, judges, prompts, problems)
+    try_functions(objectives, judges, prompts, tasks, problems)
     total = problems.take(count_rollouts, args, prompts and len(prompts))
     rollouts = problems.take(rollouts_of, args, prompts, tasks, total)
     problems.report()
@@ -226,23 +227,27 @@ def fit_prompts(
 
 
 def try_functions(
-    objectives: list[Objective], judges: list[Judge], prompts: list[Encoded] | None, problems: Problems
+    objectives: list[Objective],
+    judges: list[Judge],
+    prompts: list[Encoded] | None,
+    tasks: list[Task] | None,
+    problems: Problems,
 ) -> None:
     """Call every objective and judge that is a function once: one that fails does so before models are built."""
+    if prompts is None:
+        return
     for objective in objectives:
         if objective.is_function:
             problems.take(try_function, problems.take(objective.load_function), prompts)
     for judge in judges:
-        if isinstance(judge, RuleJudge):
-            problems.take(try_function, judge.function, prompts)
-        elif isinstance(judge, InstructionJudge) and prompts is not None:
-            problems.take(judge.check, [prompt.record for prompt in prompts])
+        names = [task.name for task in tasks or () if judge.name in task.judges]
+        if asked := [prompt for prompt in prompts if not tasks or prompt.record.task in names]:
+            problems.take(judge.try_out, asked)
 
 
 def try_function(function: RewardFunction, prompts: list[Encoded]) -> None:
     """Raises: UserError: the function fails for the first prompt."""
-    messages, source = prompts[0].record.messages, prompts[0].record.source
-    function([messages[-1]["content"]], ["Yes."], [messages], [source])
+    function.try_out(prompts[0].record)
 
 
 def update_models(

@@ -21,9 +21,9 @@ from utils.policy.actor import Actor
 from utils.policy.forward import PolicyForward
 from utils.process.distributed import is_main
 from utils.process.rank_watch import beat
-from utils.scoring.judges import Judge
 from utils.scoring.objectives import Objective
 from utils.scoring.scorers import make_scorers
+from utils.scoring.verdicts import Judge
 
 
 class RLHFEngine:
@@ -45,10 +45,11 @@ class RLHFEngine:
         mixture: TaskMixture | None = None,
     ):
         dtype = DTYPES[args.dtype]
-        self.objectives, self.judges, self.mixture, self.tokenizer = objectives, judges, mixture, tokenizer
+        self.objectives, self.mixture, self.tokenizer = objectives, mixture, tokenizer
         self.needs, self.args = needs, args
         beat("loading models")
         self.scorers = make_scorers(objectives, args, tokenizer, needs.starts)
+        self.judges = [judge.loaded(args) for judge in judges]
         with arriving(engine_config(args, frozen=True)):
             reference = load_causal_lm(args.actor_model, "--actor_model", dtype)
         policy = with_adapters(reference, args) if args.lora_dim else copy_of(reference, engine_config(args))

@@ -23,9 +23,9 @@ from utils.policy.forward import PolicyForward
 from utils.policy.sampled import Sampled, by_micro_batch, sample_responses
 from utils.process.distributed import all_gather_rows, all_reduce_sum
 from utils.process.rank_watch import beat
-from utils.scoring.judges import Verdicts, all_verdicts
 from utils.scoring.objectives import Objective
 from utils.scoring.scorers import score_responses
+from utils.scoring.verdicts import Verdicts, all_verdicts
 
 
 @dataclass

@@ -37,9 +37,9 @@ from tests.test_gradient_parity import (
 )
 from utils.policy.actor import Actor
 from utils.process.distributed import rank, world_size
-from utils.scoring.judges import ALL, Verdicts
 from utils.scoring.objectives import Objective
 from utils.scoring.tasks import Task
+from utils.scoring.verdicts import ALL, Verdicts
 
 STEPS, OF_PROMPTS = 3, ("a", "a", "a", "b", "a", "b")  # on two ranks: a, a, a and a, b, b
 RHO, WEIGHTS, BETA, LAMBDA = {"a": 0.3, "b": 0.7}, {"x": 1.0, "y": 0.5}, 0.3, 0.4

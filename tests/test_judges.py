@@ -10,9 +10,10 @@ import torch
 
 from tests.helpers import STEP3, Workshop, flags, read_metrics, run_script
 from utils.process.errors import Problems, UserError
-from utils.scoring.judges import ThresholdJudge, all_verdicts, as_truth, judge
+from utils.scoring.judges import ThresholdJudge, as_truth, judge
 from utils.scoring.reward_functions import Retries
 from utils.scoring.scorers import Scored
+from utils.scoring.verdicts import all_verdicts
 
 RULES = """
 def even(prompts, responses):
@@ -112,7 +113,8 @@ def test_bad_judges_end_in_one_line(workshop: Workshop, rules: Path, spec: str, 
 def test_a_name_given_twice() -> None:
     from utils.scoring.judges import judges_of
 
-    args = SimpleNamespace(judge=[("a", "x:1"), ("a", "x:2")], reward_retries=0, reward_retry_wait=0.0)
+    none = dict.fromkeys(("judge_model", "judge_question", "judge_template", "judge_words"), [])
+    args = SimpleNamespace(judge=[("a", "x:1"), ("a", "x:2")], reward_retries=0, reward_retry_wait=0.0, **none)
     problems = Problems(collecting=True)
     assert len(judges_of(args, ["x"], problems)) == 2 and problems.found == ["--judge a: is given twice"]
     with pytest.raises(UserError):

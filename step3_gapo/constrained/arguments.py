@@ -15,9 +15,9 @@ from utils.combining.algorithm import GradientLevel, LossLevel, options_of, owne
 from utils.data import ReadingSummary, load_prompts
 from utils.data.records import Prompt
 from utils.process.errors import AT_ONCE, Problems, UserError
-from utils.scoring.judges import Judge
 from utils.scoring.objectives import Objective
 from utils.scoring.tasks import FLAG, HELP, Task, load_task_prompts, read_tasks
+from utils.scoring.verdicts import Judge
 
 ALL = "all"  # the task of all prompts
 BY_TASK = [name for name, loss in POLICY_LOSSES.items() if loss.by_task]

@@ -15,8 +15,8 @@ from utils.policy.actor import Actor
 from utils.policy.sampled import Sampled, sample_responses, sampled_of
 from utils.process.distributed import device
 from utils.process.errors import UserError
-from utils.scoring.judges import ALL, Verdicts
 from utils.scoring.tasks import FLAG, Task
+from utils.scoring.verdicts import ALL, Verdicts
 
 Ids = list[int]
 

@@ -20,6 +20,7 @@ FLAGS_BY_CONTENT = {
     "actor_model", "reward_model", "cost_model", "reward_function", "score_template", "model_name_or_path", "data",
     "validation_data", "prompt_pairs", "validation_prompt_pairs", "objective", "validation_objective", "margin_model",
     "margin_reward", "margin_cost", "margin_function", "judge", "tasks",
+    "judge_model", "judge_question", "judge_template", "judge_words",
 }  # fmt: skip
 # Compared over all ranks where the number of ranks has changed.
 BATCH_FLAGS = {

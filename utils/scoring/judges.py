@@ -2,11 +2,11 @@
 
 A judge passes a response, fails it, or does not judge it. It is a rule, that is, a function of prompts and responses
 that returns True, False or None for each, or a threshold on the value of an objective, or what a program can check of
-the instructions in a prompt.
+the instructions in a prompt, or a language model (`utils.scoring.model_judges`).
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,38 +15,20 @@ import torch
 
 from utils.cli.plugins import function_fingerprint
 from utils.cli.types import condition, named_value
+from utils.data.encoding import Encoded
 from utils.data.records import Prompt
 from utils.instructions import Instruction
 from utils.policy.sampled import Sampled
-from utils.process.distributed import device
 from utils.process.errors import AT_ONCE, Problems, UserError
 from utils.process.rank_watch import beat
+from utils.scoring.model_judges import add_model_judge_arguments, model_judges_of
 from utils.scoring.reward_functions import Retries, RewardFunction, load_reward_function
 from utils.scoring.scorers import Scored, function_values
+from utils.scoring.verdicts import ALL, Judge, Verdicts, at_rows
 
 
 @dataclass(frozen=True)
-class Verdicts:
-    """Of a batch of responses.
-
-    Attributes:
-        passed: [batch] float32, 1 where a judge passes a response.
-        judged: [batch] float32, 1 where it judges it.
-    """
-
-    passed: torch.Tensor
-    judged: torch.Tensor
-
-
-def at_rows(values: torch.Tensor | Sequence[float], rows: Sequence[int], batch: int) -> torch.Tensor:
-    """Values of some rows among 0 for all others; [batch] float32."""
-    found = torch.zeros(batch, device=device())
-    found[torch.tensor(rows, dtype=torch.int64, device=device())] = torch.as_tensor(values).to(found)
-    return found
-
-
-@dataclass(frozen=True)
-class RuleJudge:
+class RuleJudge(Judge):
     """A function (prompts, responses) -> truth values."""
 
     name: str
@@ -68,9 +50,13 @@ class RuleJudge:
         """A fingerprint of what its verdicts depend on."""
         return {f"--judge {self.name}": function_fingerprint(self.spec, f"--judge {self.name}")}
 
+    def try_out(self, prompts: Sequence[Encoded]) -> None:
+        """Raises: UserError: the function fails for the first prompt."""
+        self.function.try_out(prompts[0].record)
+
 
 @dataclass(frozen=True)
-class ThresholdJudge:
+class ThresholdJudge(Judge):
     """Passes a response whose value of an objective is `least` at least; higher is better, of a cost its negative."""
 
     name: str
@@ -89,7 +75,7 @@ class ThresholdJudge:
 
 
 @dataclass(frozen=True)
-class InstructionJudge:
+class InstructionJudge(Judge):
     """Passes a response that meets all instructions of its prompt's row; without any, it does not judge it."""
 
     name: str
@@ -102,9 +88,9 @@ class InstructionJudge:
         columns = [own != [] and met for own, met in zip(asked, passed, strict=True)], [own != [] for own in asked]
         return Verdicts(*(at_rows(torch.tensor(column), rows, len(sampled.responses)) for column in columns))
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
+    def try_out(self, prompts: Sequence[Encoded]) -> None:
         """Raises: UserError: no prompt has instructions, or one has what is none."""
-        if not any([instructions_of(prompt) for prompt in prompts]):
+        if not any([instructions_of(prompt.record) for prompt in prompts]):
             raise UserError(f"--judge {self.name}={INSTRUCTIONS}: no row of --data has a field 'instructions'")
 
     def facts(self) -> dict[str, str]:
@@ -121,12 +107,11 @@ def instructions_of(prompt: Prompt) -> list[Instruction]:
     return [Instruction.from_dict(each, prompt.source) for each in prompt.instructions]
 
 
-Judge = RuleJudge | ThresholdJudge | InstructionJudge
 INSTRUCTIONS = "instructions"
 
 
 def add_judge_arguments(group: argparse._ActionsContainer) -> None:
-    """`--judge`."""
+    """`--judge`, and those of models as judges."""
     group.add_argument(
         "--judge",
         type=named_value,
@@ -137,24 +122,24 @@ def add_judge_arguments(group: argparse._ActionsContainer) -> None:
         help="what a response should pass, whatever it scores: FILE.py:FUNCTION or MODULE:FUNCTION (prompts, responses)"
         " -> True, False or None (not judged) for each; or OBJECTIVE:T, whose value is T at least, in original units, a"
         " cost's with its sign reversed; or instructions, all those in the field of this name of a prompt's row (see"
-        " utils/make_prompt_pairs.py). Logged as judge/NAME and, for all judges together, judge/all; trains nothing",
+        " utils/make_prompt_pairs.py). Logged as judge/NAME and, for all judges together, judge/all; losses by task"
+        " (--policy_loss) train what passes",
     )
+    add_model_judge_arguments(group)
 
 
 def judges_of(args: argparse.Namespace, objectives: Sequence[str], problems: Problems = AT_ONCE) -> list[Judge]:
-    """The judges of `--judge`, in the order given.
+    """The judges of `--judge`, in the order given, then those of `--judge_model`.
 
-    Problems: a name given twice, or `all`; an unknown objective; see `load_reward_function`.
+    Problems: a name given twice, or `all`; an unknown objective; see `load_reward_function` and `model_judges_of`.
     """
-    found, names = [], [name for name, _ in args.judge]
-    for name, spec in args.judge:
+    found, names = [], [name for name, _ in (*args.judge, *args.judge_model)]
+    for name in dict.fromkeys(names):
         if names.count(name) > 1 or name == ALL:
             problems.add(f"--judge {name}: {'stands for all of them' if name == ALL else 'is given twice'}")
+    for name, spec in args.judge:
         found.append(problems.take(judge, name, spec, objectives, Retries(args.reward_retries, args.reward_retry_wait)))
-    return [each for each in found if each is not None]
-
-
-ALL = "all"  # what the verdicts of all judges together are called
+    return [each for each in found if each is not None] + model_judges_of(args, problems)
 
 
 def judge(name: str, spec: str, objectives: Sequence[str], retries: Retries) -> Judge:
@@ -182,28 +167,3 @@ def as_truth(value: Any) -> float | None:
     if not isinstance(value, bool | numpy.bool_):
         raise TypeError(f"{value!r} is not True, False or None")
     return float(value)
-
-
-def all_verdicts(
-    judges: Sequence[Judge],
-    sampled: Sampled,
-    scored: dict[str, Scored],
-    asked: Mapping[str, Sequence[bool]] | None = None,
-) -> dict[str, Verdicts]:
-    """Those of each judge by name, and those of all: a response fails that any judge fails, and passes where one at
-    least has judged it otherwise.
-
-    Args:
-        asked: {judge: whether it is asked of each response}, judges that are not in it of none; None: each of all.
-    """
-    if not judges:
-        return {}
-    found = {}
-    for each in judges:
-        rows = list(range(len(sampled.responses)))
-        if asked is not None:
-            rows = [row for row, is_asked in enumerate(asked.get(each.name, ())) if is_asked]
-        found[each.name] = each.verdicts(sampled, scored, rows)
-    failed = torch.stack([verdict.judged - verdict.passed for verdict in found.values()]).amax(dim=0)
-    judged = torch.stack([verdict.judged for verdict in found.values()]).amax(dim=0)
-    return found | {ALL: Verdicts((1.0 - failed) * judged, judged)}

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils.cli.plugins import load_function, reason_of
-from utils.data.records import Message
+from utils.data.records import Message, Prompt
 from utils.process.errors import UserError
 from utils.process.plain_text import printable
 from utils.process.random_states import random_states, restore_random_states
@@ -92,6 +92,10 @@ class RewardFunction:
             if value is not None and not abs(value) <= LARGEST:
                 raise UserError(f"{self.flag}: the value of the response to {source} is {value}, no finite float32")
         return values
+
+    def try_out(self, prompt: Prompt) -> None:
+        """Raises: UserError: it fails for a response to a prompt."""
+        self([prompt.messages[-1]["content"]], ["Yes."], [prompt.messages], [prompt.source])
 
     def try_often(self, prompts: list[str], responses: list[str], messages: list[Sequence[Message]], place: str) -> Any:
         """What the function returns at the first try at which it does not fail.
