@@ -31,6 +31,7 @@ from utils.output.files import check_writable
 from utils.output.metrics import Progress
 from utils.process.distributed import device
 from utils.process.errors import UserError, run_main
+from utils.scoring.tasks import add_tasks_argument
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,6 +47,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--reference_model", required=True, metavar="PATH", help="policy that the KL is measured from")
     add_data_arguments(parser, "test prompts")
+    add_tasks_argument(parser, "note the task of every prompt, which a field of its row tells")
     parser.add_argument("--output_dir", required=True, help="responses go to <output_dir>/responses/<run>.jsonl")
     add_sampling_arguments(parser)
     add_loading_arguments(parser)

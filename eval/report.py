@@ -5,7 +5,7 @@
 reads eval/*.json, eval/judge/*.json and policies/<run>/{metrics.jsonl,args.json} and writes report/ beside them:
 report.md, report.html (one self-contained file), results.json, csv files, and the pictures: table1.png, pareto.png
 and training_curves.png (and one of each for every further condition), explanations.png (likewise), weights.png,
-conflict.png, exploitation.png and judge.png, where there are figures for them.
+conflict.png, exploitation.png, judges.png and judge.png, where there are figures for them.
 """
 
 import base64

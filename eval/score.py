@@ -16,6 +16,10 @@ response (None), its score is null; means and intervals are over what is judged,
 where it is not all. Objectives that share a model are scored in one pass of it. With --explain the same pass says
 what the attributes behind a gated score contributed to it: 'explanations' of a row and, of all attributes, of the run.
 
+Judges (--judge, --judge_model) say of every response whether they pass it: 'verdicts' of a row, and under 'judges' the
+shares that pass, with 'all' for all of them together. With --tasks each judge is asked of its tasks' responses alone,
+and 'tasks' has every figure by task.
+
 Models score what they have not scored yet: scores of the same responses by the same model are kept, those of a run that
 was killed, too. Their explanations stay with them; where --explain asks for more than there is, they are scored again.
 """
@@ -25,7 +29,7 @@ import gc
 import hashlib
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +52,7 @@ from eval.results.partial import PartialFile, model_identity
 from eval.results.rows import FIELDS, Row, read_rows
 from eval.results.runs import find_args, read_json
 from eval.results.trained_objectives import trained_objectives
+from eval.results.verdicts import judge_rows, loaded_judges, summarize_tasks, summarize_verdicts, tasks_of
 from utils.cli.arguments import Parser, add_loading_arguments, check_output_file
 from utils.cli.types import positive_int
 from utils.models.configs import DTYPES, allow
@@ -55,8 +60,10 @@ from utils.output.files import check_writable, write_json
 from utils.output.metrics import Progress
 from utils.process.distributed import device
 from utils.process.errors import UserError, run_main
+from utils.scoring.judges import add_judge_arguments, judges_of
 from utils.scoring.objectives import Objective, add_score_arguments, are_given, by_source, named_objectives
 from utils.scoring.scorers import ScoredRows, load_row_scorer
+from utils.scoring.tasks import Task, add_tasks_argument
 
 ENTRIES = ("objective", "scorer", "values", "truncated", "explanation")  # of a run's scores by one scorer
 
@@ -78,6 +85,8 @@ def parse_args() -> argparse.Namespace:
         help="(prompts, responses) -> {objective: values, higher is better}, graded beside the models",
     )
     add_explain_argument(parser)
+    add_judge_arguments(parser)
+    add_tasks_argument(parser, "tables by task, and judges asked of their tasks alone")
     parser.add_argument("--output_dir", required=True, help="results go to <output_dir>/<run>.json")
     parser.add_argument("--batch_size", type=positive_int, default=64, help="dialogues at once")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="precision of the models")
@@ -297,6 +306,7 @@ def evaluation(
     args: dict[str, Any],
     scored: dict[str, Any],
     explanations: dict[str, Any],
+    tasks: Sequence[Task],
 ) -> dict[str, Any]:
     """The content of <run>.json.
 
@@ -304,6 +314,7 @@ def evaluation(
         args: the run's settings.
         scored: a `Scores.record`.
         explanations: see `Scores.explanations`.
+        tasks: of the rows, if any are told.
     """
     cost_name = next((objective.name for objective in objectives if objective.zero_divides), None)
     return {
@@ -315,6 +326,8 @@ def evaluation(
         "response_length": statistics.fmean(row["length"] for row in rows),
         **({"gold": summarize_scores(rows, "gold", cost_name)} if "gold" in rows[0] else {}),
         **({"explanations": explanations} if explanations else {}),
+        **({"judges": judges} if (judges := summarize_verdicts(rows)) else {}),
+        **({"tasks": summarize_tasks(rows, tasks)} if tasks else {}),
         "rows": rows,
     }
 
@@ -324,6 +337,8 @@ def main() -> None:
     objectives = objectives_of(args)
     gold = load_gold(args.gold) if args.gold else None
     runs = read_responses(args.responses)
+    judges = judges_of(args, [objective.name for objective in objectives])
+    tasks = tasks_of(args, judges, runs)
     note_unexplained(objectives, args.explain)
     sample = next(iter(runs.values()))[:1]  # what is wrong with a function is known before models load
     for objective in objectives:
@@ -343,10 +358,13 @@ def main() -> None:
         fill_rows(run, rows, entries, args.explain)
     if gold:
         score_gold(gold, args.gold, runs)
+    loaded = loaded_judges(judges, args)
+    for rows in runs.values():
+        judge_rows(rows, loaded, tasks)
     for run, rows in runs.items():
         settings, file = find_args(output_dir.parent, run), output_dir / f"{run}.json"
         record, explanations = scores[run].record(scorers), scores[run].explanations(scorers)
-        write_json(file, evaluation(run, rows, objectives, settings, record, explanations))
+        write_json(file, evaluation(run, rows, objectives, settings, record, explanations, tasks))
         scores[run].partial.remove()
         print(f"{run}: {file}", flush=True)
 

@@ -241,7 +241,7 @@ def try_functions(
             problems.take(try_function, problems.take(objective.load_function), prompts)
     for judge in judges:
         names = [task.name for task in tasks or () if judge.name in task.judges]
-        if asked := [prompt for prompt in prompts if not tasks or prompt.record.task in names]:
+        if asked := [prompt.record for prompt in prompts if not tasks or prompt.record.task in names]:
             problems.take(judge.try_out, asked)
 
 

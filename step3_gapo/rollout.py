@@ -25,7 +25,7 @@ from utils.process.distributed import all_gather_rows, all_reduce_sum
 from utils.process.rank_watch import beat
 from utils.scoring.objectives import Objective
 from utils.scoring.scorers import score_responses
-from utils.scoring.verdicts import Verdicts, all_verdicts
+from utils.scoring.verdicts import Replies, Verdicts, all_verdicts
 
 
 @dataclass
@@ -59,7 +59,7 @@ def make_rollout(engine: RLHFEngine, prompts: list[Encoded], algorithm: Algorith
     beat("scoring")
     log_probs, hidden, values, graphs = passes_of_trained(engine, sampled, args)
     scored = score_responses(engine.scorers, sampled, args)
-    verdicts = all_verdicts(engine.judges, sampled, scored, mixture and mixture.judged_by(sampled))
+    verdicts = all_verdicts(engine.judges, Replies.of(sampled), scored, mixture and mixture.judged_by(sampled))
     experience = Experience(
         sampled.input_ids,
         sampled.attention_mask,

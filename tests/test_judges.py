@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from tests.helpers import STEP3, Workshop, flags, read_metrics, run_script
+from utils.data.records import Prompt
 from utils.process.errors import Problems, UserError
 from utils.scoring.judges import ThresholdJudge, as_truth, judge
 from utils.scoring.reward_functions import Retries
 from utils.scoring.scorers import Scored
-from utils.scoring.verdicts import all_verdicts
+from utils.scoring.tasks import Task, asked_by_task
+from utils.scoring.verdicts import Replies, all_verdicts
 
 RULES = """
 def even(prompts, responses):
@@ -36,10 +38,8 @@ def rules(tmp_path: Path) -> Path:
     return tmp_path / "rules.py"
 
 
-def sampled(count: int) -> SimpleNamespace:
-    """So many responses, as far as judges look at them."""
-    record = SimpleNamespace(messages=[{"role": "user", "content": "Why?"}], source="f:1")
-    return SimpleNamespace(prompts=[SimpleNamespace(record=record)] * count, responses=["Because."] * count)
+def replies(count: int) -> Replies:
+    return Replies([Prompt([{"role": "user", "content": "Why?"}], "f:1")] * count, ["Because."] * count)
 
 
 def test_verdicts_by_hand(rules: Path) -> None:
@@ -47,14 +47,30 @@ def test_verdicts_by_hand(rules: Path) -> None:
     values, there = torch.tensor([1.0, -1.0, 0.0, 0.0, 3.0]), torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0])
     scored = {"helpfulness": Scored(values, there)}
     judges = [judge("some", f"{rules}:some", [], Retries()), ThresholdJudge("helpful", "helpfulness", 0.0)]
-    found = all_verdicts(judges, sampled(5), scored)
+    found = all_verdicts(judges, replies(5), scored)
     shown = {name: (verdict.passed.tolist(), verdict.judged.tolist()) for name, verdict in found.items()}
     assert shown == {
         "some": ([0, 0, 0, 0, 0], [1, 0, 0, 0, 1]),
         "helpful": ([1, 0, 1, 0, 1], [1, 1, 1, 0, 1]),
         "all": ([0, 0, 1, 0, 0], [1, 1, 1, 0, 1]),
     }
-    assert all_verdicts([], sampled(2), scored) == {}
+    assert all_verdicts([], replies(2), scored) == {}
+
+
+def test_judges_are_asked_of_the_rows_of_their_tasks(rules: Path) -> None:
+    """A function sees those rows alone; of a row that no judge is asked of nothing is said."""
+    scored = {"helpfulness": Scored(torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0]), torch.ones(5))}
+    judges = [judge("even", f"{rules}:even", [], Retries()), ThresholdJudge("helpful", "helpfulness", 0.0)]
+    tasks = [Task("a", "", {}, ("even",)), Task("b", "", {}, ("even", "helpful")), Task("c", "", {})]
+    asked = asked_by_task(tasks, ["b", "a", "c", "b", ""])
+    assert asked == {"even": [True, True, False, True, False], "helpful": [True, False, False, True, False]}
+    found = all_verdicts(judges, replies(5), scored, asked)
+    shown = {name: (verdict.passed.tolist(), verdict.judged.tolist()) for name, verdict in found.items()}
+    assert shown == {
+        "even": ([1, 0, 0, 1, 0], [1, 1, 0, 1, 0]),  # of the three rows that it sees the first and the last
+        "helpful": ([1, 0, 0, 0, 0], [1, 0, 0, 1, 0]),
+        "all": ([1, 0, 0, 0, 0], [1, 1, 0, 1, 0]),
+    }
 
 
 def test_truth_values() -> None:

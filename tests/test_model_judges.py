@@ -10,9 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers import STEP3, Workshop, flags, read_metrics, run_function, run_script
+from utils.data.records import Prompt
 from utils.process.distributed import init_distributed, rank, shutdown_distributed
 from utils.process.errors import UserError
 from utils.scoring.model_judges import TEMPLATE, ModelJudge, add_model_judge_arguments, model_judges_of
+from utils.scoring.verdicts import Replies
 
 pytestmark = pytest.mark.slow
 
@@ -87,14 +89,8 @@ def check_under_zero(judge: ModelJudge, expected: list[float], stage: int) -> No
         gradient_accumulation_steps=1, attn_implementation=None, gradient_checkpointing=False, lora_dim=0,
     )  # fmt: skip
     number = 1 if rank() else len(DIALOGUES)
-    found = judge.loaded(args).verdicts(
-        SimpleNamespace(
-            prompts=[SimpleNamespace(record=SimpleNamespace(messages=messages)) for messages, _ in DIALOGUES],
-            responses=[response for _, response in DIALOGUES],
-        ),
-        {},
-        range(number),
-    )  # fmt: skip
+    replies = Replies([Prompt(messages, "f:1") for messages, _ in DIALOGUES], [response for _, response in DIALOGUES])
+    found = judge.loaded(args).verdicts(replies, {}, range(number))
     assert found.judged.tolist() == [float(i < number) for i in range(len(DIALOGUES))]
     assert found.passed.tolist() == [float(p > 0.5 and i < number) for i, p in enumerate(expected)]
     shutdown_distributed()

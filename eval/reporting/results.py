@@ -63,8 +63,8 @@ def compute_numbers(runs: list[Run]) -> Numbers:
 def results(numbers: Numbers) -> dict[str, Any]:
     """The content of results.json.
 
-    'runs' has every seed (intervals are half-widths, ratios percent; 'gold', 'hypervolume', 'conflict' and
-    'explanations' where computed), 'groups' the means and sample standard deviations over seeds.
+    'runs' has every seed (intervals are half-widths, ratios percent; 'gold', 'hypervolume', 'conflict', 'explanations',
+    'judges' and 'tasks' where computed), 'groups' the means and sample standard deviations over seeds.
     """
     pairs = find_pairs(numbers.runs)
     return {
@@ -92,7 +92,7 @@ def run_entry(run: Run, numbers: Numbers, conflict: dict[str, Any] | None) -> di
         **volumes.get("model", {}),
         **({"gold": run.gold | volumes.get("gold", {})} if run.gold else {}),
         **({"conflict": conflict} if conflict else {}),
-        **({"explanations": explanations} if (explanations := run.evaluation.get("explanations")) else {}),
+        **{part: found for part in ("explanations", "judges", "tasks") if (found := run.evaluation.get(part))},
         "seed": run.seed,
     }
 

@@ -23,6 +23,7 @@ from utils.policy.sampling import COMPACT_AT, decode
 from utils.process.distributed import seed_everything
 from utils.process.errors import UserError
 from utils.process.random_states import States, random_states, restore_random_states
+from utils.scoring.tasks import load_test_prompts_of, read_tasks
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +50,11 @@ def load_test_prompts(
     if room is not None and not 1 <= max_prompt_length <= room - args.max_new_tokens:
         flags = f"--max_prompt_length {args.max_prompt_length} and " if args.max_prompt_length else ""
         raise UserError(f"{flags}--max_new_tokens {args.max_new_tokens}: the model has room for {room} tokens in all")
-    prompts, summary = load_prompts(args.data, args.seed)
+    tasks = read_tasks(args.tasks, None, None) if getattr(args, "tasks", None) else []
+    if tasks:
+        prompts, summary = load_test_prompts_of(tasks, args.data, args.seed)
+    else:
+        prompts, summary = load_prompts(args.data, args.seed)
     limits = {"max_prompt_length": max_prompt_length, "unfit": args.unfit, "embedding_rows": rows}
     encoded = fit_lengths(tokenizer, prompts, summary, args.overlong, **limits)
     for line in summary.lines():
@@ -61,13 +66,18 @@ def settings_of(args: argparse.Namespace, policy: str, flag: str, prompts: list[
     """All that decides the responses of `policy`, which `flag` named; JSON, kept beside them."""
     names = ("temperature", "max_new_tokens", "batch_size", "dtype", "seed")
     reference = getattr(args, "reference_model", None)
-    asked = json.dumps([[p.record.messages, p.record.source, list(p.prompt)] for p in prompts])
+    asked = json.dumps([[p.record.messages, p.record.source, list(p.prompt), *notes_of(p)] for p in prompts])
     return {
         "policy": model_identity(policy, flag),
         "reference_model": reference and model_identity(reference, "--reference_model"),
         "prompts": hashlib.sha256(asked.encode()).hexdigest(),
         **{name: getattr(args, name) for name in names},
     }
+
+
+def notes_of(prompt: Encoded) -> list[Any]:
+    """What else a prompt's row says, if it does."""
+    return [prompt.record.annotations] if prompt.record.annotations else []
 
 
 def is_current(path: Path, prompts: list[Encoded], settings: dict[str, Any]) -> bool:
@@ -99,6 +109,7 @@ def describe(sampled: Sampled) -> Iterator[dict[str, Any]]:
             "response": response,
             "length": length,
             "finished": bool(ended),
+            **prompt.record.annotations,
         }
 
 

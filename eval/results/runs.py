@@ -53,9 +53,12 @@ SCORES = {"objectives": Each({"mean": NUMBER, "ci95": NUMBER}), "average": Maybe
           "harmless_ratio": Maybe(NUMBER)}  # fmt: skip
 ROW = {"prompt": TEXT, "source": TEXT, "response": TEXT, "scores": Each(Maybe(NUMBER)), "gold": Maybe(Each(NUMBER)),
        "messages": Maybe([{"role": TEXT, "content": TEXT}])}  # fmt: skip
+SHARES = Each({"mean": NUMBER, "ci95": NUMBER})
+TASK = {"prompts": WHOLE, "rewards": Each(NUMBER), "objectives": SHARES, "gold": Maybe(SHARES), "judges": SHARES}
 SCORED = {"objectives": Maybe(Each({"kind": Maybe(TEXT)}))}
 EVALUATION = {"run": TEXT, "args": Maybe(SETTINGS), "scored": Maybe(SCORED), **SCORES, "gold": Maybe(SCORES),
               "explanations": Maybe(Each(Each({"mean": NUMBER, "ci95": NUMBER}))), "kl": NUMBER,
+              "judges": Maybe(SHARES), "tasks": Maybe(Each(TASK)),
               "response_length": Maybe(NUMBER), "rows": [ROW]}  # fmt: skip
 
 _NAME = re.compile(r"(?P<base>[^@#]+)(@(?P<condition>[^#]+))?(#(?P<seed>.+))?")

@@ -15,7 +15,7 @@ from utils.policy.actor import Actor
 from utils.policy.sampled import Sampled, sample_responses, sampled_of
 from utils.process.distributed import device
 from utils.process.errors import UserError
-from utils.scoring.tasks import FLAG, Task
+from utils.scoring.tasks import FLAG, Task, asked_by_task
 from utils.scoring.verdicts import ALL, Verdicts
 
 Ids = list[int]
@@ -128,9 +128,7 @@ class TaskMixture:
 
     def judged_by(self, sampled: Sampled) -> dict[str, list[bool]]:
         """{judge: whether it is asked of each response}."""
-        judges = {task.name: task.judges for task in self.tasks}
-        names = dict.fromkeys(name for task in self.tasks for name in task.judges)
-        return {name: [name in judges[prompt.record.task] for prompt in sampled.prompts] for name in names}
+        return asked_by_task(self.tasks, [prompt.record.task for prompt in sampled.prompts])
 
     def choose(
         self,

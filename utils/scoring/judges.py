@@ -6,7 +6,7 @@ the instructions in a prompt, or a language model (`utils.scoring.model_judges`)
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +15,14 @@ import torch
 
 from utils.cli.plugins import function_fingerprint
 from utils.cli.types import condition, named_value
-from utils.data.encoding import Encoded
 from utils.data.records import Prompt
 from utils.instructions import Instruction
-from utils.policy.sampled import Sampled
 from utils.process.errors import AT_ONCE, Problems, UserError
 from utils.process.rank_watch import beat
 from utils.scoring.model_judges import add_model_judge_arguments, model_judges_of
 from utils.scoring.reward_functions import Retries, RewardFunction, load_reward_function
 from utils.scoring.scorers import Scored, function_values
-from utils.scoring.verdicts import ALL, Judge, Verdicts, at_rows
+from utils.scoring.verdicts import ALL, Judge, Replies, Verdicts
 
 
 @dataclass(frozen=True)
@@ -35,24 +33,24 @@ class RuleJudge(Judge):
     spec: str
     function: RewardFunction
 
-    def verdicts(self, sampled: Sampled, scored: dict[str, Scored], rows: Sequence[int]) -> Verdicts:
-        """Call the function once for this rank's responses that it is asked of.
+    def verdicts(self, replies: Replies, scored: Mapping[str, Scored], rows: Sequence[int]) -> Verdicts:
+        """Call the function once for the responses that it is asked of.
 
         Raises:
             UserError: see `RewardFunction`.
         """
         beat(f"calling the judge {self.name}")
-        prompts, responses = ([part[row] for row in rows] for part in (sampled.prompts, sampled.responses))
-        found = function_values(self.function, prompts, responses) if rows else ([], [])
-        return Verdicts(*(at_rows(column, rows, len(sampled.responses)) for column in found))
+        asked = replies.some(rows)
+        found = function_values(self.function, asked.prompts, asked.responses) if rows else ([], [])
+        return Verdicts(*(replies.spread(column, rows) for column in found))
 
     def facts(self) -> dict[str, str]:
         """A fingerprint of what its verdicts depend on."""
         return {f"--judge {self.name}": function_fingerprint(self.spec, f"--judge {self.name}")}
 
-    def try_out(self, prompts: Sequence[Encoded]) -> None:
+    def try_out(self, prompts: Sequence[Prompt]) -> None:
         """Raises: UserError: the function fails for the first prompt."""
-        self.function.try_out(prompts[0].record)
+        self.function.try_out(prompts[0])
 
 
 @dataclass(frozen=True)
@@ -63,10 +61,10 @@ class ThresholdJudge(Judge):
     objective: str
     least: float
 
-    def verdicts(self, sampled: Sampled, scored: dict[str, Scored], rows: Sequence[int]) -> Verdicts:
+    def verdicts(self, replies: Replies, scored: Mapping[str, Scored], rows: Sequence[int]) -> Verdicts:
         """By the values that its objective has given them."""
-        found, asked = scored[self.objective], at_rows(torch.ones(len(rows)), rows, len(sampled.responses))
-        judged = found.judged * asked
+        found = scored[self.objective]
+        judged = found.judged * replies.spread(torch.ones(len(rows)), rows)
         return Verdicts((found.values >= self.least).float() * judged, judged)
 
     def facts(self) -> dict[str, str]:
@@ -80,17 +78,18 @@ class InstructionJudge(Judge):
 
     name: str
 
-    def verdicts(self, sampled: Sampled, scored: dict[str, Scored], rows: Sequence[int]) -> Verdicts:
+    def verdicts(self, replies: Replies, scored: Mapping[str, Scored], rows: Sequence[int]) -> Verdicts:
         """By the checks of `utils.instructions`."""
-        asked = [instructions_of(sampled.prompts[row].record) for row in rows]
-        texts = [sampled.responses[row] for row in rows]
-        passed = [all(each.met_by(text) for each in own) for own, text in zip(asked, texts, strict=True)]
-        columns = [own != [] and met for own, met in zip(asked, passed, strict=True)], [own != [] for own in asked]
-        return Verdicts(*(at_rows(torch.tensor(column), rows, len(sampled.responses)) for column in columns))
+        asked = replies.some(rows)
+        instructions = [instructions_of(prompt) for prompt in asked.prompts]
+        judged = [own != [] for own in instructions]
+        met = [all(e.met_by(text) for e in own) for own, text in zip(instructions, asked.responses, strict=True)]
+        passed = [there and kept for there, kept in zip(judged, met, strict=True)]
+        return Verdicts(*(replies.spread(torch.tensor(column), rows) for column in (passed, judged)))
 
-    def try_out(self, prompts: Sequence[Encoded]) -> None:
+    def try_out(self, prompts: Sequence[Prompt]) -> None:
         """Raises: UserError: no prompt has instructions, or one has what is none."""
-        if not any([instructions_of(prompt.record) for prompt in prompts]):
+        if not any([instructions_of(prompt) for prompt in prompts]):
             raise UserError(f"--judge {self.name}={INSTRUCTIONS}: no row of --data has a field 'instructions'")
 
     def facts(self) -> dict[str, str]:

@@ -30,11 +30,11 @@ from utils.models.configs import DTYPES, load_config, load_tokenizer, positions_
 from utils.models.fingerprint import model_facts
 from utils.models.loading import load_causal_lm
 from utils.policy.forward import head_output
-from utils.policy.sampled import Sampled, most_of_ranks
+from utils.policy.sampled import most_of_ranks
 from utils.process.distributed import device
 from utils.process.errors import AT_ONCE, Problems, UserError
 from utils.process.rank_watch import beat
-from utils.scoring.verdicts import Judge, Verdicts, at_rows
+from utils.scoring.verdicts import Judge, Replies, Verdicts
 
 WORDS = "Yes:No"
 TEMPLATE = """{{ question }}
@@ -139,6 +139,10 @@ class ModelJudge(Judge):
         size = args.per_device_train_batch_size
         return replace(self, engine=engine, sharded=args.zero_stage == 3, batch_size=size)
 
+    def loaded_alone(self, dtype: torch.dtype, batch_size: int) -> "ModelJudge":
+        model = load_causal_lm(self.path, self.flag, dtype).to(device()).eval()
+        return replace(self, engine=model, batch_size=batch_size)
+
     @torch.no_grad()
     def probabilities(self, dialogues: Sequence[tuple[Sequence[Message], str]]) -> torch.Tensor:
         """The mass of the words for yes over that of both; [n] float32. Under ZeRO-3 call it on every rank.
@@ -162,13 +166,14 @@ class ModelJudge(Judge):
                 found[places] = masses.softmax(dim=-1)[:, 0]
         return found
 
-    def verdicts(self, sampled: Sampled, scored: Mapping[str, Any], rows: Sequence[int]) -> Verdicts:
+    def verdicts(self, replies: Replies, scored: Mapping[str, Any], rows: Sequence[int]) -> Verdicts:
         """It passes where yes is likelier than no."""
         beat(f"asking the judge {self.name}")
-        dialogues = [(sampled.prompts[row].record.messages, sampled.responses[row]) for row in rows]
+        asked = replies.some(rows)
+        messages = [prompt.messages for prompt in asked.prompts]
         with resident(getattr(self.engine, "module", self.engine)):
-            passed = (self.probabilities(dialogues) > 0.5).float()
-        return Verdicts(*(at_rows(each, rows, len(sampled.responses)) for each in (passed, torch.ones(len(rows)))))
+            passed = (self.probabilities(list(zip(messages, asked.responses, strict=True))) > 0.5).float()
+        return Verdicts(replies.spread(passed, rows), replies.spread(torch.ones(len(rows)), rows))
 
 
 def add_model_judge_arguments(group: argparse._ActionsContainer) -> None:

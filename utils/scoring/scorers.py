@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from utils.data.batching import left_pad, right_pad
-from utils.data.encoding import Encoded
+from utils.data.records import Prompt
 from utils.engines.arrival import arriving, copy_of
 from utils.engines.engines import Engine, engine_config, make_frozen_engine
 from utils.engines.parking import park, resident
@@ -42,13 +42,12 @@ class Scored:
 
 
 def function_values(
-    function: RewardFunction, prompts: Sequence[Encoded], responses: list[str]
+    function: RewardFunction, prompts: Sequence[Prompt], responses: Sequence[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What a function says of responses to these prompts, 0 where it says nothing, and 1 where it does; [batch]
     float32."""
-    records = [prompt.record for prompt in prompts]
-    messages, sources = [record.messages for record in records], [record.source for record in records]
-    found = function([turns[-1]["content"] for turns in messages], responses, messages, sources)
+    messages, sources = [prompt.messages for prompt in prompts], [prompt.source for prompt in prompts]
+    found = function([turns[-1]["content"] for turns in messages], list(responses), messages, sources)
     columns = [value or 0.0 for value in found], [value is not None for value in found]
     return tuple(torch.tensor(column, dtype=torch.float32, device=device()) for column in columns)
 
@@ -63,7 +62,8 @@ class FunctionScorer:
     def score(self, sampled: Sampled, args: argparse.Namespace) -> dict[str, Scored]:
         """Call the function once for this rank's responses."""
         beat(f"calling the function of {self.objective.name}")
-        return {self.objective.name: Scored(*function_values(self.function, sampled.prompts, sampled.responses))}
+        records = [prompt.record for prompt in sampled.prompts]
+        return {self.objective.name: Scored(*function_values(self.function, records, sampled.responses))}
 
     def take_critic_start(self, name: str) -> None:
         """It has none."""

@@ -60,16 +60,32 @@ class Task:
         return f"{FLAG}: {self.name}"
 
 
+def asked_by_task(tasks: Sequence[Task], of_rows: Sequence[str]) -> dict[str, list[bool]]:
+    """{judge: whether it is asked of each row}, for the task of each; of a row of no task none is."""
+    judges = {task.name: task.judges for task in tasks}
+    names = dict.fromkeys(name for task in tasks for name in task.judges)
+    return {name: [name in judges.get(task, ()) for task in of_rows] for name in names}
+
+
+def add_tasks_argument(parser: argparse._ActionsContainer, what: str) -> None:
+    """`--tasks` of an evaluation; `what` it is for."""
+    parser.add_argument(FLAG, metavar="FILE", help=f"{what} (the file of step 3's {FLAG})")
+
+
 # --- from the file
 
 
 def read_tasks(
-    path: str, objectives: Sequence[str], judges: Sequence[str], responses: int, kl_max: float
+    path: str,
+    objectives: Sequence[str] | None,
+    judges: Sequence[str] | None,
+    responses: int = 1,
+    kl_max: float = math.inf,
 ) -> list[Task]:
     """The tasks of a file, in its order.
 
     Args:
-        objectives, judges: names of those that there are.
+        objectives, judges: names of those that there are; None: any.
         responses, kl_max: of tasks that do not say.
 
     Raises:
@@ -95,7 +111,11 @@ def read_tasks(
 
 
 def task_of(
-    name: str, entries: Any, objectives: Sequence[str], judges: Sequence[str], defaults: Mapping[str, Any]
+    name: str,
+    entries: Any,
+    objectives: Sequence[str] | None,
+    judges: Sequence[str] | None,
+    defaults: Mapping[str, Any],
 ) -> Task:
     """A task of a file; raises UserError for what is wrong with it."""
     place = f"{FLAG}: {name}"
@@ -118,7 +138,7 @@ def task_of(
             raise UserError(f"{place}: {key} must be {expected}, found {json.dumps(value)}")
     task = Task(name, **values)
     for kind, named, known in (("objective", task.objectives, objectives), ("judge", task.judges, judges)):
-        if unknown := [one for one in named if one not in known]:
+        if unknown := [one for one in named if known is not None and one not in known]:
             raise UserError(f"{place}: no such {kind} as {unknown[0]} (there are {', '.join(known) or 'none'})")
     return task
 
@@ -172,6 +192,20 @@ READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 # --- their prompts
 
 
+def load_test_prompts_of(tasks: Sequence[Task], spec: str, seed: int) -> tuple[list[Prompt], ReadingSummary]:
+    """Prompts for an evaluation, each with its task, which the field that tells tasks says; of tasks with files of
+    their own a field `task`.
+
+    Raises:
+        UserError: see `in_task` and `load_prompts`.
+    """
+    by_field = [task for task in tasks if not isinstance(task.prompts, str)]
+    others = [dataclasses.replace(task, prompts=("task", task.name)) for task in tasks if task not in by_field]
+    names = dict.fromkeys(task.prompts[0] for task in (*by_field, *others))
+    prompts, summary = load_prompts(spec, seed, list(names))
+    return [in_task(prompt, [*others, *by_field]) for prompt in prompts], summary
+
+
 def load_task_prompts(
     tasks: Sequence[Task], spec: str | None, seed: int, fields: Sequence[str] = ()
 ) -> tuple[list[Prompt], ReadingSummary]:
@@ -209,13 +243,13 @@ def load_task_prompts(
 
 def in_task(prompt: Prompt, tasks: Sequence[Task]) -> Prompt:
     """A prompt with its task, which a field of its row tells. Raises UserError where none does."""
-    name = tasks[0].prompts[0]
-    value = prompt.fields.get(name)
-    task = next((task for task in tasks if written(task.prompts[1]) == written(value)), None)
+    has = {name: written(value) for name, value in prompt.fields.items()}
+    task = next((task for task in tasks if has.get(task.prompts[0]) == written(task.prompts[1])), None)
+    asked = dict.fromkeys(each.prompts[0] for each in tasks)
     if task is None:
-        found = "is missing" if value is None else f"is {json.dumps(value)}"
-        raise UserError(f"{prompt.source}: the prompt is of no task of {FLAG}: its field '{name}' {found}")
-    others = {field: found for field, found in prompt.fields.items() if field != name}
+        found = " and ".join(f"{name!r} is {json.dumps(prompt.fields.get(name))}" for name in asked)
+        raise UserError(f"{prompt.source}: the prompt is of no task of {FLAG}: its field {found}")
+    others = {name: value for name, value in prompt.fields.items() if name not in asked}
     return dataclasses.replace(prompt, task=task.name, fields=others)
 
 

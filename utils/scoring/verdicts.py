@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from utils.data.encoding import Encoded
+from utils.data.records import Prompt
 from utils.policy.sampled import Sampled
 from utils.process.distributed import device
 
@@ -28,14 +28,36 @@ class Verdicts:
     judged: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Replies:
+    """Responses, and the prompt of each."""
+
+    prompts: Sequence[Prompt]
+    responses: Sequence[str]
+
+    @staticmethod
+    def of(sampled: Sampled) -> "Replies":
+        return Replies([prompt.record for prompt in sampled.prompts], sampled.responses)
+
+    def some(self, rows: Sequence[int]) -> "Replies":
+        """Those of these rows."""
+        return Replies([self.prompts[row] for row in rows], [self.responses[row] for row in rows])
+
+    def spread(self, values: torch.Tensor | Sequence[float], rows: Sequence[int]) -> torch.Tensor:
+        """Values of some rows among 0 for all others; [batch] float32."""
+        found = torch.zeros(len(self.responses), device=device())
+        found[torch.tensor(rows, dtype=torch.int64, device=device())] = torch.as_tensor(values).to(found)
+        return found
+
+
 class Judge(ABC):
     """One judge; it has a `name`."""
 
     name: str
 
     @abstractmethod
-    def verdicts(self, sampled: Sampled, scored: Mapping[str, Any], rows: Sequence[int]) -> Verdicts:
-        """What it says of some of this rank's responses; of the others it judges none.
+    def verdicts(self, replies: Replies, scored: Mapping[str, Any], rows: Sequence[int]) -> Verdicts:
+        """What it says of some responses; of the others it judges none.
 
         Args:
             scored: {objective: its `Scored`}.
@@ -46,24 +68,21 @@ class Judge(ABC):
     def facts(self) -> dict[str, str]:
         """Fingerprints of what its verdicts depend on."""
 
-    def try_out(self, prompts: Sequence[Encoded]) -> None:  # noqa: B027  (most need none)
+    def try_out(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027  (most need none)
         """Raises: UserError: it cannot judge responses to these prompts; before models are loaded."""
 
     def loaded(self, args: argparse.Namespace) -> "Judge":
-        """With its model, if it has one."""
+        """With its model, if it has one, in a frozen engine."""
         return self
 
-
-def at_rows(values: torch.Tensor | Sequence[float], rows: Sequence[int], batch: int) -> torch.Tensor:
-    """Values of some rows among 0 for all others; [batch] float32."""
-    found = torch.zeros(batch, device=device())
-    found[torch.tensor(rows, dtype=torch.int64, device=device())] = torch.as_tensor(values).to(found)
-    return found
+    def loaded_alone(self, dtype: torch.dtype, batch_size: int) -> "Judge":
+        """With its model, if it has one, in this process alone."""
+        return self
 
 
 def all_verdicts(
     judges: Sequence[Judge],
-    sampled: Sampled,
+    replies: Replies,
     scored: Mapping[str, Any],
     asked: Mapping[str, Sequence[bool]] | None = None,
 ) -> dict[str, Verdicts]:
@@ -77,10 +96,10 @@ def all_verdicts(
         return {}
     found = {}
     for judge in judges:
-        rows = list(range(len(sampled.responses)))
+        rows = list(range(len(replies.responses)))
         if asked is not None:
             rows = [row for row, is_asked in enumerate(asked.get(judge.name, ())) if is_asked]
-        found[judge.name] = judge.verdicts(sampled, scored, rows)
+        found[judge.name] = judge.verdicts(replies, scored, rows)
     return found | {ALL: jointly(list(found.values()))}
 
 
