@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from step3_gapo.arguments import algorithm_of, check_adapters_with, check_batch_sizes, objectives_of, parse_args
 from step3_gapo.constrained.arguments import load_prompts_of, of_tasks, task_facts, tasks_of
 from step3_gapo.constrained.mixture import TaskMixture, counts_of, task_rollouts
-from step3_gapo.constrained.references import find_references
+from step3_gapo.constrained.references import Answers, given_answers, sampled_answers
 from step3_gapo.critics import Critic
 from step3_gapo.dry_run import print_gapo_dry_run
 from step3_gapo.experience import Experience
@@ -82,6 +82,7 @@ class Input:
     Attributes:
         tasks: of a loss by task; else none.
         rollouts: the prompts of each, over all ranks.
+        references: answers of the data that the tasks' loss reads, by the ids of their prompts.
         minibatches: optimizer steps of one pass over a rollout.
     """
 
@@ -92,6 +93,7 @@ class Input:
     tokenizer: PreTrainedTokenizerBase
     prompts: list[Encoded]
     rollouts: list[list[Encoded]]
+    references: Answers
     minibatches: int
 
 
@@ -116,7 +118,7 @@ def main() -> None:
     seed_everything(args.seed)
     checkpoints = Checkpoints(args, "gapo", facts_of(args, given) if is_main() else {})
     engine = engine_of(args, given, needs, updates)
-    add_reference_answers(args, engine, given.rollouts)
+    add_reference_answers(args, given, engine)
     actor_update = ActorUpdate(engine.actor, algorithm, needs, args)
     skipped = SkippedSteps(args.max_skipped_steps, SKIPPING_ADVICE)
     done = restore(checkpoints, engine, actor_update, skipped)
@@ -164,8 +166,9 @@ def read_input(args: argparse.Namespace) -> Input:
     try_functions(objectives, judges, prompts, tasks, problems)
     total = problems.take(count_rollouts, args, prompts and len(prompts))
     rollouts = problems.take(rollouts_of, args, prompts, tasks, total)
+    references = problems.take(given_answers, prompts, tokenizer, args) if args.reference_answers else {}
     problems.report()
-    return Input(objectives, judges, tasks, algorithm, tokenizer, prompts, rollouts, minibatches)
+    return Input(objectives, judges, tasks, algorithm, tokenizer, prompts, rollouts, references, minibatches)
 
 
 def check_policy(
@@ -304,15 +307,15 @@ def engine_of(args: argparse.Namespace, given: Input, needs: Needs, updates: int
     return RLHFEngine(args, given.objectives, needs, given.tokenizer, generation, updates, given.judges, mixture)
 
 
-def add_reference_answers(args: argparse.Namespace, engine: RLHFEngine, rollouts: list[list[Encoded]]) -> None:
+def add_reference_answers(args: argparse.Namespace, given: Input, engine: RLHFEngine) -> None:
     """Give the tasks' loss, where it reads them, reference answers to all prompts of the run.
 
-    They are made while the policy is what it starts from, before a checkpoint is restored.
+    Those that the data has not are sampled while the policy is what it starts from, before a checkpoint is restored.
     """
     mixture = engine.mixture
     if mixture and mixture.loss.reads_references:
-        prompts = list({id(prompt): prompt for batch in rollouts for prompt in batch}.values())
-        mixture.references = find_references(prompts, engine.actor, engine.tokenizer, args)
+        prompts = [prompt for batch in given.rollouts for prompt in batch]
+        mixture.references = given.references or sampled_answers(prompts, engine.actor, engine.tokenizer, args)
 
 
 def restore(checkpoints: Checkpoints, engine: RLHFEngine, actor_update: ActorUpdate, skipped: SkippedSteps) -> int:

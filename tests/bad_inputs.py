@@ -319,10 +319,118 @@ def cases() -> dict[str, Case]:
     """{what is wrong: the case}."""
     groups = (data_files, data_rows, data_as_a_whole, policies, files_of_policies, score_models,
               score_models_of_others, models_with_a_gate, heads, held_out_pairs, reward_functions,
-              calls_of_reward_functions, adapters, pairs_of_objectives,
+              calls_of_reward_functions, adapters, pairs_of_objectives, tasks_of_prompts, tasks_of_responses,
               foreign_code, names, variables, config_files, numbers, plans, many_mistakes, hub_names, responses,
               evaluations, judgements, outputs)  # fmt: skip
     return {name: Case(*case) for group in groups for name, case in group().items()}
+
+
+HOWTO = {"prompts": {"risky": False}, "objectives": "helpfulness"}
+RISKY = {"prompts": {"risky": True}, "objectives": {"harmlessness": 2}}
+
+
+def tasks_of_prompts() -> dict[str, tuple]:
+    """CGPO's losses in step 3."""
+    plain = {"policy_loss": "crpg", "algorithm": "cgpo"}
+
+    def with_tasks(tasks: Any, **more: Any) -> Callable[[Bench], dict[str, Any]]:
+        def change(b: Bench) -> dict[str, Any]:
+            return (
+                plain | {"tasks": b.file("tasks.json", tasks if isinstance(tasks, str) else json.dumps(tasks))} | more
+            )
+
+        return change
+
+    one = lambda **changes: with_tasks({"howto": HOWTO | changes, "risky": RISKY})
+    rule = lambda code: (
+        lambda b: (
+            plain
+            | {"judge": f"mine={b.file('rules.py', 'def rule(prompts, responses):' + chr(10) + '    ' + code)}:rule"}
+        )
+    )
+    return {
+        "tasks: no such file": (step3, lambda b: plain | {"tasks": b.folder / "x"}, ("--tasks", "cannot be read")),
+        "tasks: no JSON": (step3, with_tasks("{"), ("--tasks", "cannot be read")),
+        "tasks: a list": (step3, with_tasks([]), ("--tasks", "must be an object")),
+        "tasks: one without prompts": (step3, with_tasks({"a": {"objectives": "helpfulness"}}), ("a: has no prompts",)),
+        "tasks: no prompt of a task": (
+            step3, with_tasks({"howto": HOWTO, "risky": RISKY, "odd": RISKY | {"prompts": {"risky": "no"}}}),
+            ("--tasks: odd: there are no prompts for it",)),
+        "tasks: a prompt of no task": (
+            step3, with_tasks({"howto": HOWTO}), ("prompts.jsonl:", "of no task", "'risky' is true")),
+        "tasks: prompts in two files": (
+            step3, lambda b: with_tasks(
+                {name: HOWTO | {"prompts": str(b.workshop.prompts)} for name in "ab"}, data=None)(b),
+            ("have a prompt in common",)),
+        "tasks: no file of a task": (step3, with_tasks({"a": HOWTO | {"prompts": "nowhere.jsonl"}}, data=None),
+            ("--tasks: a: nowhere.jsonl: no such file",)),
+        "tasks: prompts of data that is not given": (
+            step3, with_tasks({"howto": HOWTO}, data=None), ("--data: needed",)),
+        "tasks: data that no task reads": (
+            step3, lambda b: with_tasks({"a": HOWTO | {"prompts": str(b.workshop.prompts)}})(b), ("--data: no task",)),
+        "tasks: two fields": (step3, one(prompts={"category": "x"}), ("one field of the rows", "category and risky")),
+        "tasks: an unknown entry": (step3, one(reward="x"), ("howto: no such entry as reward",)),
+        "tasks: an unknown objective": (step3, one(objectives="wit"), ("howto: no such objective as wit",)),
+        "tasks: an unknown judge": (step3, one(judges=["kind"]), ("howto: no such judge as kind",)),
+        "tasks: a weight of no objective": (step3, one(objectives={"helpfulness": 0}), ("howto: objectives must be",)),
+        "tasks: no cap": (step3, one(kl_max=0), ("howto: kl_max must be a positive number, found 0",)),
+        "tasks: half a response": (step3, one(responses=0.5), ("howto: responses must be",)),
+        "tasks: a weight below 0": (step3, one(weight=-1), ("howto: weight must be",)),
+        "tasks: shares": (step3, with_tasks({"a": HOWTO | {"share": 0.5}, "b": RISKY | {"share": 0.2}}),
+                          ("the shares sum to 0.7",)),
+        "tasks: a share of some": (step3, one(share=0.5), ("risky has no share",)),
+        "tasks: a share of nothing": (
+            step3, with_tasks({"a": HOWTO | {"share": 0.99}, "b": RISKY | {"share": 0.01}}),
+            ("b: its share leaves it no prompt",)),
+        "tasks: another policy loss": (
+            step3, with_tasks({"howto": HOWTO, "risky": RISKY}, policy_loss=None, algorithm="gapo"),
+            ("--tasks: --policy_loss clipped_surrogate knows none",)),
+        "policy loss: one response": (
+            step3, with_tasks({"howto": HOWTO, "risky": RISKY | {"responses": 1}}, policy_loss="codpo"),
+            ("--tasks: risky: --policy_loss codpo", "2 or more are needed")),
+        "policy loss: one response to all": (
+            step3, lambda b: plain | {"policy_loss": "codpo", "responses_per_prompt": 1},
+            ("--responses_per_prompt: --policy_loss codpo",)),
+        "policy loss: what mixes scores": (
+            step3, lambda b: plain | {"algorithm": "grpo"}, ("--policy_loss crpg", "--algorithm grpo")),
+        "policy loss: what mixes advantages": (
+            step3, lambda b: plain | {"algorithm": "morlhf"}, ("--policy_loss crpg", "--algorithm morlhf")),
+        "policy loss: an advantage": (
+            step3, lambda b: plain | {"advantage": "group"}, ("--advantage: --policy_loss crpg",)),
+        "policy loss: a second pass": (step3, lambda b: plain | {"ppo_epochs": 2}, ("--ppo_epochs:",)),
+        "policy loss: kept graphs": (step3, lambda b: plain | {"keep_graphs": True}, ("--keep_graphs:",)),
+        "policy loss: a cap of PPO": (
+            step3, lambda b: {"kl_max": 3}, ("--kl_max: --policy_loss clipped_surrogate has none",)),
+        "policy loss: a cap of 0": (step3, lambda b: plain | {"kl_max": 0}, ("--kl_max",)),
+        "policy loss: an option of another": (
+            step3, lambda b: plain | {"codpo_beta": 1}, ("--codpo_beta: --policy_loss crpg has none",)),
+        "policy loss: half a pair": (
+            step3, lambda b: plain | {"policy_loss": "codpo", "per_device_train_batch_size": 3},
+            ("--per_device_train_batch_size 3", "pairs of rows")),
+        "policy loss: no reference answers": (
+            step3, lambda b: plain | {"reference_answers": "answer"}, ("no reference answer in the field 'answer'",)),
+        "judge: another value": (step3, rule("return [1] * len(responses)"), ("--judge mine", "no truth values")),
+        "judge: too few values": (step3, rule("return []"), ("--judge mine", "0 values for 1 responses")),
+        "judge: a function that fails": (step3, rule("raise ValueError('no')"), ("--judge mine", "fails")),
+        "data: none for step 3": (step3, lambda b: {"data": None}, ("--data: needed",)),
+    }  # fmt: skip
+
+
+def tasks_of_responses() -> dict[str, tuple]:
+    """The evaluation."""
+    tasks = lambda b, **changes: b.file("tasks.json", json.dumps({"howto": HOWTO | changes, "risky": RISKY}))
+    return {
+        "evaluated tasks: responses without": (
+            score, lambda b: {"tasks": tasks(b)}, ("--responses base", "is of no task: eval/generate.py --tasks")),
+        "evaluated tasks: an unknown judge": (
+            score, lambda b: {"tasks": tasks(b, judges=["kind"])}, ("howto: no such judge as kind",)),
+        "evaluated tasks: a prompt of none": (
+            generate, lambda b: {"tasks": b.file("tasks.json", json.dumps({"howto": HOWTO}))}, ("of no task",)),
+        "evaluated judges: an unknown objective": (
+            score, lambda b: {"judge": "kind=wit:0"}, ("--judge kind=wit:0: no such objective",)),
+        "evaluated judges: no such model": (
+            score, lambda b: {"judge_model": "kind=/nowhere", "judge_question": "kind=Is it?"}, ("/nowhere",)),
+    }  # fmt: skip
 
 
 def pairs_of_objectives() -> dict[str, tuple]:

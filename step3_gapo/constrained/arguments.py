@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 from step3_gapo.constrained.losses import RESPONSES, ConstrainedLoss
-from step3_gapo.needs import POLICY_LOSSES, method_of, policy_loss_of
+from step3_gapo.needs import POLICY_LOSSES, method_of, policy_loss_of, step_sizes
 from step3_gapo.policy_losses import ClippedSurrogate
 from utils.cli.types import by_name
 from utils.combining.algorithm import GradientLevel, LossLevel, options_of, owners, preference_weights
@@ -36,7 +36,8 @@ def add_task_arguments(group: argparse._ActionsContainer) -> None:
         choices=list(POLICY_LOSSES),
         default=None,
         help=f"{losses}; {ClippedSurrogate.name} unless given. {', '.join(BY_TASK)} have a loss for every task, without"
-        " critics and without a KL penalty: cgpo and what compares gradients combine them",
+        " critics and without a KL penalty: cgpo and what compares gradients combine them. They take one optimizer step"
+        " on a rollout, in as many micro-batches as it needs",
     )
     group.add_argument(
         FLAG,
@@ -76,7 +77,7 @@ def check_policy_loss(args: argparse.Namespace, problems: Problems = AT_ONCE) ->
 def tasks_of(
     args: argparse.Namespace, objectives: Sequence[Objective], judges: Sequence[Judge], problems: Problems = AT_ONCE
 ) -> list[Task] | None:
-    """The tasks of a run; none where the policy loss knows none. Leaves the most responses that one has in the flags.
+    """The tasks of a run; none where the policy loss knows none. Settles the step (`settle_step`).
 
     Problems: see `check_policy_loss` and `read_tasks`; too few responses; an objective of a task that is not optimized.
     """
@@ -92,8 +93,15 @@ def tasks_of(
         for name in set(task.objectives) & set(args.monitor):
             problems.add(f"--monitor {name}: {task.place} is trained on it")
     if tasks:
-        args.responses_per_prompt = max(task.responses for task in tasks)
+        settle_step(args, tasks)
     return tasks
+
+
+def settle_step(args: argparse.Namespace, tasks: Sequence[Task]) -> None:
+    """Leave in the flags the most responses to a prompt, and the micro-batches of the one step on a rollout."""
+    args.responses_per_prompt = max(task.responses for task in tasks)
+    rows, _ = step_sizes(args)
+    args.gradient_accumulation_steps = math.ceil(rows / args.per_device_train_batch_size)
 
 
 def find_tasks(args: argparse.Namespace, objectives: Sequence[Objective], judges: Sequence[Judge]) -> list[Task]:
@@ -145,16 +153,8 @@ def load_prompts_of(args: argparse.Namespace, tasks: Sequence[Task]) -> tuple[li
 
 
 def check_step(args: argparse.Namespace, loss: ConstrainedLoss, tasks: Sequence[Task], ranks: int) -> None:
-    """Raises: UserError: an optimizer step does not hold what a rollout trains, or a micro-batch might have no rows on
-    some rank."""
-    prompts, size = args.per_device_prompt_batch_size * args.generation_batches, args.per_device_train_batch_size
-    most = prompts * loss.rows(args.responses_per_prompt)
-    if most > size * args.gradient_accumulation_steps:
-        raise UserError(
-            f"--per_device_train_batch_size × --gradient_accumulation_steps = {size * args.gradient_accumulation_steps}"
-            f" is less than the {most} rows of a rollout: --policy_loss {loss.name} takes one step on it"
-        )
-    widest = args.responses_per_prompt + loss.reads_references
+    """Raises: UserError: a micro-batch might have no rows on some rank."""
+    size, widest = args.per_device_train_batch_size, args.responses_per_prompt + loss.reads_references
     if ranks > 1 and len({task.responses for task in tasks}) > 1 and size < widest:
         raise UserError(
             f"--per_device_train_batch_size {size}: tasks with other numbers of responses need {widest} or more on"

@@ -23,15 +23,6 @@ NO_TOKEN = -1
 Answers = dict[tuple[int, ...], list[int]]  # by the ids of their prompts
 
 
-def find_references(
-    prompts: Sequence[Encoded], actor: Actor, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace
-) -> Answers:
-    """The reference answer to each prompt, of the data or sampled."""
-    if args.reference_answers:
-        return given_answers(prompts, tokenizer, args)
-    return sampled_answers(prompts, actor, tokenizer, args)
-
-
 def given_answers(prompts: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> Answers:
     """Those in the field `--reference_answers` of the prompts' rows, cut after `--max_new_tokens`.
 

@@ -264,9 +264,8 @@ def check_disjoint(prompts: Sequence[Prompt]) -> None:
     for prompt in prompts:
         other = seen.setdefault(conversation_key(prompt.messages), prompt)
         if other is not prompt:
-            raise UserError(
-                f"{FLAG}: {prompt.source} and {other.source} are one prompt of {other.task} and {prompt.task}"
-            )
+            both = f"{other.task} ({other.source}) and {prompt.task} ({prompt.source})"
+            raise UserError(f"{FLAG}: {both} have a prompt in common")
 
 
 def check_all_have_prompts(tasks: Sequence[Task], prompts: Sequence[Prompt]) -> None:
