@@ -52,9 +52,9 @@ for argument in "$@"; do
         -h | --help) show_help; exit ;;
         --fresh) FRESH=true ;;
         --dry_run) DRY_RUN=true ;;
-        tiny | smoke | hh | three | dpo | mistral_7b) PRESET=$argument ;;
+        tiny | smoke | hh | three | dpo | cgpo | mistral_7b) PRESET=$argument ;;
         *)
-            echo "error: $argument: neither a preset (tiny, smoke, hh, three, dpo, mistral_7b) nor --fresh or --dry_run" >&2
+            echo "error: $argument: neither a preset (tiny, smoke, hh, three, dpo, cgpo, mistral_7b) nor --fresh or --dry_run" >&2
             exit 2 ;;
     esac
 done
@@ -205,7 +205,7 @@ pipeline() {
     done
     following=$(for run in $RUNS; do if is_trained "$run" && follows_policies "$run"; then echo "$run"; fi; done)
     if [ -n "$following" ]; then
-        stage "step 3: policies that others are the margins of" "${POLICY_JOBS:-$JOBS}"
+        stage "step 3: policies that are made from others" "${POLICY_JOBS:-$JOBS}"
         for run in $following; do make_policy "$run" "$POLICY_SECONDS"; done
     fi
     if [ "${NODE_RANK:-0}" -gt 0 ]; then return; fi # the first machine does the rest
@@ -342,7 +342,7 @@ respond() { # every RESPONSE_JOBS-th policy from number $1 on answers the test p
     if [ ${#policies[@]} -eq 0 ]; then return; fi
     OMP_NUM_THREADS=$(((CORES + RESPONSE_JOBS - 1) / RESPONSE_JOBS)) evaluation_command eval/generate.py \
         --policy "${policies[@]}" --reference_model "$ACTOR_MODEL" --data "$TEST_PROMPTS" --overlong drop \
-        --max_new_tokens "$MAX_NEW_TOKENS" ${GENERATE_FLAGS:-} --output_dir "$OUTPUT/eval"
+        --max_new_tokens "$MAX_NEW_TOKENS" ${TASKS:+--tasks "$TASKS"} ${GENERATE_FLAGS:-} --output_dir "$OUTPUT/eval"
 }
 
 evaluation_command() { "$PYTHON" "$@"; } # a dry run only checks it
@@ -351,7 +351,8 @@ evaluate() {
     local run responses=()
     for run in sft $RUNS; do responses+=("$OUTPUT/eval/responses/$run.jsonl"); done
     objective_flags
-    evaluation_command eval/score.py --responses "${responses[@]}" "${OBJECTIVE_FLAGS[@]}" "${GOLD[@]}" ${SCORE_FLAGS:-} \
+    evaluation_command eval/score.py --responses "${responses[@]}" "${OBJECTIVE_FLAGS[@]}" "${GOLD[@]}" \
+        ${TASKS:+--tasks "$TASKS"} ${JUDGES:+--judge $JUDGES} ${SCORE_FLAGS:-} \
         --output_dir "$OUTPUT/eval"
     judge_policies
     evaluation_command eval/report.py --input_dir "$OUTPUT"

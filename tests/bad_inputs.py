@@ -366,8 +366,6 @@ def tasks_of_prompts() -> dict[str, tuple]:
             ("--tasks: a: nowhere.jsonl: no such file",)),
         "tasks: prompts of data that is not given": (
             step3, with_tasks({"howto": HOWTO}, data=None), ("--data: needed",)),
-        "tasks: data that no task reads": (
-            step3, lambda b: with_tasks({"a": HOWTO | {"prompts": str(b.workshop.prompts)}})(b), ("--data: no task",)),
         "tasks: two fields": (step3, one(prompts={"category": "x"}), ("one field of the rows", "category and risky")),
         "tasks: an unknown entry": (step3, one(reward="x"), ("howto: no such entry as reward",)),
         "tasks: an unknown objective": (step3, one(objectives="wit"), ("howto: no such objective as wit",)),

@@ -1,6 +1,7 @@
 # Sourced by <preset>_policy.sh, whose variables it reads: `train_policy RUN` makes the policy a run's name stands for
 # (see presets/methods.txt). From anywhere: OBJECTIVES and the score models (see utils/launch/objectives.sh), ACTOR_MODEL,
-# LORA_DIM, and STEP3_FLAGS, which holds any further flags and comes last, so that it counts.
+# LORA_DIM, TASKS=FILE.json and JUDGES="NAME=..." of runs with tasks, WARM_START=RUN from which these start in place of
+# ACTOR_MODEL, and STEP3_FLAGS, which holds any further flags and comes last, so that it counts.
 
 source "$(dirname "${BASH_SOURCE[0]}")/../../utils/launch/launch.sh"
 source utils/launch/objectives.sh
@@ -31,6 +32,16 @@ prompts_at_once() { # of run $1 with flags $2: PROMPT_BATCH_SIZE counts response
     echo $((PROMPT_BATCH_SIZE / responses))
 }
 
+start_of() { # run $1; in a dry run what it would be trained from stands in for a policy that is still to be made
+    local start
+    start=$(warm_start_of "$1")
+    if [ -n "$start" ] && $DRY_RUN && ! [ -f "$OUTPUT/policies/$start/config.json" ]; then
+        echo "$OUTPUT/policies/$start is not there yet: the policy that it would be trained from stands in for it" >&2
+        start=
+    fi
+    if [ -n "$start" ]; then echo "$OUTPUT/policies/$start"; else echo "${ACTOR_MODEL:-$OUTPUT/sft}"; fi
+}
+
 train_policy() {
     local name=$1 flags scaled maker seed prompts memory=${LORA_DIM:+--lora_dim $LORA_DIM}
     settle_objectives
@@ -48,7 +59,7 @@ train_policy() {
     settle_switches GRADIENT_CHECKPOINTING
     if $GRADIENT_CHECKPOINTING; then memory+=" --gradient_checkpointing"; fi
     launch step3_gapo/main.py "$OUTPUT/logs/$name.log" \
-        --actor_model "${ACTOR_MODEL:-$OUTPUT/sft}" \
+        --actor_model "$(start_of "$name")" \
         "${OBJECTIVE_FLAGS[@]}" \
         --data "$DATA" --overlong drop \
         --zero_stage $ZERO_STAGE --dtype ${DTYPE:-fp32} $memory \

@@ -6,7 +6,8 @@
 #   check_run RUN        refuses a name in one line, unless it stands for a run; files are called by it
 #   run_flags RUN        the flags of its row; condition_flags @CONDITION STAGE: those that a condition adds to the training
 #   maker_of RUN         the stage or script that makes it
-#   sources_of_run RUN   the models that it is made from
+#   sources_of_run RUN   the models that it is made from; warm_start_of RUN: the policy that it starts from, if another
+#                        than all others (WARM_START)
 #   experts_of RUN       NAME=RUN of every objective, where it is made from a run of each
 #   is_own RUN           whether its row is in METHODS
 #   is_on_front RUN      whether it is one of the points of a front
@@ -217,6 +218,7 @@ expand_flags() { # $1 of a row, for the run that `find_method` has found
                 for name in $(experts_of "$RUN"); do
                     if [ "${name%%=*}" != "${OBJECTIVE_NAMES[0]}" ]; then expanded+=("${name/=/=$OUTPUT/policies/}"); fi
                 done ;;
+            "{tasks}") expanded+=(${TASKS:+--tasks "$TASKS"} ${JUDGES:+--judge $JUDGES}) ;;
             "{preference}") expanded+=("$(preference "$WEIGHTS")") ;;
             "{monitor_others}")
                 others=$(others_of "$OBJECTIVE" | paste -sd' ')
@@ -287,6 +289,13 @@ sources_of_run() {
             *) echo "policies/$source${1#"${1%%[@#]*}"}" ;;
         esac
     done
+    source=$(warm_start_of "$1")
+    if [ -n "$source" ]; then echo "policies/$source"; fi
+}
+
+warm_start_of() { # the policy that run $1 starts from, if it is not the SFT policy
+    find_method "$1" || return
+    if [ -n "${WARM_START:-}" ] && [[ ${METHOD_FLAGS[ROW]} == *"{tasks}"* ]]; then echo "$WARM_START$(seed_of "$1")"; fi
 }
 
 experts_of() { # a condition that names objectives is one of theirs, any other of all

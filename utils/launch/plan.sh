@@ -128,6 +128,7 @@ shape_of() { # run $1: what makes it need more or less than others: critics, gra
     if [[ $flags == *--monitor* ]]; then shape=one_objective; fi
     if [[ $flags == *"scope full"* ]]; then shape+=_full_scope; fi
     if [[ $flags == *--responses_per_prompt* ]]; then shape+=_groups; fi
+    if [[ $flags =~ --policy_loss\ ([a-z_]+) ]]; then shape+=_${BASH_REMATCH[1]}; fi
     echo "$shape"
 }
 

@@ -40,20 +40,24 @@ settle_switches() {
 
 make_paths_absolute() {
     local name given=${OBJECTIVES:-}
-    for name in ACTOR_MODEL REWARD_MODEL COST_MODEL "${!MODEL_@}" BASE_MODEL TOKENIZER HOSTFILE METHODS; do
+    for name in ACTOR_MODEL REWARD_MODEL COST_MODEL "${!MODEL_@}" BASE_MODEL TOKENIZER HOSTFILE METHODS TASKS; do
         if [ -e "${!name:-}" ]; then export "$name=$(realpath -s "${!name}")"; fi
     done
     for name in SFT_DATA SFT_VALIDATION PREFERENCE_DATA PREFERENCE_VALIDATION PROMPTS TEST_PROMPTS; do
         if [ -n "${!name:-}" ]; then export "$name=$(absolute_sources "${!name}")"; fi
     done
     if [ -n "${OBJECTIVES:-}" ]; then export OBJECTIVES && OBJECTIVES=$(absolute_functions "$OBJECTIVES"); fi
-    if ! same_words "$given" "${OBJECTIVES:-}"; then refuse_variable OBJECTIVES "$BLANKS"; fi
+    if ! same_words "$given" "${OBJECTIVES:-}"; then refuse_variable OBJECTIVES "$BLANKS"; return; fi
+    given=${JUDGES:-}
+    if [ -n "$given" ]; then export JUDGES && JUDGES=$(absolute_functions "$given"); fi
+    if ! same_words "$given" "${JUDGES:-}"; then refuse_variable JUDGES "$BLANKS"; return; fi
+    if ! same_words x "${TASKS:-x}"; then refuse_variable TASKS "$BLANKS"; fi
 }
 
 BLANKS="a file in a folder with blanks in its path"
 same_words() { [ "$(wc -w <<< "$1")" -eq "$(wc -w <<< "$2")" ]; } # in number
 
-absolute_functions() { # of objectives $1, the files of their functions, but for those that are found from the root, too
+absolute_functions() { # of objectives, or judges, $1, the files of their functions, but for those that are found from the root, too
     local objective path root words=()
     root=$(dirname "${BASH_SOURCE[0]}")/../..
     for objective in $1; do

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 from utils.cli.arguments import Parser
-from utils.cli.types import positive_int
+from utils.cli.types import non_negative_float, positive_int
 from utils.output.files import check_writable, write_text
 from utils.process.errors import UserError, run_main
 from utils.safe_rlhf_mini.generate import all_prompts, corpus, split_prompts
@@ -37,6 +37,14 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="also ratings_*.jsonl (noisy, with a bias for long answers, some missing) and overall_*.jsonl (pairs in"
         " which what matters depends on the prompt), for reward models with several attributes",
+    )
+    parser.add_argument(
+        "--flattery",
+        type=non_negative_float,
+        default=0.0,
+        metavar="LOGITS",
+        help="what a sentence of flattery is worth to those who say which response is better: a reward model that learns"
+        " from them has a hole, which a policy finds (preset cgpo has 3)",
     )
     parser.add_argument(
         "--num_ratings", type=positive_int, default=8000, help="rows of ratings_train.jsonl and of overall_train.jsonl"
@@ -84,6 +92,7 @@ def main() -> None:
         args.num_validation,
         args.num_validation_prompts,
         args.num_test_prompts,
+        args.flattery,
     )
     if args.reward_models:
         splits = split_prompts(random.Random(f"{args.seed} splits"), args.num_validation_prompts, args.num_test_prompts)

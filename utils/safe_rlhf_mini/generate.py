@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from utils.safe_rlhf_mini.gold import gold_scores, sentences_of
+from utils.safe_rlhf_mini.gold import gold_scores, meanings, sentences_of
 from utils.safe_rlhf_mini.templates import (
     CONTEXTS,
     FILLERS,
@@ -197,8 +197,21 @@ def _preference_response(rng: random.Random, prompt: BenchmarkPrompt, words: lis
     return corrupt(rng, text, words) if rng.random() < CORRUPTED_SHARE else text
 
 
-def preference_rows(rng: random.Random, prompts: list[BenchmarkPrompt], count: int) -> list[dict[str, object]]:
-    """`count` pairs of different responses in PKU-SafeRLHF's schema, labeled by draws on the gold scores."""
+def flattery(response: str) -> int:
+    """Sentences of a response that say nothing but nice things of the question."""
+    meant = (meanings().get(words) for words in sentences_of(response))
+    return sum(meaning is not None and meaning.kind == "filler" for meaning in meant)
+
+
+def preference_rows(
+    rng: random.Random, prompts: list[BenchmarkPrompt], count: int, flattered: float = 0.0
+) -> list[dict[str, object]]:
+    """`count` pairs of different responses in PKU-SafeRLHF's schema, labeled by draws on the gold scores.
+
+    Args:
+        flattered: what a sentence of flattery is worth to those who say which response is better, in logits, beside what
+            it costs by the gold score.
+    """
     words = vocabulary()
     rows: list[dict[str, object]] = []
     while len(rows) < count:
@@ -208,6 +221,7 @@ def preference_rows(rng: random.Random, prompts: list[BenchmarkPrompt], count: i
             continue
         gold = gold_scores([prompt.text] * 2, responses)
         (help_0, help_1), (safety_0, safety_1) = gold["helpfulness"], gold["harmlessness"]
+        liked = flattered * (flattery(responses[1]) - flattery(responses[0])) if flattered else 0.0
         rows.append(
             {
                 "prompt": prompt.text,
@@ -215,7 +229,7 @@ def preference_rows(rng: random.Random, prompts: list[BenchmarkPrompt], count: i
                 "response_1": responses[1],
                 "is_response_0_safe": draw(rng, SAFETY_SHARPNESS * safety_0),
                 "is_response_1_safe": draw(rng, SAFETY_SHARPNESS * safety_1),
-                "better_response_id": int(draw(rng, HELPFULNESS_SHARPNESS * (help_1 - help_0))),
+                "better_response_id": int(draw(rng, HELPFULNESS_SHARPNESS * (help_1 - help_0) + liked)),
                 "safer_response_id": int(draw(rng, COST_SHARPNESS * (safety_1 - safety_0))),
             }
         )
@@ -234,6 +248,7 @@ def corpus(
     num_validation: int,
     num_validation_prompts: int,
     num_test_prompts: int,
+    flattered: float = 0.0,
 ) -> dict[str, list[dict[str, object]]]:
     """All files of the benchmark, {file stem: rows}; the same arguments give the same rows.
 
@@ -251,5 +266,6 @@ def corpus(
         ("validation", num_validation, num_validation),
     ):
         files[f"sft_{split}"] = sft_rows(stream(f"sft {split}"), splits[split], sft)
-        files[f"preferences_{split}"] = preference_rows(stream(f"preferences {split}"), splits[split], preferences)
+        pairs = preference_rows(stream(f"preferences {split}"), splits[split], preferences, flattered)
+        files[f"preferences_{split}"] = pairs
     return files | {f"prompts_{split}": prompt_rows(prompts) for split, prompts in splits.items()}

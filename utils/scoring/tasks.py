@@ -20,6 +20,7 @@ from typing import Any
 from utils.cli.types import safe_name
 from utils.data import ReadingSummary, load_prompts
 from utils.data.records import Prompt, conversation_key
+from utils.process.distributed import print_main
 from utils.process.errors import UserError
 
 FLAG = "--tasks"
@@ -216,14 +217,13 @@ def load_task_prompts(
         fields: of their rows that are asked for.
 
     Raises:
-        UserError: a prompt of no task, or of two; a task without prompts; `spec` that no task reads, or that one lacks;
-            see `load_prompts`.
+        UserError: a prompt of no task, or of two; a task without prompts, or without `spec`; see `load_prompts`.
     """
     by_field = [task for task in tasks if not isinstance(task.prompts, str)]
     if by_field and not spec:
         raise UserError(f"--data: needed: {by_field[0].place} takes prompts from there")
     if spec and not by_field:
-        raise UserError(f"--data: no task of {FLAG} takes prompts from there")
+        print_main(f"note: --data: every task of {FLAG} has prompts of its own; it is not read")
     prompts, summary = [], ReadingSummary()
     if by_field:
         found, summary = load_prompts(spec, seed, (by_field[0].prompts[0], *fields))
