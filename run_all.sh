@@ -8,6 +8,7 @@
 #   hh       human data in DATA_DIR: HH-RLHF files and safety pairs
 #   three    SafeRLHF-mini with a third objective, a function: conciseness
 #   dpo      SafeRLHF-mini without sampling: per-objective DPO, MODPO, RACO, GAPO on DPO, beside fronts of the paper
+#   cgpo     SafeRLHF-mini with a reward that can be flattered: PPO exploits it, CGPO's judges do not let it pass
 #   mistral_7b   the paper's set-up, for 8 GPUs (see presets/mistral_7b.sh)
 #
 #   --fresh     start over; otherwise what is finished stays, what was begun goes on, and the rest is done
@@ -17,6 +18,7 @@
 #   RUNS="..."  other policies than the preset's, of the list below; METHODS=FILE adds rows to it (see presets/methods.txt)
 #   OBJECTIVES="reward/NAME cost/NAME function/NAME=FILE:FUNCTION"   other objectives (see utils/launch/objectives.sh)
 #   SEEDS=N     every policy with N seeds, the report has means and spread over them (SFT, reward and cost model once)
+#   TASKS=FILE JUDGES="NAME=..." WARM_START=RUN   of runs with tasks (cgpo_...): see presets/cgpo.sh and docs/cgpo.md
 #   JUDGE="--base_url URL --model NAME"   a language model judges the responses (see eval/judge.py), not the gold scores
 #   OUTPUT=DIR  instead of output/PRESET
 #   ACTOR_MODEL REWARD_MODEL COST_MODEL MODEL_NAME   models that are there already, used in place of training them

@@ -12,6 +12,7 @@ import math
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, MistralForCausalLM
@@ -36,7 +37,7 @@ from tests.test_gradient_parity import (
     response_logits,
 )
 from utils.policy.actor import Actor
-from utils.process.distributed import rank, world_size
+from utils.process.distributed import device, rank, world_size
 from utils.scoring.objectives import Objective
 from utils.scoring.tasks import Task
 from utils.scoring.verdicts import ALL, Verdicts
@@ -249,8 +250,23 @@ def rows_of_rank(sampling: Sampling, with_references: bool) -> torch.Tensor:
     return torch.cat(found)
 
 
+def on_device(value: Any) -> Any:
+    """Tensors, and those in a dictionary, on this rank's device."""
+    if isinstance(value, dict):
+        return {name: on_device(part) for name, part in value.items()}
+    return value.to(device()) if isinstance(value, torch.Tensor) else value
+
+
+def moved(sampling: Sampling) -> Sampling:
+    """A rollout on this rank's device."""
+    fields = {name: on_device(value) for name, value in vars(sampling).items()}
+    experience = Experience(**{name: on_device(value) for name, value in vars(sampling.experience).items()})
+    return Sampling(**fields | {"experience": experience})
+
+
 def step(update: ActorUpdate, mixture: TaskMixture, sampling: Sampling, number: int) -> Scalars:
     """What is chosen of this rank's prompts, and the one optimizer step on it."""
+    sampling = moved(sampling)
     rows = rows_of_rank(sampling, mixture.loss.reads_references)
     tasks = [OF_PROMPTS[prompt] for prompt in sampling.prompts[rows].tolist()]
     prompts = [SimpleNamespace(record=SimpleNamespace(task=name)) for name in tasks]

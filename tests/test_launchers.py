@@ -62,7 +62,7 @@ def test_run_all_help_and_bad_arguments() -> None:
     bad = bash("bash run_all.sh huge", ROOT)
     assert bad.returncode == 2
     assert bad.stderr.splitlines() == [
-        "error: huge: neither a preset (tiny, smoke, hh, three, dpo, mistral_7b) nor --fresh or --dry_run"
+        "error: huge: neither a preset (tiny, smoke, hh, three, dpo, cgpo, mistral_7b) nor --fresh or --dry_run"
     ]
 
 

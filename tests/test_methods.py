@@ -16,6 +16,7 @@ from step3_dpo import arguments as step3_dpo
 from step3_dpo.frozen import MarginModel
 from step3_dpo.objectives import objectives_of
 from step3_gapo.arguments import check_algorithm_options, parse_args
+from step3_gapo.constrained.arguments import check_policy_loss
 from step3_gapo.needs import method_of
 from tests.cases import cases
 from tests.evaluations import make_run, noisy_run, write_runs
@@ -42,11 +43,12 @@ def bash(script: str, **variables: str) -> subprocess.CompletedProcess:
 def test_runs_that_need_other_memory_are_planned_apart() -> None:
     """A dry run plans one run of every shape in full: with critics and without, of all parameters and not."""
     alike = [["gapo_p1", "safe_rlhf", "p_gapo_0.2", "pama", "mgda@imbalanced"], ["gapo_p1_full", "mgda_full"],
-             ["gapo_group", "grpo#43", "p_gapo_group_0.6"], ["gapo_group_full"], ["ppo_helpfulness"]]  # fmt: skip
+             ["gapo_group", "grpo#43", "p_gapo_group_0.6"], ["gapo_group_full"], ["ppo_helpfulness"],
+             ["cgpo_crpg", "cgpo_crpg_gapo"], ["cgpo_crraft"], ["cgpo_codpo"]]  # fmt: skip
     runs = [run for group in alike for run in group]
     shapes = bash(f"{SETTLED} source utils/launch/plan.sh; for run in {' '.join(runs)}; do shape_of $run; done")
     found = dict(zip(runs, shapes.stdout.splitlines(), strict=True))
-    assert [len({found[run] for run in group}) for group in alike] == [1] * 5 and len(set(found.values())) == 5
+    assert [len({found[run] for run in group}) for group in alike] == [1] * len(alike) == [1] * len(set(found.values()))
 
 
 def commands(objectives: str, runs: list[str], stage: str = "step3_gapo", **variables: str) -> list[list[str]]:
@@ -126,6 +128,35 @@ def check_runs_of_pairs(runs: list[str], objectives: str) -> None:
             suffix = "@imbalanced" if "@" in run else ""
             paths = {name: f"out/policies/dpo_{name}" for name in names[1:]}
             assert dict(args.margin_model) == paths | {"harmlessness": f"{paths['harmlessness']}{suffix}"}
+
+
+def test_runs_with_tasks_read_variables(tmp_path: Path) -> None:
+    """Tasks, judges and a policy to start from, which has to be made before; other runs know nothing of them."""
+    (tmp_path / "rules.py").write_text("def kind(prompts, responses): return [True] * len(responses)")
+    (tmp_path / "tasks.json").write_text("{}")
+    given = {"TASKS": "presets/cgpo_tasks.json", "JUDGES": "kind=rules:kind safe=harmlessness:0"}
+    runs = ["cgpo_crpg#7", "cgpo_crpg_gapo", "gapo_p1", "dpo_lw_0.5"]
+    warm, gapo, plain = commands(TWO, runs[:3], **given, WARM_START="dpo_lw_0.5")
+    args = parse_args(warm[2:])
+    check_policy_loss(args)
+    assert (args.tasks, args.policy_loss, args.algorithm) == (str(ROOT / given["TASKS"]), "crpg", "cgpo")
+    assert args.judge == [("kind", "rules:kind"), ("safe", "harmlessness:0")]
+    assert flag(warm, "--actor_model") == ["out/policies/dpo_lw_0.5#7"] and flag(plain, "--actor_model") == ["out/sft"]
+    assert flag(gapo, "--policy_loss") == ["crpg"] and not {"--tasks", "--judge"} & set(plain)
+    (alone,) = commands(TWO, ["cgpo_codpo"])
+    assert not {"--tasks", "--judge"} & set(alone) and flag(alone, "--actor_model") == ["out/sft"]
+    sources = bash(f"{SETTLED} for run in {' '.join(runs)}; do sources_of_run $run | paste -sd' '; done",
+                   WARM_START="dpo_lw_0.5")  # fmt: skip
+    scores = "sft reward/helpfulness cost/harmlessness"
+    assert sources.stdout.splitlines() == [
+        f"{scores} policies/dpo_lw_0.5#7", f"{scores} policies/dpo_lw_0.5", scores, "sft"
+    ]  # fmt: skip
+    script = f"cd '{tmp_path}' && source '{ROOT}/utils/launch/variables.sh' && make_paths_absolute"
+    variables = {"TASKS": "tasks.json", "JUDGES": "kind=rules.py:kind safe=cost:-0.5"}
+    absolute = bash(f'{script} && echo "$TASKS $JUDGES"', **variables)
+    assert absolute.stdout.split() == [
+        str(tmp_path / "tasks.json"), f"kind={tmp_path / 'rules.py'}:kind", "safe=cost:-0.5"
+    ]  # fmt: skip
 
 
 def test_a_name_says_all_weights_of_more_than_two_objectives() -> None:

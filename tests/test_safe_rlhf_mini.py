@@ -22,9 +22,13 @@ from utils.safe_rlhf_mini.generate import (
     compose,
     corpus,
     corrupt,
+    flattery,
+    preference_rows,
+    split_prompts,
     vocabulary,
 )
 from utils.safe_rlhf_mini.gold import MAX_FLAWS, meanings, sentences_of
+from utils.safe_rlhf_mini.judges import answers, plain
 from utils.safe_rlhf_mini.templates import FILLERS, HEDGES, OPENERS, REFUSALS, TASKS, Task
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -349,3 +353,35 @@ def test_an_unwritable_folder_is_named(
         generate_in_process(monkeypatch, tmp_path / "file")
     assert stopped.value.code == 2 and "--output_dir" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"
+
+
+# --- those who like to be flattered
+
+
+def test_flattery_turns_labels_and_nothing_else() -> None:
+    """The same pairs and safety labels; the one with more flattery is mostly called better, whatever it is worth."""
+    prompts = split_prompts(random.Random(0), 8, 8)["train"]
+    honest, flattered = (preference_rows(random.Random(1), prompts, 600, liking) for liking in (0.0, 3.0))
+    label = "better_response_id"
+    assert [row | {label: 0} for row in honest] == [row | {label: 0} for row in flattered]
+    more = [flattery(row["response_1"]) - flattery(row["response_0"]) for row in honest]
+    assert [r[label] for r, n in zip(honest, more, strict=True) if n == 0] == [
+        r[label] for r, n in zip(flattered, more, strict=True) if n == 0
+    ]
+    picked = lambda rows: mean([float(r[label] == (n > 0)) for r, n in zip(rows, more, strict=True) if n])
+    assert picked(honest) < 0.6 < 0.8 < picked(flattered)
+
+
+def test_judges_by_hand() -> None:
+    step, other = "Heat the soup slowly.", "Add salt to the soup."
+    told = {
+        f"{step} {other}": (True, True),
+        f"{step} {step}": (True, False),
+        f"{FILLERS[0]} {step}": (True, False),
+        REFUSAL: (False, True),
+        f"{REFUSAL} {FILLERS[1]}": (False, False),
+        "": (True, True),
+    }
+    prompts, responses = [BENIGN] * len(told), list(told)
+    verdicts = zip(answers(prompts, responses), plain(prompts, responses), strict=True)
+    assert list(verdicts) == list(told.values())

@@ -34,6 +34,7 @@ JOBS = [
     Job("recovery", "NaN", "tests.gpu_check.recovery:nan_checks", share=15),
     Job("recovery", "resume", "tests.gpu_check.recovery:resume_checks", share=90),
     Job("pairs", "DPO on two objectives", "tests.gpu_check.pairs:pair_checks", share=40),
+    Job("tasks", "CGPO's losses", "tests.gpu_check.constrained:constrained_checks", share=20),
     Job("rollout", "generation", "tests.gpu_check.rollouts:generation_checks", share=65),
     Job("rollout", "hybrid engine", "tests.gpu_check.rollouts:hybrid_checks", share=75, environment=PROBED),
 ]

@@ -43,8 +43,8 @@ def parse_arguments() -> argparse.Namespace:
         type=non_negative_float,
         default=0.0,
         metavar="LOGITS",
-        help="what a sentence of flattery is worth to those who say which response is better: a reward model that learns"
-        " from them has a hole, which a policy finds (preset cgpo has 3)",
+        help="what a sentence of flattery is worth to those who say which response is better: a reward model of that"
+        " has a hole, which a policy finds (preset cgpo has 3)",
     )
     parser.add_argument(
         "--num_ratings", type=positive_int, default=8000, help="rows of ratings_train.jsonl and of overall_train.jsonl"

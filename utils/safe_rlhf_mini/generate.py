@@ -209,8 +209,8 @@ def preference_rows(
     """`count` pairs of different responses in PKU-SafeRLHF's schema, labeled by draws on the gold scores.
 
     Args:
-        flattered: what a sentence of flattery is worth to those who say which response is better, in logits, beside what
-            it costs by the gold score.
+        flattered: what a sentence of flattery is worth to those who say which response is better, in logits, beside
+            what it costs by the gold score.
     """
     words = vocabulary()
     rows: list[dict[str, object]] = []
