@@ -53,6 +53,9 @@ CASES: list[tuple[str, str, int, dict[str, Any]]] = [
     ("50m", STEP3, 1, {"gradient_scope": "full", **GROUP, **LARGE}),
     ("50m", STEP3, 1, {"gradient_scope": "full", "gram_fraction": 0.25, **GROUP, **LARGE}),
     ("50m", STEP3, 1, {"zero_stage": 2, "gradient_scope": "full", "gram_fraction": 0.25, **GROUP}),
+    ("50m", STEP3, 1, {"policy_loss": "crpg", "responses_per_prompt": 4}),
+    ("50m", STEP3, 1, {"policy_loss": "crraft", "responses_per_prompt": 4, "gradient_scope": "full"}),
+    ("50m", STEP3, 2, {"policy_loss": "codpo", "responses_per_prompt": 4, "zero_stage": 3}),
     ("50m", PAIRS, 1, {}),
     ("50m", PAIRS, 1, {"gradient_scope": "full", "gradient_accumulation_steps": 2}),
     ("50m", PAIRS, 1, {"reference_log_probs": "per_batch", "zero_stage": 2}),
@@ -118,6 +121,9 @@ def arguments(folder: Path, workshop: Workshop, script: str, changes: dict[str, 
         "actor_model": folder / "policy", "reward_model": f"helpfulness={folder / 'score'}",
         "cost_model": f"harmlessness={folder / 'score'}", "data": workshop.prompts,
     }  # fmt: skip
+    if "policy_loss" in changes:  # with a language model as a judge
+        asked = {"judge_question": "kind=?", "judge_words": "kind=to:help"}
+        models |= asked | {"judge_model": f"kind={folder / 'policy'}"}
     sizes = {
         "algorithm": "gapo", "max_prompt_length": 64, "max_new_tokens": 16, "per_device_prompt_batch_size": 4,
         "per_device_train_batch_size": 4, "max_steps": 2,
