@@ -139,6 +139,7 @@ export ACTOR_MODEL=${ACTOR_MODEL:-$OUTPUT/sft}
 SEED=${SEED:-42} # of the runs that name none
 SEEDS=${SEEDS:-1}
 for run in $RUNS; do check_run "$run"; done
+check_warm_start
 
 check_scripts() { # every score model is made by something, or there already
     local model

@@ -52,7 +52,7 @@ from eval.results.partial import PartialFile, model_identity
 from eval.results.rows import FIELDS, Row, read_rows
 from eval.results.runs import find_args, read_json
 from eval.results.trained_objectives import trained_objectives
-from eval.results.verdicts import judge_rows, loaded_judges, summarize_tasks, summarize_verdicts, tasks_of
+from eval.results.verdicts import judge_rows, loaded_judges, summarize_tasks, summarize_verdicts, tasks_of, try_judges
 from utils.cli.arguments import Parser, add_loading_arguments, check_output_file
 from utils.cli.types import positive_int
 from utils.models.configs import DTYPES, allow
@@ -306,7 +306,7 @@ def evaluation(
     args: dict[str, Any],
     scored: dict[str, Any],
     explanations: dict[str, Any],
-    tasks: Sequence[Task],
+    tasks: Sequence[Task] = (),
 ) -> dict[str, Any]:
     """The content of <run>.json.
 
@@ -346,6 +346,7 @@ def main() -> None:
             load_row_scorer([objective])(sample)
     if gold:
         grade(gold, args.gold, sample)
+    try_judges(judges, tasks, runs)
     for run in runs:
         check_output_file(Path(args.output_dir) / f"{run}.json")
     output_dir = check_writable(args.output_dir)

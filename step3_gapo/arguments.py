@@ -202,7 +202,8 @@ def add_rollout_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         default=None,
         metavar="G",
-        help="responses to each prompt, made at once; 1 unless given; --advantage group and rloo need 2 or more",
+        help="responses to each prompt, made at once: 1 unless given, with losses by task 4; for --advantage group and"
+        " rloo, and for codpo, 2 or more",
     )
     group.add_argument("--generation_batches", type=positive_int, default=1, help="such batches before each update")
     add_free(

@@ -23,7 +23,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from step3_gapo.arguments import algorithm_of, check_adapters_with, check_batch_sizes, objectives_of, parse_args
-from step3_gapo.constrained.arguments import load_prompts_of, of_tasks, task_facts, tasks_of
+from step3_gapo.constrained.arguments import load_prompts_of, note_unused, of_tasks, task_facts, tasks_of
 from step3_gapo.constrained.mixture import TaskMixture, counts_of, task_rollouts
 from step3_gapo.constrained.references import Answers, given_answers, sampled_answers
 from step3_gapo.critics import Critic
@@ -103,7 +103,7 @@ def main() -> None:
     given = read_input(args)
     total_steps, algorithm = len(given.rollouts), given.algorithm
     updates = total_steps * args.ppo_epochs * given.minibatches
-    note_rollouts(args, len(given.prompts), updates)
+    note_rollouts(args, given, updates)
     needs = needs_of(args, algorithm)
     if args.dry_run:
         sizes = total_steps, given.minibatches, rollout_size(args)
@@ -118,7 +118,7 @@ def main() -> None:
     seed_everything(args.seed)
     checkpoints = Checkpoints(args, "gapo", facts_of(args, given) if is_main() else {})
     engine = engine_of(args, given, needs, updates)
-    add_reference_answers(args, given, engine)
+    add_reference_answers(args, given, engine, goes_on=checkpoints.newest is not None)
     actor_update = ActorUpdate(engine.actor, algorithm, needs, args)
     skipped = SkippedSteps(args.max_skipped_steps, SKIPPING_ADVICE)
     done = restore(checkpoints, engine, actor_update, skipped)
@@ -158,7 +158,9 @@ def read_input(args: argparse.Namespace) -> Input:
     objectives = objectives_of(args, problems)
     judges = judges_of(args, [objective.name for objective in objectives], problems)
     tasks = tasks_of(args, objectives, judges, problems)
-    objectives = of_tasks(objectives, tasks) if tasks else objectives
+    if tasks:
+        note_unused(args, objectives, judges, tasks)
+        objectives, judges = of_tasks(objectives, judges, tasks)
     algorithm = algorithm_of(args, objectives, problems, tasks or ())
     minibatches = problems.take(check_batch_sizes, args, tasks)
     tokenizer, architecture = check_policy(args, problems)
@@ -166,7 +168,9 @@ def read_input(args: argparse.Namespace) -> Input:
     try_functions(objectives, judges, prompts, tasks, problems)
     total = problems.take(count_rollouts, args, prompts and len(prompts))
     rollouts = problems.take(rollouts_of, args, prompts, tasks, total)
-    references = problems.take(given_answers, prompts, tokenizer, args) if args.reference_answers else {}
+    references = {}
+    if args.reference_answers:
+        references = problems.take(partial(given_answers, rows=embedding_rows(architecture)), prompts, tokenizer, args)
     problems.report()
     return Input(objectives, judges, tasks, algorithm, tokenizer, prompts, rollouts, references, minibatches)
 
@@ -307,7 +311,7 @@ def engine_of(args: argparse.Namespace, given: Input, needs: Needs, updates: int
     return RLHFEngine(args, given.objectives, needs, given.tokenizer, generation, updates, given.judges, mixture)
 
 
-def add_reference_answers(args: argparse.Namespace, given: Input, engine: RLHFEngine) -> None:
+def add_reference_answers(args: argparse.Namespace, given: Input, engine: RLHFEngine, goes_on: bool) -> None:
     """Give the tasks' loss, where it reads them, reference answers to all prompts of the run.
 
     Those that the data has not are sampled while the policy is what it starts from, before a checkpoint is restored.
@@ -315,7 +319,8 @@ def add_reference_answers(args: argparse.Namespace, given: Input, engine: RLHFEn
     mixture = engine.mixture
     if mixture and mixture.loss.reads_references:
         prompts = [prompt for batch in given.rollouts for prompt in batch]
-        mixture.references = given.references or sampled_answers(prompts, engine.actor, engine.tokenizer, args)
+        sampled = partial(sampled_answers, prompts, engine.actor, engine.tokenizer, args, goes_on)
+        mixture.references = given.references or sampled()
 
 
 def restore(checkpoints: Checkpoints, engine: RLHFEngine, actor_update: ActorUpdate, skipped: SkippedSteps) -> int:
@@ -355,19 +360,21 @@ def count_rollouts(args: argparse.Namespace, prompts: int) -> int:
     """Rollouts of the whole run; an epoch drops the prompts that do not fill one."""
     per_epoch = prompts // rollout_size(args)
     if not per_epoch:
-        raise UserError(f"--data: {prompts} prompts do not fill one rollout of {rollout_size(args)}")
+        raise UserError(f"{args.tasks or '--data'}: {prompts} prompts do not fill one rollout of {rollout_size(args)}")
     total = per_epoch * args.num_train_epochs
     return min(total, args.max_steps or total)
 
 
-def note_rollouts(args: argparse.Namespace, prompts: int, updates: int) -> None:
-    """Say where a run has fewer rollouts than asked for, leaves out noticeably many prompts, or warms up only.
+def note_rollouts(args: argparse.Namespace, given: Input, updates: int) -> None:
+    """Say where a run has fewer rollouts than asked for, leaves out noticeably many prompts, or warms up only; and how
+    often the prompts of tasks come round.
 
     Args:
         updates: optimizer steps of the whole run.
     """
     note_warmup(args, updates)
-    per_epoch, left_out = divmod(prompts, rollout_size(args))
+    prompts, size = len(given.prompts), rollout_size(args)
+    per_epoch, left_out = divmod(prompts, size)
     total = per_epoch * args.num_train_epochs
     if args.max_steps and args.max_steps > total:
         epochs = "1 epoch" if args.num_train_epochs == 1 else f"{args.num_train_epochs} epochs"
@@ -375,10 +382,14 @@ def note_rollouts(args: argparse.Namespace, prompts: int, updates: int) -> None:
             f"note: --max_steps {args.max_steps}: the prompts of {epochs} fill {total} rollouts;"
             " raise --num_train_epochs for more"
         )
-    if left_out > NOTICEABLE * prompts and (args.max_steps or total) >= per_epoch:
+    for name, count in (counts_of(given.tasks, given.prompts, size) if given.tasks else {}).items():
+        own = sum(prompt.record.task == name for prompt in given.prompts)
+        passes = count * len(given.rollouts) / own
+        print_main(f"task {name}: {own} prompts, {count} of the {size} of a rollout, {passes:.2g} passes over them")
+    if not given.tasks and left_out > NOTICEABLE * prompts and (args.max_steps or total) >= per_epoch:
         print_main(
             f"note: --data: every epoch leaves out {left_out} of {prompts} prompts, drawn anew, which do not fill a"
-            f" rollout of {rollout_size(args)}"
+            f" rollout of {size}"
         )
 
 

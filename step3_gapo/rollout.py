@@ -1,6 +1,7 @@
 """From prompts to experience: generation, scores, log-probabilities, values, per-objective rewards and advantages."""
 
 import argparse
+import dataclasses
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +10,6 @@ from typing import Any
 import torch
 
 from step3_gapo import ppo
-from step3_gapo.constrained.mixture import TaskMixture
 from step3_gapo.critics import Critic, values_before_actions
 from step3_gapo.experience import Experience, Graphs, NamedTensors
 from step3_gapo.needs import Needs, estimator_of, kl_in, update_tells_log_probs
@@ -42,7 +42,15 @@ class Rollout:
     may_not_judge: list[str]  # objectives that may leave a response without a score
     not_finite: str | None  # what is not finite on some rank
     generation_seconds: float
-    scoring_seconds: float
+    scoring_seconds: float = 0.0
+
+    def some(self, rows: torch.Tensor) -> "Rollout":
+        """What is logged of these rows alone, [k] int64; what is trained stays."""
+        texts = {name: [getattr(self, name)[row] for row in rows.tolist()] for name in ("prompts", "responses")}
+        verdicts = {name: Verdicts(v.passed[rows], v.judged[rows]) for name, v in self.verdicts.items()}
+        truncated = {name: values[rows] for name, values in self.truncated.items()}
+        experience = self.experience.select(rows)
+        return dataclasses.replace(self, experience=experience, verdicts=verdicts, truncated=truncated, **texts)
 
 
 def make_rollout(engine: RLHFEngine, prompts: list[Encoded], algorithm: Algorithm, args: argparse.Namespace) -> Rollout:
@@ -75,37 +83,20 @@ def make_rollout(engine: RLHFEngine, prompts: list[Encoded], algorithm: Algorith
     )
     truncated = {name: part.truncated for name, part in scored.items() if part.truncated is not None}
     functions = [objective.name for objective in engine.objectives if objective.is_function]
-    seconds = (generated - start, time.monotonic() - generated)
     rollout = Rollout(
         experience, experience, sampled.prompts, sampled.responses, truncated, verdicts, {}, functions,
-        experience.not_finite(), *seconds,
+        experience.not_finite(), generated - start,
     )  # fmt: skip
-    if not rollout.not_finite:
-        optimized = [objective for objective in engine.objectives if objective.optimized]
-        if mixture:
-            choose(rollout, sampled, mixture, training_scores(experience, optimized, args))
-        else:
-            add_advantages(experience, optimized, algorithm, engine.needs, args)
-            rollout.not_finite = experience.not_finite()
-    return rollout
-
-
-def choose(rollout: Rollout, sampled: Sampled, mixture: TaskMixture, scores: tuple[torch.Tensor, torch.Tensor]) -> None:
-    """Have a mixture of tasks choose what of a rollout is trained; reference answers leave what is logged, in place.
-
-    Args:
-        scores: see `training_scores`.
-    """
-    chosen = mixture.choose(rollout.experience, sampled, *scores, rollout.verdicts)
-    own, rows = chosen.own, chosen.own.tolist()
-    rollout.trained, rollout.figures = chosen.trained, chosen.figures
-    rollout.experience = rollout.experience.select(own)
-    rollout.prompts, rollout.responses = ([part[row] for row in rows] for part in (sampled.prompts, sampled.responses))
-    rollout.truncated = {name: values[own] for name, values in rollout.truncated.items()}
-    rollout.verdicts = {
-        name: Verdicts(found.passed[own], found.judged[own]) for name, found in rollout.verdicts.items()
-    }
-    rollout.not_finite = rollout.trained.not_finite()
+    optimized = [objective for objective in engine.objectives if objective.optimized]
+    if not rollout.not_finite and mixture:
+        chosen = mixture.choose(experience, sampled, *training_scores(experience, optimized, args), verdicts)
+        rollout.trained, rollout.figures = chosen.trained, chosen.figures
+        rollout.not_finite = chosen.trained.not_finite()
+    elif not rollout.not_finite:
+        add_advantages(experience, optimized, algorithm, engine.needs, args)
+        rollout.not_finite = experience.not_finite()
+    rollout.scoring_seconds = time.monotonic() - generated
+    return rollout.some(mixture.own_rows(sampled)) if mixture else rollout
 
 
 def passes_of_trained(

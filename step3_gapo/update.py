@@ -85,12 +85,13 @@ class ActorUpdate:
         others = [Look(batch) for batch in batches.others] if scope else []
         told = any(batch.log_probs is None for batch in batches.all)
         counted, logged, losses, statistics = self.counted(batches.all), [], [], []
-        units, present = counted.clamp(min=1), (counted > 0).tolist()[:-1]  # so that a mean of none is 0
+        units = counted.clamp(min=1)  # so that a mean of none is 0
         each: list[torch.Tensor] = []  # of the losses, where their weights go by them
         step = ObjectiveStep(self.actor, scope, len(self.names), self.args.temperature, rest=bool(others))
         for group in self.groups(batches, scope):
             whole = len(group) == len(batches.all) or not scope
-            total = units if whole else self.counted(group).clamp(min=1)
+            there = counted if whole else self.counted(group)
+            total, present = there.clamp(min=1), (there > 0).tolist()[:-1]
             again = len(group) > 1 and (scope == "last_layer" or self.needs.pools)
             looks = [self.look(step, batch, total, again, on_policy) for batch in group]  # forward, losses, slopes
             self.settle(looks)
@@ -112,7 +113,7 @@ class ActorUpdate:
         step.finish(coefficients, (total / units)[:-1])
         self.weigher.took_step(compared=bool(scope))
         if isinstance(self.algorithm, LossLevel):
-            self.algorithm.observe_losses(all_reduce_sum(sum(each)).cpu().double(), present)
+            self.algorithm.observe_losses(all_reduce_sum(sum(each)).cpu().double(), (counted > 0).tolist()[:-1])
         return mean_over_groups(logged) | self.step_scalars(losses, statistics, told)
 
     @property

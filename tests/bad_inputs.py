@@ -329,6 +329,10 @@ HOWTO = {"prompts": {"risky": False}, "objectives": "helpfulness"}
 RISKY = {"prompts": {"risky": True}, "objectives": {"harmlessness": 2}}
 
 
+# What does not go with other numbers of rows on several ranks.
+UNEVEN = {"micro_batch_tokens": 900, "gram_fraction": 0.5, "per_device_train_batch_size": 2}
+
+
 def tasks_of_prompts() -> dict[str, tuple]:
     """CGPO's losses in step 3."""
     plain = {"policy_loss": "crpg", "algorithm": "cgpo"}
@@ -366,6 +370,16 @@ def tasks_of_prompts() -> dict[str, tuple]:
             ("--tasks: a: nowhere.jsonl: no such file",)),
         "tasks: prompts of data that is not given": (
             step3, with_tasks({"howto": HOWTO}, data=None), ("--data: needed",)),
+        "tasks: one name twice": (
+            step3, with_tasks(f'{{"a": {json.dumps(HOWTO)}, "a": {json.dumps(RISKY)}}}'), ("'a' is there twice",)),
+        "tasks: prompts twice": (
+            step3, with_tasks({"a": HOWTO, "b": HOWTO}), ("several tasks have the prompts whose field 'risky'",)),
+        **{f"tasks: --{flag} on ranks with other numbers of rows": (
+            step3, with_tasks({"howto": HOWTO | {"responses": 2}, "risky": RISKY}, algorithm="gapo", dry_run=True,
+                              gradient_scope="full", plan_ranks=2, **{flag: value}), (f"--{flag}",))
+           for flag, value in UNEVEN.items()},
+        "policy loss: nothing to combine": (
+            step3, lambda b: plain | {"algorithm": "gapo"}, ("--algorithm gapo: has nothing to combine",)),
         "tasks: two fields": (step3, one(prompts={"category": "x"}), ("one field of the rows", "category and risky")),
         "tasks: an unknown entry": (step3, one(reward="x"), ("howto: no such entry as reward",)),
         "tasks: an unknown objective": (step3, one(objectives="wit"), ("howto: no such objective as wit",)),
@@ -1185,6 +1199,10 @@ def variables() -> dict[str, tuple]:
         "variable: a command for a number of seeds": set_to("SEEDS=a[$(touch up)]", "SEEDS="),
         "variable: no ranks": set_to("RANKS=0", "RANKS=0"),
         "variable: half a thread": set_to("THREADS=0.5", "THREADS=0.5"),
+        "variable: a start that is no run": set_to("WARM_START=dpo", '"dpo"'),
+        "variable: a start with a seed": set_to("WARM_START=gapo_p1#3", "WARM_START", "without a seed"),
+        "variable: a start that starts from itself": set_to("WARM_START=cgpo_crpg", "WARM_START", "starts from it"),
+        "variable: a start that is not made": set_to("WARM_START=mgda", "WARM_START", "not among RUNS"),
         "variable: an unknown run": set_to("RUNS=gapo_p1 dpo", '"dpo"'),
         "variable: a run that leads elsewhere": set_to("RUNS=rewarded_soup_0.5#../up", '"../up"'),
         "variable: no interpreter": set_to("PYTHON=/no/python", "PYTHON=/no/python"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.cases import cases
-from tests.constrained import TASKS, Library, Problem, make_library, train
+from tests.constrained import OF_PROMPTS, TASKS, Library, Problem, build, make_library, step, train
 from tests.critic_free import Layout, movement_error
 from tests.helpers import run_function
 from tests.test_gradient_parity import label, process_group
@@ -55,6 +55,28 @@ def test_three_steps_are_those_of_plain_torch(library: Library, stage: int, rank
         library.solve(problem)
     jobs = [(problem, Layout(stage, accumulation)) for problem, accumulation in itertools.product(PROBLEMS, (1, 2))]
     result = run_function(check_problems, library, jobs, ranks=ranks)
+    assert result.code == 0, result.stderr
+
+
+def check_absent_tasks(library: Library) -> None:
+    """Where a task has nothing to learn in a step, its coefficient, 0, serves for that step alone."""
+    with process_group():
+        for loss in ("crpg", "crraft", "codpo"):
+            update, mixture = build(library, Problem(loss, "gapo"), Layout(2, 2))
+            update.weigher.kept.steps = 10
+            first, second, third = library.rollouts()
+            of_b = torch.tensor([OF_PROMPTS[prompt] == "b" for prompt in first.prompts.tolist()])
+            first.failed.logical_or_(of_b)
+            first.judged.logical_and_(~of_b.unsqueeze(-1))
+            logged = [step(update, mixture, sampling, n) for n, sampling in enumerate((first, second, third))]
+            assert logged[0]["coefficient/b"] == 0, loss
+            assert logged[1]["coefficient/b"] == logged[2]["coefficient/b"] > 0, loss
+            assert ["gradient/norm/b" in scalars for scalars in logged] == [True, True, False]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_task_without_anything_to_learn_from(library: Library, ranks: int) -> None:
+    result = run_function(check_absent_tasks, library, ranks=ranks)
     assert result.code == 0, result.stderr
 
 

@@ -105,7 +105,8 @@ def test_what_crpg_trains() -> None:
     counts = [[True, False, True], [True, True, False]]
     choice = CRPG().choose(task_responses([[True] * 3] * 2, counts))
     assert choice.units.tolist() == [1, 0, 0, 0] and choice.targets.tolist() == [0.0] * 4
-    assert CRPG().choose(task_responses([[False] * 3] * 2)).targets.tolist() == [0.0] * 4
+    choice = CRPG().choose(task_responses([[False] * 3] * 2))
+    assert choice.targets.tolist() == choice.units.tolist() == [0.0] * 4, "where nothing passes there is no loss"
 
 
 def test_what_crraft_trains() -> None:

@@ -186,10 +186,35 @@ def test_other_tasks_go_on_with_no_checkpoint(workshop: Workshop, folder: Path, 
     other = TASKS | {"howto": TASKS["howto"] | {"kl_max": 7}}
     (tmp_path / "tasks.json").write_text(json.dumps(other))
     result = run_script(STEP3, words(tasks=tmp_path / "tasks.json"))
-    assert result.code == 2 and "--tasks contents" in result.stderr, result.stderr
+    assert result.code == 2 and "--tasks (each with a loss on all of a rollout) contents" in result.stderr, (
+        result.stderr
+    )
     (tmp_path / "same.json").write_text(json.dumps(TASKS, indent=2))
     result = run_script(STEP3, words(tasks=tmp_path / "same.json"))
     assert result.code == 0, result.stderr
+
+
+def test_another_number_of_ranks_goes_on(workshop: Workshop, folder: Path) -> None:
+    """What a micro-batch holds is no matter, where a step is on a whole rollout."""
+    given = settings(folder, "crraft", max_steps=3, checkpoint_interval=1, per_device_train_batch_size=4)
+    words = lambda **changes: workshop.step3_flags("other_ranks", **given | changes)
+    output = workshop.folder / "other_ranks"
+    run_killed(STEP3, words(fresh=True, per_device_prompt_batch_size=10), 1, lambda: metrics_lines(output) >= 2)
+    result = run_script(STEP3, words(per_device_prompt_batch_size=5), 2)
+    assert result.code == 0 and "going on from" in result.stdout, result.stderr
+
+
+def test_before_a_checkpoint_other_reference_answers_may_take_their_place(workshop: Workshop, folder: Path) -> None:
+    """Not after one: what is trained has been calibrated by them."""
+    given = settings(folder, "crpg", checkpoint_interval=2, max_steps=4)
+    words = lambda **changes: workshop.step3_flags("other_answers", **given | changes)
+    output = workshop.folder / "other_answers"
+    answers = output / "reference_answers" / "00000.safetensors"
+    run_killed(STEP3, words(fresh=True), 1, answers.is_file)
+    run_killed(STEP3, words(max_steps=6), 1, lambda: metrics_lines(output) >= 3)
+    (output / "reference_answers" / "kept.json").write_text("{}")
+    result = run_script(STEP3, words(max_steps=6))
+    assert result.code == 2 and "is of another run" in result.stderr and "--fresh" in result.stderr, result.stderr
 
 
 def test_a_dry_run_says_what_tasks_there_are(workshop: Workshop, folder: Path) -> None:

@@ -612,7 +612,7 @@ def test_single_value_has_no_interval():
 
 def test_without_cost_model_or_gold():
     objectives = [score.Objective("a", "reward", "")]
-    result = score.evaluation("x", [{"scores": {"a": 1.0}, "kl": 0.0, "length": 3}], objectives, {}, {}, {}, [])
+    result = score.evaluation("x", [{"scores": {"a": 1.0}, "kl": 0.0, "length": 3}], objectives, {}, {}, {})
     assert result["harmless_ratio"] is None and "gold" not in result
 
 

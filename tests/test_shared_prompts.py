@@ -27,7 +27,7 @@ from utils.models.token_head import TokenHead
 from utils.policy.forward import PolicyForward
 from utils.process.distributed import init_distributed
 from utils.scoring.objectives import Objective
-from utils.scoring.scorers import beginnings, make_scorers, score_responses
+from utils.scoring.scorers import beginnings, make_scorers, neighbours, score_responses
 
 TIME, PROMPTS = 9, (20, 7, 13)
 ROWS = torch.tensor([0, 1, 2, 0, 0, 2, 1, 1])  # each row's prompt: of any order, as micro-batches sort them
@@ -205,12 +205,18 @@ def test_scores_of_models_that_read_texts(workshop: Workshop, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("rows", "expected"),
+    ("rows", "sizes", "expected"),
     [
-        ([[1, 2, 3, 4], [1, 2, 5], [6, 7], [6, 7, 8]], [2, 2, 1, 1]),  # a token is left of each
-        ([[1, 2, 3, 4], [1, 2, 5], [6, 7], [7, 7, 8]], [0, 0, 0, 0]),
-        ([[1, 2], [1, 2], [1], [1]], [0, 0, 0, 0]),
+        ([[1, 2, 3, 4], [1, 2, 5], [6, 7], [6, 7, 8]], [2, 2], [2, 2, 1, 1]),  # a token is left of each
+        ([[1, 2, 3, 4], [1, 2, 5], [6, 7], [7, 7, 8]], [2, 2], [0, 0, 0, 0]),
+        ([[1, 2], [1, 2], [1], [1]], [2, 2], [0, 0, 0, 0]),
+        ([[1, 2, 3], [1, 2, 4], [1, 2, 5, 6], [7, 8]], [3, 1], [2, 2, 2, 1]),
     ],
 )
-def test_what_begins_all_responses_to_a_prompt(rows: list[list[int]], expected: list[int]) -> None:
-    assert beginnings(rows, 2) == expected
+def test_what_begins_all_responses_to_a_prompt(rows: list[list[int]], sizes: list[int], expected: list[int]) -> None:
+    assert beginnings(rows, sizes) == expected
+
+
+def test_neighbours_are_rows_of_one_prompt() -> None:
+    first, second, third = ([number] for number in (1, 1, 2))  # objects, not what they hold
+    assert neighbours([first, first, second, third, third, third]) == [2, 1, 3]

@@ -44,13 +44,26 @@ def judge_rows(rows: list[Row], judges: Sequence[Judge], tasks: Sequence[Task]) 
     Args:
         tasks: whose judges are asked of their rows alone; without, each of all.
     """
-    prompts = [Prompt(row["messages"], row["source"], tuple(row.get("instructions", ()))) for row in rows]
-    replies = Replies(prompts, [row["response"] for row in rows])
+    replies = Replies([prompt_of(row) for row in rows], [row["response"] for row in rows])
     asked = asked_by_task(tasks, [row["task"] for row in rows]) if tasks else None
     found = all_verdicts(judges, replies, scored_of(rows), asked)
     for name, verdicts in found.items():
         for row, passed, judged in zip(rows, verdicts.passed.tolist(), verdicts.judged.tolist(), strict=True):
             row.setdefault("verdicts", {})[name] = bool(passed) if judged else None
+
+
+def try_judges(judges: Sequence[Judge], tasks: Sequence[Task], runs: Mapping[str, list[Row]]) -> None:
+    """Raises: UserError: a judge cannot judge the responses that it is asked of; before models are loaded."""
+    rows = next(iter(runs.values()))
+    asked = asked_by_task(tasks, [row["task"] for row in rows]) if tasks else {}
+    for judge in judges:
+        is_asked = asked.get(judge.name, [False] * len(rows)) if tasks else [True] * len(rows)
+        if prompts := [prompt_of(row) for row, there in zip(rows, is_asked, strict=True) if there]:
+            judge.try_out(prompts)
+
+
+def prompt_of(row: Row) -> Prompt:
+    return Prompt(row["messages"], row["source"], tuple(row.get("instructions", ())))
 
 
 def loaded_judges(judges: Sequence[Judge], args: argparse.Namespace) -> list[Judge]:

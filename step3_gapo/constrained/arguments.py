@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from step3_gapo.constrained.losses import RESPONSES, ConstrainedLoss
 from step3_gapo.needs import POLICY_LOSSES, method_of, policy_loss_of, step_sizes
 from step3_gapo.policy_losses import ClippedSurrogate
+from utils.checkpoints.same_run import ONE_STEP_A_ROLLOUT
 from utils.cli.types import by_name
 from utils.combining.algorithm import GradientLevel, LossLevel, options_of, owners, preference_weights
 from utils.data import ReadingSummary, load_prompts
 from utils.data.records import Prompt
+from utils.process.distributed import print_main
 from utils.process.errors import AT_ONCE, Problems, UserError
 from utils.scoring.objectives import Objective
 from utils.scoring.tasks import FLAG, HELP, Task, load_task_prompts, read_tasks
@@ -58,6 +60,8 @@ def check_policy_loss(args: argparse.Namespace, problems: Problems = AT_ONCE) ->
     for option, names in owners(list(POLICY_LOSSES.values())):
         if option not in loss.options and getattr(args, option.name) is not None:
             problems.add(f"--{option.name}: --policy_loss {loss.name} has none (it serves {', '.join(names)})")
+    if issubclass(method, LossLevel) and method.reads_margins:
+        problems.add(f"--algorithm {args.algorithm}: reads margins, of which step 3 has none")
     if not loss.by_task:
         if args.tasks:
             problems.add(f"{FLAG}: --policy_loss {loss.name} knows none (it serves {', '.join(BY_TASK)})")
@@ -79,7 +83,7 @@ def tasks_of(
 ) -> list[Task] | None:
     """The tasks of a run; none where the policy loss knows none. Settles the step (`settle_step`).
 
-    Problems: see `check_policy_loss` and `read_tasks`; too few responses; an objective of a task that is not optimized.
+    Problems: see `check_policy_loss`, `find_tasks` and `check_task`.
     """
     check_policy_loss(args, problems)
     loss = policy_loss_of(args)
@@ -87,28 +91,56 @@ def tasks_of(
         return []
     tasks = problems.take(find_tasks, args, objectives, judges)
     for task in tasks or ():
-        place = task.place if args.tasks else "--responses_per_prompt"
-        if task.responses < loss.least_responses:
-            problems.add(f"{place}: --policy_loss {loss.name} compares the responses to a prompt: 2 or more are needed")
-        for name in set(task.objectives) & set(args.monitor):
-            problems.add(f"--monitor {name}: {task.place} is trained on it")
+        check_task(args, loss, task, problems)
     if tasks:
         settle_step(args, tasks)
     return tasks
+
+
+def check_task(args: argparse.Namespace, loss: ConstrainedLoss, task: Task, problems: Problems) -> None:
+    """Problems: too few responses; an objective that is not optimized."""
+    place = task.place if args.tasks else "--responses_per_prompt"
+    if task.responses < loss.least_responses:
+        problems.add(f"{place}: --policy_loss {loss.name} compares the responses to a prompt: 2 or more are needed")
+    for name in set(task.objectives) & set(args.monitor):
+        problems.add(f"--monitor {name}: {task.place} is trained on it")
 
 
 def settle_step(args: argparse.Namespace, tasks: Sequence[Task]) -> None:
     """Leave in the flags the most responses to a prompt, and the micro-batches of the one step on a rollout."""
     args.responses_per_prompt = max(task.responses for task in tasks)
     rows, _ = step_sizes(args)
-    args.gradient_accumulation_steps = math.ceil(rows / args.per_device_train_batch_size)
+    needed = math.ceil(rows / args.per_device_train_batch_size)
+    if args.gradient_accumulation_steps not in (1, needed):
+        print_main(
+            f"note: --gradient_accumulation_steps {args.gradient_accumulation_steps}: --policy_loss {args.policy_loss}"
+            f" takes one step on the rows of a rollout, {rows}, in {needed} micro-batches"
+        )
+    args.gradient_accumulation_steps = needed
+
+
+def note_unused(
+    args: argparse.Namespace, objectives: Sequence[Objective], judges: Sequence[Judge], tasks: Sequence[Task]
+) -> None:
+    """Say what nothing makes use of: objectives, judges, entries of tasks, of which one file serves several methods."""
+    trained, asked = ({name for task in tasks for name in getattr(task, part)} for part in ("objectives", "judges"))
+    for objective in objectives:
+        if objective.name not in trained and objective.name not in args.monitor:
+            print_main(f"note: {objective.name}: no task is trained on it; it is scored and logged")
+    for judge in judges:
+        if judge.name not in asked:
+            print_main(f"note: --judge {judge.name}: no task asks it")
+    if len({task.weight for task in tasks}) > 1 and not method_of(args).reads_preference:
+        print_main(f"note: {FLAG}: --algorithm {args.algorithm} reads no weights")
+    if any(task.kl_max < math.inf for task in tasks) and not policy_loss_of(args).reads_references:
+        print_main(f"note: {FLAG}: --policy_loss {args.policy_loss} reads no kl_max")
 
 
 def find_tasks(args: argparse.Namespace, objectives: Sequence[Objective], judges: Sequence[Judge]) -> list[Task]:
     """Those of `--tasks`, or that of all prompts.
 
     Raises:
-        UserError: see `read_tasks` and `preference_weights`.
+        UserError: see `read_tasks` and `preference_weights`; gradients are to be combined, and there is one task.
     """
     responses, kl_max = args.responses_per_prompt or RESPONSES, args.kl_max or math.inf
     names = [judge.name for judge in judges]
@@ -116,6 +148,10 @@ def find_tasks(args: argparse.Namespace, objectives: Sequence[Objective], judges
         return read_tasks(args.tasks, [objective.name for objective in objectives], names, responses, kl_max)
     optimized = [objective.name for objective in objectives if objective.optimized]
     method = method_of(args)
+    if issubclass(method, GradientLevel) and len(optimized) > 1:
+        raise UserError(
+            f"--algorithm {args.algorithm}: has nothing to combine: without {FLAG} all prompts are one task"
+        )
     weights = preference_weights(method, optimized, by_name("--preference", args.preference)).tolist()
     return [Task(ALL, args.data, dict(zip(optimized, weights, strict=True)), names, responses, kl_max)]
 
@@ -131,10 +167,13 @@ def task_weights(args: argparse.Namespace, tasks: Sequence[Task]) -> dict[str, f
     return {task.name: task.weight / total for task in tasks}
 
 
-def of_tasks(objectives: Sequence[Objective], tasks: Sequence[Task]) -> list[Objective]:
-    """Objectives, of which those that no task is trained on are only scored."""
-    used = {name for task in tasks for name in task.objectives}
-    return [dataclasses.replace(each, optimized=each.optimized and each.name in used) for each in objectives]
+def of_tasks(
+    objectives: Sequence[Objective], judges: Sequence[Judge], tasks: Sequence[Task]
+) -> tuple[list[Objective], list[Judge]]:
+    """Objectives, of which those that no task is trained on are only scored, and the judges that some task asks."""
+    trained, asked = ({name for task in tasks for name in getattr(task, part)} for part in ("objectives", "judges"))
+    found = [dataclasses.replace(each, optimized=each.optimized and each.name in trained) for each in objectives]
+    return found, [judge for judge in judges if judge.name in asked]
 
 
 def load_prompts_of(args: argparse.Namespace, tasks: Sequence[Task]) -> tuple[list[Prompt], ReadingSummary]:
@@ -153,13 +192,16 @@ def load_prompts_of(args: argparse.Namespace, tasks: Sequence[Task]) -> tuple[li
 
 
 def check_step(args: argparse.Namespace, loss: ConstrainedLoss, tasks: Sequence[Task], ranks: int) -> None:
-    """Raises: UserError: a micro-batch might have no rows on some rank."""
+    """Raises: UserError: ranks, which then have other numbers of rows, could not make as many micro-batches."""
+    if ranks == 1 or len({task.responses for task in tasks}) == 1:
+        return
     size, widest = args.per_device_train_batch_size, args.responses_per_prompt + loss.reads_references
-    if ranks > 1 and len({task.responses for task in tasks}) > 1 and size < widest:
-        raise UserError(
-            f"--per_device_train_batch_size {size}: tasks with other numbers of responses need {widest} or more on"
-            " several ranks"
-        )
+    why = "tasks have other numbers of responses, on several ranks"
+    if size < widest:
+        raise UserError(f"--per_device_train_batch_size {size}: {why}: {widest} or more are needed")
+    for flag in ("micro_batch_tokens", "gram_fraction"):
+        if getattr(args, flag):
+            raise UserError(f"--{flag}: {why}, and have to make as many micro-batches; leave it out")
 
 
 def task_facts(tasks: Sequence[Task]) -> dict[str, str]:
@@ -167,4 +209,4 @@ def task_facts(tasks: Sequence[Task]) -> dict[str, str]:
     if not tasks:
         return {}
     found = [dataclasses.asdict(dataclasses.replace(task, prompts="")) for task in tasks]
-    return {FLAG: hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()}
+    return {ONE_STEP_A_ROLLOUT: hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()}

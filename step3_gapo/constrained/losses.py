@@ -2,6 +2,10 @@
 
 Each says how many rows it trains a prompt, and which rewards it reads. Sequence log-probabilities are sums over the
 actions of a response, EOS included. There is no critic, no ratio, no clip and no further KL penalty in any of them.
+
+[ours], where the paper is silent: the numbers below (K, KL_max, β, λ); the reward is what the update sees of a score
+(clipped, scaled, less the penalty for a response without EOS); a response or a reference answer without a reward is in
+no mean; CRRAFT's and CODPO's means are over the prompts that have a choice.
 """
 
 import argparse
@@ -37,12 +41,14 @@ LAMBDA = Option("codpo_lambda", non_negative_float, 1.0, "λ of the likelihood o
 class TaskResponses:
     """The responses to this rank's prompts of a task, n of them, K to each, and the reference answers.
 
+    The last of C columns is the reference answers' where the loss reads them, C = K + 1; else C = K.
+
     Attributes:
-        rows: [n, K + 1] int64, of a rollout; the last column is the reference answers', if there are some.
-        rewards: [n, K + 1] float32.
-        counts: [n, K + 1] bool, where there is a reward.
-        passes: [n, K + 1] bool, where no judge fails it.
-        log_ratio: [n, K + 1] float32, log π − log π₀ of a response, at the policy that has sampled.
+        rows: [n, C] int64, of a rollout.
+        rewards: [n, C] float32.
+        counts: [n, C] bool, where there is a reward.
+        passes: [n, C] bool, where no judge fails it.
+        log_ratio: [n, C] float32, log π − log π₀ of a response, at the policy that has sampled.
         responses: K.
         kl_max: KL_max of the task.
     """
@@ -56,17 +62,17 @@ class TaskResponses:
     kl_max: float
 
     def own(self, values: torch.Tensor) -> torch.Tensor:
-        """Those of the policy's responses: [n, K + 1] -> [n, K]."""
+        """Those of the policy's responses: [n, C] -> [n, K]."""
         return values[:, : self.responses]
 
     @property
     def calibrated(self) -> torch.Tensor:
-        """[n, K] R_c."""
+        """[n, K] R_c, where there are reference answers."""
         return calibrated_rewards(self.own(self.rewards), self.rewards[:, -1])
 
     @property
     def comparable(self) -> torch.Tensor:
-        """[n, K] bool, where response and reference answer have a reward."""
+        """[n, K] bool, where a response and its reference answer have a reward."""
         return self.own(self.counts) & self.counts[:, -1:]
 
 
@@ -103,24 +109,10 @@ class ConstrainedLoss(PolicyLoss):
         """What of a task's responses is trained on; called on every rank. As many rows whatever is chosen."""
 
 
-class CRPG(ConstrainedLoss):
-    """Constrained, calibrated policy gradient: − mean of (R̃_i − mean R̃) log π(a_i|s_i); the target is R̃_i − mean R̃."""
+class WeightedLikelihood(ConstrainedLoss):
+    """− mean of target · log π(a|s) over the responses that count."""
 
-    name, summary = "crpg", "CGPO's policy gradient of calibrated rewards that pass judges and a cap on the KL"
     options = (REFERENCE, CAP)
-
-    def rows(self, responses: int) -> int:
-        return responses
-
-    def choose(self, task: TaskResponses) -> Choice:
-        """All responses; the mean of R̃ is that of all ranks."""
-        passes, counts = task.own(task.passes), task.comparable
-        rewards = constrained_rewards(task.calibrated, task.own(task.log_ratio), passes, task.kl_max)
-        rewards = rewards.masked_fill(~counts, 0.0)
-        total, number = all_reduce_sum(torch.stack([rewards.sum(), counts.sum().float()]))
-        targets = (rewards - total / number.clamp(min=1)).masked_fill(~counts, 0.0)
-        serves = (rewards > 0).float()
-        return Choice(task.own(task.rows).flatten(), targets.flatten(), counts.float().flatten(), serves.flatten())
 
     def loss(
         self,
@@ -134,12 +126,30 @@ class CRPG(ConstrainedLoss):
         return weighted_likelihood(log_probs, target, units, total)
 
 
-class CRRAFT(ConstrainedLoss):
+class CRPG(WeightedLikelihood):
+    """Constrained, calibrated policy gradient: − mean of (R̃_i − mean R̃) log π(a_i|s_i); the target is R̃_i − mean R̃."""
+
+    name, summary = "crpg", "CGPO's policy gradient of calibrated rewards that pass judges and a cap on the KL"
+
+    def rows(self, responses: int) -> int:
+        return responses
+
+    def choose(self, task: TaskResponses) -> Choice:
+        """All responses; the mean of R̃ is that of all ranks. None counts where R̃ is 0 throughout: there is no loss."""
+        passes, counts = task.own(task.passes), task.comparable
+        rewards = constrained_rewards(task.calibrated, task.own(task.log_ratio), passes, task.kl_max)
+        rewards = rewards.masked_fill(~counts, 0.0)
+        total, number = all_reduce_sum(torch.stack([rewards.sum(), counts.sum().float()]))
+        targets = (rewards - total / number.clamp(min=1)).masked_fill(~counts, 0.0)
+        serves, units = (rewards > 0).float(), (counts & (total > 0)).float()
+        return Choice(task.own(task.rows).flatten(), targets.flatten(), units.flatten(), serves.flatten())
+
+
+class CRRAFT(WeightedLikelihood):
     """Constrained, calibrated reward-ranked fine-tuning: − mean of R_c(a*) log π(a*|s) over the prompts that have an
     a*; the target is R_c(a*)."""
 
     name, summary = "crraft", "CGPO's likelihood of the best response that passes, or of the reference answer"
-    options = (REFERENCE, CAP)
 
     def choose(self, task: TaskResponses) -> Choice:
         """One row a prompt: a*, or whatever, with unit 0."""
@@ -150,17 +160,6 @@ class CRRAFT(ConstrainedLoss):
         targets = torch.cat([task.calibrated, half], dim=1).gather(1, best).squeeze(-1)
         kept = kept.float()
         return Choice(task.rows.gather(1, best).squeeze(-1), targets * kept, kept, kept)
-
-    def loss(
-        self,
-        log_probs: torch.Tensor,
-        batch: Experience,
-        target: torch.Tensor,
-        units: torch.Tensor,
-        total: torch.Tensor,
-        settings: argparse.Namespace,
-    ) -> torch.Tensor:
-        return weighted_likelihood(log_probs, target, units, total)
 
 
 class CODPO(ConstrainedLoss):

@@ -72,12 +72,10 @@ class Chosen:
 
     Attributes:
         trained: with a target and units of every task.
-        own: rows of the policy's own responses, [k] int64.
         figures: {tag: (values, 1 where they count)}, two tensors of one shape each.
     """
 
     trained: Experience
-    own: torch.Tensor
     figures: dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -126,6 +124,11 @@ class TaskMixture:
         rows = [row for row, prompt in enumerate(sampled.prompts) if prompt.record.task == task.name]
         return torch.tensor(rows, dtype=torch.int64, device=device()).view(-1, width)
 
+    def own_rows(self, sampled: Sampled) -> torch.Tensor:
+        """Those of the policy's responses, without reference answers; [k] int64."""
+        rows = [self.rows_of(sampled, task)[:, : task.responses].flatten() for task in self.tasks]
+        return torch.cat(rows).sort().values
+
     def judged_by(self, sampled: Sampled) -> dict[str, list[bool]]:
         """{judge: whether it is asked of each response}."""
         return asked_by_task(self.tasks, [prompt.record.task for prompt in sampled.prompts])
@@ -159,8 +162,7 @@ class TaskMixture:
         figures: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         for task, part, choice in zip(self.tasks, parts, choices, strict=True):
             figures |= self.figures(task, part, choice)
-        own = torch.cat([part.own(part.rows).flatten() for part in parts]).sort().values
-        return Chosen(self.trained(experience, choices), own, figures)
+        return Chosen(self.trained(experience, choices), figures)
 
     def trained(self, experience: Experience, choices: Sequence[Choice]) -> Experience:
         """The rows of all tasks, with each task's targets and units on its own."""

@@ -23,11 +23,16 @@ NO_TOKEN = -1
 Answers = dict[tuple[int, ...], list[int]]  # by the ids of their prompts
 
 
-def given_answers(prompts: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> Answers:
+def given_answers(
+    prompts: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace, rows: int | None
+) -> Answers:
     """Those in the field `--reference_answers` of the prompts' rows, cut after `--max_new_tokens`.
 
+    Args:
+        rows: of the policy's embedding, if they are known.
+
     Raises:
-        UserError: a row without one, or see `encode_response`.
+        UserError: a row without one, or with one that the chat template refuses, or that has ids beyond the embedding.
     """
     name, found, cut = args.reference_answers, {}, 0
     for prompt in prompts:
@@ -35,7 +40,12 @@ def given_answers(prompts: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase
         text = record.fields.get(name)
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"{record.source}: no reference answer in the field '{name}' (--reference_answers)")
-        ids = encode_response(tokenizer, record.messages, text)
+        try:
+            ids = encode_response(tokenizer, record.messages, text)
+        except UserError as error:
+            raise UserError(f"{record.source}: {error}") from None
+        if rows is not None and max(ids) >= rows:
+            raise UserError(f"{record.source}: the field '{name}' has the id {max(ids)}, the policy {rows} of them")
         cut += len(ids) > args.max_new_tokens
         found[tuple(prompt.prompt)] = ids[: args.max_new_tokens]
     if cut:
@@ -44,18 +54,26 @@ def given_answers(prompts: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase
 
 
 def sampled_answers(
-    prompts: Sequence[Encoded], actor: Actor, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace
+    prompts: Sequence[Encoded],
+    actor: Actor,
+    tokenizer: PreTrainedTokenizerBase,
+    args: argparse.Namespace,
+    goes_on: bool,
 ) -> Answers:
     """One response of the policy, which is not trained yet, to each prompt; made once, and kept in pieces.
 
+    Args:
+        goes_on: whether a checkpoint has been trained with those that are there.
+
     Raises:
-        UserError: those of another run are there.
+        UserError: it has been, and they are of another run.
     """
     folder = Path(args.output_dir) / FOLDER
     if is_main() and args.fresh:
         remove_folder(folder)
     barrier()
-    distinct = list({tuple(prompt.prompt): prompt for prompt in prompts}.values())
+    by_ids = {tuple(prompt.prompt): prompt for prompt in prompts}
+    distinct = [by_ids[ids] for ids in sorted(by_ids)]  # whatever the order of rollouts
     facts = {
         "data": data_fingerprint(distinct),
         "--temperature": args.temperature,
@@ -63,10 +81,10 @@ def sampled_answers(
         "--dtype": args.dtype,
         "--seed": args.seed,
     } | (model_facts(args.actor_model, "--actor_model") if is_main() else {})
-    table = KeptTable(folder, distinct, facts, PIECE_SIZE, "start over with --fresh")
+    table = KeptTable(folder, distinct, facts, PIECE_SIZE, "start over with --fresh" if goes_on else None)
 
     def measure(examples: list[Encoded]) -> torch.Tensor:
-        seed_everything(seed_of(examples[0], args.seed))  # whoever makes them, and after whatever
+        seed_everything(seed_of(examples[0], args.seed))  # after whatever pieces
         sampled = sample_responses(actor.generate, examples, tokenizer, len(examples))
         ids = sampled.actions.masked_fill(sampled.mask == 0, NO_TOKEN)
         return torch.nn.functional.pad(ids, (0, args.max_new_tokens - ids.shape[1]), value=NO_TOKEN)

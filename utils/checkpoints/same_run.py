@@ -28,6 +28,7 @@ BATCH_FLAGS = {
 }  # fmt: skip
 SEQUENCES = "sequences an optimizer step (--per_device_train_batch_size and others)"
 PROMPTS = "prompts a rollout (--per_device_prompt_batch_size and others)"
+ONE_STEP_A_ROLLOUT = "--tasks (each with a loss on all of a rollout)"  # a fact of such runs
 Facts = dict[str, Any]  # what a run's result depends on beside its flags: {description: fingerprint or number}
 
 
@@ -39,7 +40,9 @@ def differences(manifest: dict[str, Any], flags: dict[str, Any], facts: Facts, r
     then, now = ({f"--{n}": v for n, v in part.items() if n not in unseen} for part in (then, now))
     then, now = then | manifest["facts"], now | json.loads(json.dumps(facts))
     if other_ranks:
-        then, now = then | batches(manifest["flags"], manifest["world_size"]), now | batches(flags, ranks)
+        one_step = ONE_STEP_A_ROLLOUT in facts
+        then |= batches(manifest["flags"], manifest["world_size"], one_step)
+        now |= batches(flags, ranks, one_step)
     then, now = ({n: None if value == [] else value for n, value in part.items()} for part in (then, now))
     names = dict.fromkeys([*then, *(n for n, value in now.items() if value or n in then)])  # no new flags that are off
     return [f"{n} {shown(then.get(n))} -> {shown(now.get(n))}" for n in names if then.get(n) != now.get(n)]
@@ -53,10 +56,14 @@ def shown(value: Any) -> str:
     return f"contents {text[:8]}" if len(text) == 64 and set(text) <= set("0123456789abcdef") else text
 
 
-def batches(flags: dict[str, Any], ranks: int) -> dict[str, int]:
-    """Batch sizes over all ranks: what has to stay when their number changes."""
+def batches(flags: dict[str, Any], ranks: int, one_step: bool = False) -> dict[str, int]:
+    """Batch sizes over all ranks: what has to stay when their number changes.
+
+    Args:
+        one_step: an optimizer step is on all of a rollout.
+    """
     micro_batch = flags["per_device_train_batch_size"] * ranks
-    found = {SEQUENCES: micro_batch * flags["gradient_accumulation_steps"]}
+    found = {} if one_step else {SEQUENCES: micro_batch * flags["gradient_accumulation_steps"]}
     if flags.get("gram_per") == "micro_batch":
         found[f"{SEQUENCES}, each micro-batch"] = micro_batch
     if "generation_batches" in flags:

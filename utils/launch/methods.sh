@@ -293,6 +293,16 @@ sources_of_run() {
     if [ -n "$source" ]; then echo "policies/$source"; fi
 }
 
+check_warm_start() { # WARM_START is a run, of those that are made or there, and none that starts from it
+    if [ -z "${WARM_START:-}" ]; then return; fi
+    check_run "$WARM_START" || return
+    if [[ $WARM_START == *"#"* ]]; then refuse_variable WARM_START "without a seed: every run starts from that of its own"; return; fi
+    if [ -n "$(warm_start_of "$WARM_START")" ]; then refuse_variable WARM_START "a run with tasks, which starts from it"; return; fi
+    if [[ " ${RUNS//$'\n'/ } " != *" $WARM_START "* ]] && ! [ -e "$OUTPUT/policies/$WARM_START/config.json" ]; then
+        refuse_variable WARM_START "not among RUNS, and not in $OUTPUT/policies"
+    fi
+}
+
 warm_start_of() { # the policy that run $1 starts from, if it is not the SFT policy
     find_method "$1" || return
     if [ -n "${WARM_START:-}" ] && [[ ${METHOD_FLAGS[ROW]} == *"{tasks}"* ]]; then echo "$WARM_START$(seed_of "$1")"; fi

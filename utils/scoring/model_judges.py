@@ -75,6 +75,14 @@ class ModelJudge(Judge):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.path, self.flag)
 
+    @cached_property
+    def positions(self) -> int | None:
+        return positions_of(load_config(self.path, self.flag))
+
+    @cached_property
+    def compiled(self) -> Template:
+        return Template(self.template, undefined=StrictUndefined)
+
     def check(self) -> None:
         """Raises: UserError: it is no language model; the template cannot be filled in; a word is not one token."""
         check_causal_lm(self.path, self.flag)
@@ -91,8 +99,7 @@ class ModelJudge(Judge):
         (positive, *_), (negative, *_) = self.words
         values = {"question": self.question, "positive": positive, "negative": negative, "response": response}
         try:
-            template = Template(self.template, undefined=StrictUndefined)
-            return template.render(prompt=messages[-1]["content"], messages=messages, **values)
+            return self.compiled.render(prompt=messages[-1]["content"], messages=messages, **values)
         except TemplateError as error:
             raise UserError(f"--judge_template {self.name}: {error}") from None
 
@@ -105,7 +112,7 @@ class ModelJudge(Judge):
         else:
             ids = tokenizer(text)["input_ids"]
             ids = ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids
-        return ids[-(positions_of(load_config(self.path, self.flag)) or len(ids)) :]
+        return ids[-(self.positions or len(ids)) :]
 
     def word_ids(self) -> list[list[int]]:
         """The ids of the words for yes and of those for no, each with and without a space before it, where that is one

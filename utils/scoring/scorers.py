@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from utils.data.batching import left_pad, right_pad
+from utils.data.encoding import Encoded
 from utils.data.records import Prompt
 from utils.engines.arrival import arriving, copy_of
 from utils.engines.engines import Engine, engine_config, make_frozen_engine
@@ -102,7 +104,7 @@ class ModelScorer:
         """
         truncated = None
         if not self.reads_policy_tokens:
-            sampled, truncated = in_other_tokens(sampled, self.models[0], args.responses_per_prompt or 1)
+            sampled, truncated = in_other_tokens(sampled, self.models[0])
 
         def run(ids: torch.Tensor, attention: torch.Tensor, time: int) -> torch.Tensor:
             return self.engine(ids, attention, ids.shape[1] - time)[:, -time:]
@@ -174,11 +176,11 @@ def score_responses(scorers: Sequence[Scorer], sampled: Sampled, args: argparse.
     return scored
 
 
-def in_other_tokens(sampled: Sampled, model: ScoreModel, copies: int) -> tuple[Sampled, torch.Tensor]:
+def in_other_tokens(sampled: Sampled, model: ScoreModel) -> tuple[Sampled, torch.Tensor]:
     """The same dialogues in a score model's own ids and chat template, and `Scored.truncated`.
 
-    What begins all of the `copies` responses to a prompt, one after another in the batch, is the prompt of the result,
-    where the model reads it once for them.
+    What begins all of the responses to a prompt, one after another in the batch, is the prompt of the result, where the
+    model reads it once for them.
     """
     rows, truncated = model.encode_all(
         [prompt.record.messages for prompt in sampled.prompts],
@@ -188,7 +190,7 @@ def in_other_tokens(sampled: Sampled, model: ScoreModel, copies: int) -> tuple[S
     )
     padding = model.tokenizer.pad_token_id
     shares = model.scores_tokens and model.module.shares_prompts
-    begun = beginnings(rows, copies) if shares else [0] * len(rows)
+    begun = beginnings(rows, neighbours(sampled.prompts)) if shares else [0] * len(rows)
     parts = [right_pad([ids[n:] for ids, n in zip(rows, begun, strict=True)], padding)]
     if any(begun):
         parts.insert(0, left_pad([ids[:n] for ids, n in zip(rows, begun, strict=True)], padding))
@@ -198,12 +200,20 @@ def in_other_tokens(sampled: Sampled, model: ScoreModel, copies: int) -> tuple[S
     return other, torch.tensor(truncated, dtype=torch.float32, device=device())
 
 
-def beginnings(rows: Sequence[list[int]], copies: int) -> list[int]:
-    """How many ids so many neighbours have in common at their beginning, all but one at most; 0 everywhere if some
-    have none."""
-    groups = [rows[start : start + copies] for start in range(0, len(rows), copies)]
+def neighbours(prompts: Sequence[Encoded]) -> list[int]:
+    """How many rows, one after another, are of one prompt."""
+    return [len(list(group)) for _, group in itertools.groupby(map(id, prompts))]
+
+
+def beginnings(rows: Sequence[list[int]], sizes: Sequence[int]) -> list[int]:
+    """How many ids groups of neighbours, of these sizes, have in common at their beginning, all but one at most; 0
+    everywhere if some have none."""
+    ends = list(itertools.accumulate(sizes))
+    groups = [rows[end - size : end] for size, end in zip(sizes, ends, strict=True)]
     common = [min(len(os.path.commonprefix(group)), min(map(len, group)) - 1) for group in groups]
-    return [length for length in common for _ in range(copies)] if min(common) > 0 else [0] * len(rows)
+    if min(common) <= 0:
+        return [0] * len(rows)
+    return [length for length, size in zip(common, sizes, strict=True) for _ in range(size)]
 
 
 # --- responses as rows of a file

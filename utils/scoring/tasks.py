@@ -93,7 +93,7 @@ def read_tasks(
         UserError: the file is unreadable, or has something else in it than what `Task` says; shares do not sum to 1.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=without_doubles)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{FLAG} {path}: cannot be read ({reason})") from None
@@ -101,6 +101,9 @@ def read_tasks(
         raise UserError(f"{FLAG} {path}: must be an object with a task under each name")
     defaults = {"responses": responses, "kl_max": kl_max}
     tasks = [task_of(name, entries, objectives, judges, defaults) for name, entries in found.items()]
+    places = [(task.prompts[0], written(task.prompts[1])) for task in tasks if not isinstance(task.prompts, str)]
+    if twice := [place for place in places if places.count(place) > 1]:
+        raise UserError(f"{FLAG}: several tasks have the prompts whose field '{twice[0][0]}' is {twice[0][1]}")
     if len(fields := {task.prompts[0] for task in tasks if not isinstance(task.prompts, str)}) > 1:
         raise UserError(f"{FLAG}: one field of the rows tells their tasks, not {' and '.join(sorted(fields))}")
     shares = [task.share for task in tasks]
@@ -109,6 +112,15 @@ def read_tasks(
     if None not in shares and abs(sum(shares) - 1) > 1e-6:
         raise UserError(f"{FLAG}: the shares sum to {sum(shares):g}, not 1")
     return tasks
+
+
+def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; raises ValueError where it has a key twice, of which the first would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return found
 
 
 def task_of(

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from utils.data.encoding import Encoded
 from utils.engines.engines import Engine
-from utils.output.files import flush_to_disk, write_json
+from utils.output.files import flush_to_disk, remove_folder, write_json
 from utils.output.metrics import Progress
 from utils.process.distributed import all_gather_objects, barrier, is_main
 from utils.process.errors import UserError
@@ -36,16 +36,20 @@ class KeptTable:
         folder: of its own; None of another run may be there.
         facts: what the values depend on: at least the examples' fingerprint.
         size: examples of a piece.
-        way_out: what to do where values of another run are in the way.
+        way_out: what to do where values of another run are in the way; None: they are removed.
 
     Raises:
-        UserError: values of other examples or of another model are there.
+        UserError: values of other examples or of another model are there, and may not be removed.
     """
 
-    def __init__(self, folder: Path, examples: list[Encoded], facts: dict[str, Any], size: int, way_out: str):
+    def __init__(self, folder: Path, examples: list[Encoded], facts: dict[str, Any], size: int, way_out: str | None):
         self.folder, self.examples, self.size = folder, examples, size
         manifest = facts | {"examples": len(examples), "--piece_size": size}
         found = self.other_than(manifest) if is_main() else None
+        if found and way_out is None:
+            print(f"note: {folder}: is of another run ({found}); it is made anew", flush=True)
+            remove_folder(folder)
+            found = self.other_than(manifest)
         if found := all_gather_objects(found)[0]:
             raise UserError(f"{folder}: is of another run ({found}); {way_out}")
         barrier()

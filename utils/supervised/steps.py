@@ -11,7 +11,7 @@ from utils.data.batching import enough, length_grouped_batches, length_grouped_s
 from utils.data.encoding import Encoded
 from utils.engines.engines import Engine
 from utils.gradients.zero import step_if_finite
-from utils.process.distributed import all_reduce_sum, device, rank, world_size
+from utils.process.distributed import all_reduce_max, all_reduce_sum, device, rank, world_size
 from utils.process.rank_watch import beat
 from utils.supervised.task import Task
 
@@ -74,6 +74,7 @@ def per_example(
         engine.eval()
     lengths = [example.length for example in examples]
     batches = length_grouped_batches(lengths, batch_size, 0, 0, rank(), world_size())
+    own = owned(sum(batches, []), len(examples))
     table = None
     for indices in batches:
         beat("evaluating")
@@ -83,9 +84,15 @@ def per_example(
         table[torch.tensor(indices, device=table.device)] = torch.nn.functional.pad(values, (0, 1), value=1.0)
     if engine:
         engine.train()
-    # A rest smaller than the number of ranks is measured by several of them: the last column counts.
-    table = all_reduce_sum(table).cpu()
-    return table / table[:, -1:]
+    return all_reduce_sum(table * own.unsqueeze(-1)).cpu()
+
+
+def owned(indices: list[int], number: int) -> torch.Tensor:
+    """[number] float64, 1 where this rank is the first of those that measure an example: a rest smaller than the number
+    of ranks is measured by several."""
+    places = torch.zeros(number, dtype=torch.float64, device=device())
+    places[torch.tensor(indices, device=device())] = world_size() - rank()
+    return (places > 0) * (places == all_reduce_max(places.clone()))
 
 
 def optimizer_step(
