@@ -11,6 +11,7 @@ import functools
 import gc
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
@@ -349,3 +350,28 @@ def movement_error(weights: Tensors, start: Tensors, end: Tensors) -> float:
     """Distance from where the weights should be, over the way there."""
     lag = sum((weights[name] - expected).norm().square() for name, expected in end.items())
     return (lag / sum((end[name] - start[name]).norm().square() for name in end)).sqrt().item()
+
+
+def deviations(
+    case: str,
+    reference: tuple[Tensors, Tensors, list[torch.Tensor]],
+    found: tuple[Tensors, list[Scalars]],
+    names: Sequence[str],
+    tolerance: float,
+) -> list[str]:
+    """Where steps end elsewhere than the reference, and took other coefficients, in words.
+
+    Args:
+        reference: weights before and after, and the coefficients of every step.
+        found: weights after, and what was logged of every step.
+        names: of the losses.
+    """
+    (start, end, coefficients), (weights, logged) = reference, found
+    error = movement_error(weights, start, end)
+    print(f"{case}: {error:.1e}")
+    wrong = [] if error <= tolerance else [f"{case}: the weights are off by {error:.1e}"]
+    for number, expected in enumerate(coefficients):
+        own = torch.tensor([logged[number][f"coefficient/{name}"] for name in names], dtype=torch.float64)
+        if not torch.allclose(own, expected, rtol=1e-4):
+            wrong.append(f"{case}, step {number}: coefficients {own}, not {expected}")
+    return wrong

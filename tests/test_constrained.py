@@ -10,7 +10,7 @@ import torch
 
 from tests.cases import cases
 from tests.constrained import OF_PROMPTS, TASKS, Library, Problem, build, make_library, step, train
-from tests.critic_free import Layout, movement_error
+from tests.critic_free import Layout, deviations, movement_error
 from tests.helpers import run_function
 from tests.test_gradient_parity import label, process_group
 from utils.process.distributed import rank
@@ -32,21 +32,14 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
 
 def check_problems(library: Library, jobs: list[tuple[Problem, Layout]]) -> None:
     """On every rank: each problem in its layout takes the reference's steps. All deviations are named."""
-    deviations = []
+    wrong = []
     with process_group():
         for problem, layout in jobs:
-            start, end, coefficients = library.solve(problem)
-            weights, logged = train(library, problem, layout)
-            error = movement_error(weights, start, end)
-            case = f"rank {rank()}, {label(problem, layout)}"
-            print(f"{case}: {error:.1e}")
-            if not error <= TOLERANCE:
-                deviations.append(f"{case}: the weights are off by {error:.1e}")
-            for number, expected in enumerate(coefficients):
-                found = torch.tensor([logged[number][f"coefficient/{task.name}"] for task in TASKS]).double()
-                if not torch.allclose(found, expected, rtol=1e-4):
-                    deviations.append(f"{case}, step {number}: coefficients {found}, not {expected}")
-    assert not deviations, "\n".join(deviations)
+            reference, case = library.solve(problem), f"rank {rank()}, {label(problem, layout)}"
+            wrong += deviations(
+                case, reference, train(library, problem, layout), [task.name for task in TASKS], TOLERANCE
+            )
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize(("stage", "ranks"), cases(itertools.product((0, 2, 3), (1, 2)), always=[(0, 1), (3, 2)]))

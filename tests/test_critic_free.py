@@ -16,6 +16,7 @@ from tests.critic_free import (
     Library,
     Problem,
     build,
+    deviations,
     make_library,
     movement_error,
     rollout_step,
@@ -59,21 +60,12 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
 
 def check_problems(library: Library, jobs: list[tuple[Problem, Layout]]) -> None:
     """On every rank: each problem in its layout takes the reference's steps. All deviations are named."""
-    deviations = []
+    wrong = []
     with process_group():
         for problem, layout in jobs:
-            start, end, coefficients = library.solve(problem, world_size())
-            weights, logged = train(library, problem, layout)
-            error = movement_error(weights, start, end)
-            case = f"rank {rank()}, {label(problem, layout)}"
-            print(f"{case}: {error:.1e}")
-            if not error <= TOLERANCE:
-                deviations.append(f"{case}: the weights are off by {error:.1e}")
-            for number, expected in enumerate(coefficients):
-                found = torch.tensor([logged[number][f"coefficient/{n}"] for n in problem.names], dtype=torch.float64)
-                if not torch.allclose(found, expected, rtol=1e-4):
-                    deviations.append(f"{case}, step {number}: coefficients {found}, not {expected}")
-    assert not deviations, "\n".join(deviations)
+            reference, case = library.solve(problem, world_size()), f"rank {rank()}, {label(problem, layout)}"
+            wrong += deviations(case, reference, train(library, problem, layout), problem.names, TOLERANCE)
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize(("stage", "ranks"), cases(itertools.product((0, 2, 3), (1, 2)), always=[(0, 1), (3, 2)]))
