@@ -32,13 +32,11 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
 
 def check_problems(library: Library, jobs: list[tuple[Problem, Layout]]) -> None:
     """On every rank: each problem in its layout takes the reference's steps. All deviations are named."""
-    wrong = []
+    wrong, names = [], [task.name for task in TASKS]
     with process_group():
         for problem, layout in jobs:
             reference, case = library.solve(problem), f"rank {rank()}, {label(problem, layout)}"
-            wrong += deviations(
-                case, reference, train(library, problem, layout), [task.name for task in TASKS], TOLERANCE
-            )
+            wrong += deviations(case, reference, train(library, problem, layout), names, TOLERANCE)
     assert not wrong, "\n".join(wrong)
 
 
