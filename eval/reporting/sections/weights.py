@@ -98,8 +98,8 @@ def plot_weights(groups: Sequence[RunGroup], path: Path) -> bool:
                 draw_multiplier(axes, [group for group in logged if group.name.condition == condition], tag, colors)
             row_legend(row[-1], list({group.name.base: group for group in logged}.values()), colors)
         for axes, (condition, name) in zip(panels[0], columns, strict=False):
-            share = f"share of {name}"
-            axes.set_title(f"{share} ({condition_title(condition)})" if len(columns) > 1 else share, loc="left")
+            share, several = f"share of {name}", len({other for other, _ in columns}) > 1
+            axes.set_title(f"{share} ({condition_title(condition)})" if several else share, loc="left")
         save(figure, path)
     return True
 
