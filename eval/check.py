@@ -1,4 +1,4 @@
-"""Check the commands of an evaluation that is still to come: their flags, the judge's settings, the test prompts.
+"""Check the commands of an evaluation that is still to come: flags, judges' settings, tasks, the test prompts.
 
     python eval/check.py "eval/generate.py --policy sft=output/sft ..." "eval/judge.py ..."
 
@@ -20,6 +20,9 @@ from utils.cli.arguments import Parser
 from utils.data import load_prompts
 from utils.models.configs import load_tokenizer
 from utils.process.errors import EXIT_BAD_INPUT, Problems, run_main
+from utils.scoring.judges import judges_of
+from utils.scoring.objectives import FLAGS
+from utils.scoring.tasks import read_tasks
 
 
 def main() -> None:
@@ -30,7 +33,7 @@ def main() -> None:
     problems, refused = Problems(collecting=True), False
     checks = {
         "eval/generate.py": lambda: check_generate(problems, prompts=not args.no_prompts),
-        "eval/score.py": score.parse_args,
+        "eval/score.py": lambda: check_score(problems),
         "eval/judge.py": lambda: check_judge(problems),
     }
     for command in args.commands:
@@ -54,6 +57,15 @@ def check_generate(problems: Problems, prompts: bool) -> None:
         problems.take(load_prompts, args.data, args.seed)
     else:
         problems.take(generate.load_test_prompts, args, tokenizer, args.reference_model, "--reference_model")
+
+
+def check_score(problems: Problems) -> None:
+    """Its flags; judges and tasks, but for what models say of them."""
+    args = score.parse_args()
+    names = [name for flag in FLAGS.values() for name, _ in getattr(args, flag)]
+    judges_of(args, names, problems)
+    if args.tasks:
+        problems.take(read_tasks, args.tasks, names, [name for name, _ in (*args.judge, *args.judge_model)])
 
 
 def check_judge(problems: Problems) -> None:

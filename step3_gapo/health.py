@@ -1,6 +1,7 @@
 """Warnings of PPO going wrong while every number stays finite: the KL explodes, the reward collapses."""
 
 import math
+import re
 import statistics
 from collections import deque
 
@@ -10,6 +11,10 @@ KL_PER_TOKEN = 1.0  # nats: a sampled token is e times likelier than under the r
 KL_JUMP, KL_FLOOR = 5.0, 20.0  # a jump: so many times the median of late, and so many nats a response
 COLLAPSE = 0.5  # standard deviations of the first scores that every objective lies below its start
 SAME_SPREAD = 0.05  # share of the first spread of scores below which responses have become alike
+TASK = re.compile(r"task/(.+)/serves")
+TASK_ADVICE = (
+    "no response passes (judge/* says which judge fails them, task/* the KL); try a judge apart, or a higher kl_max"
+)
 WATCHED = ("kl", "response_length", "reward")
 AVERAGED, RECENT, SILENT = 3, 10, 10  # rollouts: of a mean; of a median; between two warnings of one kind
 
@@ -45,6 +50,8 @@ class Health:
             self.start.append(scalars)
         else:
             warnings |= {"collapse": self.collapse_warning(), "alike": self.alike_warning()}
+        if len(self.latest) == AVERAGED:
+            warnings["task"] = self.task_warning()
         due = {kind: text for kind, text in warnings.items() if text and self.is_news(kind, step)}
         self.last_warned |= dict.fromkeys(due, step)
         return list(due.values())
@@ -61,6 +68,12 @@ class Health:
         if len(self.kls) == RECENT and kl > KL_FLOOR and kl > KL_JUMP * usual:
             return f"the KL to the reference has jumped from {usual:.3g} to {kl:.3g} nats a response: {KL_ADVICE}"
         return None
+
+    def task_warning(self) -> str | None:
+        """Nothing is learned of a task, since judges, or the cap on the KL, let nothing pass."""
+        tasks = {tag: found[1] for tag in self.latest[-1] if (found := TASK.fullmatch(tag))}
+        silent = [name for tag, name in tasks.items() if not any(scalars.get(tag) for scalars in self.latest)]
+        return f"nothing is learned of {', '.join(silent)}: {TASK_ADVICE}" if silent else None
 
     def judged(self) -> list[str]:
         """The objectives with scores in all rollouts that are compared."""

@@ -157,7 +157,7 @@ def read_input(args: argparse.Namespace) -> Input:
     problems.take(check_deepspeed_arguments, args)
     objectives = objectives_of(args, problems)
     judges = judges_of(args, [objective.name for objective in objectives], problems)
-    tasks = tasks_of(args, objectives, judges, problems)
+    tasks = tasks_of(args, objectives, problems)
     if tasks:
         note_unused(args, objectives, judges, tasks)
         objectives, judges = of_tasks(objectives, judges, tasks)

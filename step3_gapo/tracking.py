@@ -15,6 +15,7 @@ from utils.output.metrics import Progress, start_record
 from utils.process.distributed import all_reduce_sum, world_size
 from utils.process.plain_text import markdown_text
 from utils.scoring.objectives import Objective
+from utils.scoring.verdicts import ALL
 
 Scalars = dict[str, float]
 
@@ -47,6 +48,8 @@ class Tracker:
         warnings = self.observe(step, scalars)
         shown = {name: scalars[f"reward/{name}"] for name in self.names if f"reward/{name}" in scalars}
         shown["kl"] = scalars["kl"]
+        if (passed := f"judge/{ALL}") in scalars:
+            shown["passes"] = scalars[passed]
         self.progress.update(step, **shown)
         for warning in warnings:
             print(f"{self.run}: warning at step {step}: {warning}", flush=True)

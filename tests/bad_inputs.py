@@ -380,7 +380,8 @@ def tasks_of_prompts() -> dict[str, tuple]:
            for flag, value in UNEVEN.items()},
         "policy loss: nothing to combine": (
             step3, lambda b: plain | {"algorithm": "gapo"}, ("--algorithm gapo: has nothing to combine",)),
-        "tasks: two fields": (step3, one(prompts={"category": "x"}), ("one field of the rows", "category and risky")),
+        "tasks: two fields": (
+            step3, one(prompts={"category": "x"}), ("one field of the rows", "category in one task, risky in another")),
         "tasks: an unknown entry": (step3, one(reward="x"), ("howto: no such entry as reward",)),
         "tasks: an unknown objective": (step3, one(objectives="wit"), ("howto: no such objective as wit",)),
         "tasks: an unknown judge": (step3, one(judges=["kind"]), ("howto: no such judge as kind",)),
@@ -394,6 +395,8 @@ def tasks_of_prompts() -> dict[str, tuple]:
         "tasks: a share of nothing": (
             step3, with_tasks({"a": HOWTO | {"share": 0.99}, "b": RISKY | {"share": 0.01}}),
             ("b: its share leaves it no prompt",)),
+        "tasks: none for what weighs them": (
+            step3, lambda b: {"algorithm": "cgpo"}, ("--algorithm cgpo: weighs losses of tasks",)),
         "tasks: another policy loss": (
             step3, with_tasks({"howto": HOWTO, "risky": RISKY}, policy_loss=None, algorithm="gapo"),
             ("--tasks: --policy_loss clipped_surrogate knows none",)),
@@ -422,7 +425,7 @@ def tasks_of_prompts() -> dict[str, tuple]:
         "policy loss: no reference answers": (
             step3, lambda b: plain | {"reference_answers": "answer"}, ("no reference answer in the field 'answer'",)),
         "judge: another value": (step3, rule("return [1] * len(responses)"), ("--judge mine", "no truth values")),
-        "judge: too few values": (step3, rule("return []"), ("--judge mine", "0 values for 1 responses")),
+        "judge: too few values": (step3, rule("return []"), ("--judge mine", "0 values for 2 responses")),
         "judge: a function that fails": (step3, rule("raise ValueError('no')"), ("--judge mine", "fails")),
         "data: none for step 3": (step3, lambda b: {"data": None}, ("--data: needed",)),
     }  # fmt: skip
@@ -1199,7 +1202,7 @@ def variables() -> dict[str, tuple]:
         "variable: a command for a number of seeds": set_to("SEEDS=a[$(touch up)]", "SEEDS="),
         "variable: no ranks": set_to("RANKS=0", "RANKS=0"),
         "variable: half a thread": set_to("THREADS=0.5", "THREADS=0.5"),
-        "variable: a start that is no run": set_to("WARM_START=dpo", '"dpo"'),
+        "variable: a start that is no run": set_to("WARM_START=dpo", "WARM_START=dpo", "no run of"),
         "variable: a start with a seed": set_to("WARM_START=gapo_p1#3", "WARM_START", "without a seed"),
         "variable: a start that starts from itself": set_to("WARM_START=cgpo_crpg", "WARM_START", "starts from it"),
         "variable: a start that is not made": set_to("WARM_START=mgda", "WARM_START", "not among RUNS"),

@@ -43,7 +43,8 @@ STEP1, STEP2, PAIRS = "step1_sft/main.py", "step2_reward/main.py", "step3_dpo/ma
 SCOPES, RANKS, STAGES = ("last_layer", "full"), (1, 2), (0, 2, 3)
 UNTIMED = re.compile(r"^time/|^cost/|memory")  # tags that differ from run to run, and counts, which older trees lack
 METRICS = "metrics.jsonl"
-NEEDED = {"ppo": {"monitor": "harmlessness"}}  # flags without which an algorithm refuses two objectives
+# Flags without which an algorithm refuses two objectives.
+NEEDED = {"ppo": {"monitor": "harmlessness"}, "cgpo": {"policy_loss": "crpg", "per_device_train_batch_size": 32}}
 FUNCTIONS = tuple(f"{name}=examples.reward_functions:{name}" for name in ("conciseness", "format"))
 ADAPTERS = {"lora_dim": 4, "gradient_scope": "full"}
 ACCUMULATED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}

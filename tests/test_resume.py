@@ -479,3 +479,12 @@ def test_health_warns_of_a_reward_that_collapses() -> None:
     assert "have become nearly equal" in text
     broken = figures(kl=math.nan, reward=(math.nan, math.nan))
     assert not warnings_of([figures()] * 5 + [broken] * 5 + [figures()] * 5)
+
+
+def test_health_warns_of_a_task_that_teaches_nothing() -> None:
+    """Once three rollouts in a row had nothing to learn from, and again while it stays so."""
+    learned, silent = figures() | {"task/a/serves": 0.1}, figures() | {"task/a/serves": 0.0}
+    assert not warnings_of([learned, silent, silent] * 10)
+    found = warnings_of([learned] * 5 + [silent] * (AVERAGED + SILENT))
+    assert [step for step, _ in found] == [5 + AVERAGED, 5 + AVERAGED + SILENT]
+    assert all("nothing is learned of a" in text for _, text in found)

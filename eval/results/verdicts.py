@@ -1,6 +1,7 @@
 """What judges say of responses, and the figures of every task, in an evaluation."""
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,9 +83,18 @@ def scored_of(rows: Sequence[Row]) -> dict[str, Scored]:
 
 
 def summarize_verdicts(rows: Sequence[Row]) -> dict[str, Any]:
-    """{judge: the share of responses that it passes, of those that it judges, with its interval}."""
-    columns = {name: [row["verdicts"][name] for row in rows] for name in rows[0].get("verdicts", {})}
-    return {name: entry for name, column in columns.items() if (entry := summarize_judged(column))}
+    """{judge: the share of responses that it passes, of those that it judges, with its interval}.
+
+    The half-width is that of Agresti and Coull, which is not 0 where all pass, or none does.
+    """
+    found = {}
+    for name in rows[0].get("verdicts", {}):
+        column = [row["verdicts"][name] for row in rows]
+        if entry := summarize_judged(column):
+            count = entry.get("judged", len(column))
+            share = (entry["mean"] * count + 2) / (count + 4)
+            found[name] = entry | {"ci95": 1.96 * math.sqrt(share * (1 - share) / (count + 4))}
+    return found
 
 
 def summarize_tasks(rows: Sequence[Row], tasks: Sequence[Task]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ class CGPO(LossLevel):
 
     name, summary = "cgpo", "CGPO's: fixed weights of the tasks' losses"
     reads_preference = True
-    default_advantage = "gae"
+    of_tasks = True
 
     @property
     def weights(self) -> torch.Tensor:

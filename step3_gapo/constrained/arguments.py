@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from utils.data.records import Prompt
 from utils.process.distributed import print_main
 from utils.process.errors import AT_ONCE, Problems, UserError
 from utils.scoring.objectives import Objective
-from utils.scoring.tasks import FLAG, HELP, Task, load_task_prompts, read_tasks
+from utils.scoring.tasks import FLAG, HELP, READERS, Task, load_task_prompts, read_tasks
 from utils.scoring.verdicts import Judge
 
 ALL = "all"  # the task of all prompts
@@ -62,6 +61,8 @@ def check_policy_loss(args: argparse.Namespace, problems: Problems = AT_ONCE) ->
             problems.add(f"--{option.name}: --policy_loss {loss.name} has none (it serves {', '.join(names)})")
     if issubclass(method, LossLevel) and method.reads_margins:
         problems.add(f"--algorithm {args.algorithm}: reads margins, of which step 3 has none")
+    if method.of_tasks and not loss.by_task:
+        problems.add(f"--algorithm {args.algorithm}: weighs losses of tasks: give --policy_loss {' or '.join(BY_TASK)}")
     if not loss.by_task:
         if args.tasks:
             problems.add(f"{FLAG}: --policy_loss {loss.name} knows none (it serves {', '.join(BY_TASK)})")
@@ -79,7 +80,7 @@ def check_policy_loss(args: argparse.Namespace, problems: Problems = AT_ONCE) ->
 
 
 def tasks_of(
-    args: argparse.Namespace, objectives: Sequence[Objective], judges: Sequence[Judge], problems: Problems = AT_ONCE
+    args: argparse.Namespace, objectives: Sequence[Objective], problems: Problems = AT_ONCE
 ) -> list[Task] | None:
     """The tasks of a run; none where the policy loss knows none. Settles the step (`settle_step`).
 
@@ -89,7 +90,7 @@ def tasks_of(
     loss = policy_loss_of(args)
     if not loss.by_task or not objectives:
         return []
-    tasks = problems.take(find_tasks, args, objectives, judges)
+    tasks = problems.take(find_tasks, args, objectives)
     for task in tasks or ():
         check_task(args, loss, task, problems)
     if tasks:
@@ -136,14 +137,14 @@ def note_unused(
         print_main(f"note: {FLAG}: --policy_loss {args.policy_loss} reads no kl_max")
 
 
-def find_tasks(args: argparse.Namespace, objectives: Sequence[Objective], judges: Sequence[Judge]) -> list[Task]:
+def find_tasks(args: argparse.Namespace, objectives: Sequence[Objective]) -> list[Task]:
     """Those of `--tasks`, or that of all prompts.
 
     Raises:
         UserError: see `read_tasks` and `preference_weights`; gradients are to be combined, and there is one task.
     """
     responses, kl_max = args.responses_per_prompt or RESPONSES, args.kl_max or math.inf
-    names = [judge.name for judge in judges]
+    names = [name for name, _ in (*args.judge, *args.judge_model)]  # those with problems, too
     if args.tasks:
         return read_tasks(args.tasks, [objective.name for objective in objectives], names, responses, kl_max)
     optimized = [objective.name for objective in objectives if objective.optimized]
@@ -205,8 +206,9 @@ def check_step(args: argparse.Namespace, loss: ConstrainedLoss, tasks: Sequence[
 
 
 def task_facts(tasks: Sequence[Task]) -> dict[str, str]:
-    """A fingerprint of tasks, but for their prompts."""
+    """What a run's result depends on of tasks, beside their prompts."""
     if not tasks:
         return {}
-    found = [dataclasses.asdict(dataclasses.replace(task, prompts="")) for task in tasks]
-    return {ONE_STEP_A_ROLLOUT: hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()}
+    entries = [name for name in READERS if name != "prompts"]
+    own = {f"{FLAG} {task.name}: {name}": json.dumps(getattr(task, name)) for task in tasks for name in entries}
+    return {ONE_STEP_A_ROLLOUT: " ".join(task.name for task in tasks)} | own

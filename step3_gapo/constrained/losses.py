@@ -78,13 +78,19 @@ class TaskResponses:
 
 @dataclass(frozen=True)
 class Choice:
-    """Rows that are trained, [k] int64, with their targets and units, [k] float32; and how many of a task's prompts, or
-    of its responses, have something to learn from: [j] float32, of as many."""
+    """What is trained of a task.
+
+    Attributes:
+        rows: [k] int64; targets, units: [k] float32.
+        serves: [j] float32, 1 where a prompt, or a response, has something to learn from.
+        references: [n] float32, 1 where a prompt's reference answer is learned, of losses that may do so.
+    """
 
     rows: torch.Tensor
     targets: torch.Tensor
     units: torch.Tensor
     serves: torch.Tensor
+    references: torch.Tensor | None = None
 
 
 class ConstrainedLoss(PolicyLoss):
@@ -158,8 +164,8 @@ class CRRAFT(WeightedLikelihood):
         best, kept = best_response(rewards, log_ratio, passes, task.comparable, reference, task.kl_max)
         best, half = best.unsqueeze(-1), torch.full_like(task.rewards[:, -1:], 0.5)  # σ(0) of the reference itself
         targets = torch.cat([task.calibrated, half], dim=1).gather(1, best).squeeze(-1)
-        kept = kept.float()
-        return Choice(task.rows.gather(1, best).squeeze(-1), targets * kept, kept, kept)
+        kept, is_reference = kept.float(), (best.squeeze(-1) == task.responses).float()
+        return Choice(task.rows.gather(1, best).squeeze(-1), targets * kept, kept, kept, kept * is_reference)
 
 
 class CODPO(ConstrainedLoss):

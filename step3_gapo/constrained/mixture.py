@@ -34,7 +34,8 @@ def counts_of(tasks: Sequence[Task], prompts: Sequence[Encoded], size: int) -> d
     for name in by_remainder[: size - sum(counts.values())]:
         counts[name] += 1
     if none := [name for name, count in counts.items() if not count]:
-        raise UserError(f"{FLAG}: {none[0]}: its share leaves it no prompt in a rollout of {size}")
+        more = "more prompts a rollout, or another share, would"
+        raise UserError(f"{FLAG}: {none[0]}: its share leaves it no prompt in a rollout of {size}: {more}")
     return counts
 
 
@@ -178,7 +179,8 @@ class TaskMixture:
 
     def figures(self, task: Task, part: TaskResponses, choice: Choice) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """`Chosen.figures` of a task: its mean reward, the share of responses that pass all judges, the KL, the share
-        of prompts (of responses, where all are trained) that teach something."""
+        of prompts (of responses, where all are trained) that teach something, and of those that teach their reference
+        answer."""
         counts, everywhere = part.own(part.counts).float(), torch.ones_like(part.own(part.rewards))
         found = {
             "reward": (part.own(part.rewards) * counts, counts),
@@ -186,4 +188,6 @@ class TaskMixture:
             "kl": (part.own(part.log_ratio), everywhere),
             "serves": (choice.serves, torch.ones_like(choice.serves)),
         }
+        if choice.references is not None:
+            found["references"] = (choice.references, torch.ones_like(choice.references))
         return {f"task/{task.name}/{name}": values for name, values in found.items()}

@@ -28,7 +28,7 @@ BATCH_FLAGS = {
 }  # fmt: skip
 SEQUENCES = "sequences an optimizer step (--per_device_train_batch_size and others)"
 PROMPTS = "prompts a rollout (--per_device_prompt_batch_size and others)"
-ONE_STEP_A_ROLLOUT = "--tasks (each with a loss on all of a rollout)"  # a fact of such runs
+ONE_STEP_A_ROLLOUT = "--tasks"  # a fact of runs whose tasks have a loss each, on all of a rollout
 Facts = dict[str, Any]  # what a run's result depends on beside its flags: {description: fingerprint or number}
 
 

@@ -85,6 +85,7 @@ class Algorithm:
         reads_preference: whether `--preference` means something to it; zero_preference: whether a weight may be 0.
         default_advantage: which estimator serves it unless `--advantage` says otherwise.
         least_objectives, most_objectives: how many it takes.
+        of_tasks: whether it weighs the losses of tasks alone.
     """
 
     name: ClassVar[str]
@@ -95,6 +96,7 @@ class Algorithm:
     default_advantage: ClassVar[str] = "gae"
     least_objectives: ClassVar[int] = 1
     most_objectives: ClassVar[int | None] = None
+    of_tasks: ClassVar[bool] = False
 
     def __init__(self, setting: Setting):
         self.setting = setting

@@ -52,7 +52,7 @@ def add_weight_arguments(group: argparse._ArgumentGroup, methods: Sequence[type[
         nargs="+",
         default=[],
         metavar="NAME=W",
-        help="weight of every objective, sum 1 (default: equal), for "
+        help="weight of every objective, or task, sum 1 (default: equal), for "
         + ", ".join(method.name for method in methods if method.reads_preference),
     )
     group.add_argument(

@@ -295,7 +295,7 @@ sources_of_run() {
 
 check_warm_start() { # WARM_START is a run, of those that are made or there, and none that starts from it
     if [ -z "${WARM_START:-}" ]; then return; fi
-    check_run "$WARM_START" || return
+    check_run "$WARM_START" 2> /dev/null || { refuse_variable WARM_START "no run of presets/methods.txt"; return; }
     if [[ $WARM_START == *"#"* ]]; then refuse_variable WARM_START "without a seed: every run starts from that of its own"; return; fi
     if [ -n "$(warm_start_of "$WARM_START")" ]; then refuse_variable WARM_START "a run with tasks, which starts from it"; return; fi
     if [[ " ${RUNS//$'\n'/ } " != *" $WARM_START "* ]] && ! [ -e "$OUTPUT/policies/$WARM_START/config.json" ]; then

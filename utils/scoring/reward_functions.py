@@ -94,8 +94,9 @@ class RewardFunction:
         return values
 
     def try_out(self, prompt: Prompt) -> None:
-        """Raises: UserError: it fails for a response to a prompt."""
-        self([prompt.messages[-1]["content"]], ["Yes."], [prompt.messages], [prompt.source])
+        """Raises: UserError: it fails for two responses to a prompt."""
+        text, replies = prompt.messages[-1]["content"], ["Yes.", "No."]
+        self([text] * len(replies), replies, [prompt.messages] * len(replies), [prompt.source] * len(replies))
 
     def try_often(self, prompts: list[str], responses: list[str], messages: list[Sequence[Message]], place: str) -> Any:
         """What the function returns at the first try at which it does not fail.

@@ -104,8 +104,10 @@ def read_tasks(
     places = [(task.prompts[0], written(task.prompts[1])) for task in tasks if not isinstance(task.prompts, str)]
     if twice := [place for place in places if places.count(place) > 1]:
         raise UserError(f"{FLAG}: several tasks have the prompts whose field '{twice[0][0]}' is {twice[0][1]}")
-    if len(fields := {task.prompts[0] for task in tasks if not isinstance(task.prompts, str)}) > 1:
-        raise UserError(f"{FLAG}: one field of the rows tells their tasks, not {' and '.join(sorted(fields))}")
+    if len(fields := dict.fromkeys(field for field, _ in places)) > 1:
+        raise UserError(
+            f"{FLAG}: one field of the rows tells the task of each, not {' in one task, '.join(fields)} in another"
+        )
     shares = [task.share for task in tasks]
     if None in shares and any(shares):
         raise UserError(f"{FLAG}: {tasks[shares.index(None)].name} has no share of a rollout, others have")
@@ -260,7 +262,8 @@ def in_task(prompt: Prompt, tasks: Sequence[Task]) -> Prompt:
     asked = dict.fromkeys(each.prompts[0] for each in tasks)
     if task is None:
         found = " and ".join(f"{name!r} is {json.dumps(prompt.fields.get(name))}" for name in asked)
-        raise UserError(f"{prompt.source}: the prompt is of no task of {FLAG}: its field {found}")
+        known = ", ".join(json.dumps(each.prompts[1]) for each in tasks)
+        raise UserError(f"{prompt.source}: the prompt is of no task of {FLAG}: its field {found} (tasks have {known})")
     others = {name: value for name, value in prompt.fields.items() if name not in asked}
     return dataclasses.replace(prompt, task=task.name, fields=others)
 

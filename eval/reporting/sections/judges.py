@@ -12,7 +12,7 @@ import numpy as np
 from eval.reporting.blocks import Block, Heading, Picture, Report, Section, Text, long_figures
 from eval.reporting.plots import PAPER, WIDTH, save
 from eval.reporting.seeds import RunGroup
-from eval.reporting.tables import KIND_TITLES, Column, Table, describe_spread, fill_table, format_number
+from eval.reporting.tables import KIND_TITLES, Column, Table, count_range, describe_spread, fill_table, format_number
 from eval.results.runs import condition_title, find_conditions
 
 PLACE = 65
@@ -22,7 +22,7 @@ CAPTION = (
     "Which judge fails whom: the responses that each judge passes, in percent of those that it judges. A response fails"
     " together where any judge fails it."
 )
-TASK_NOTE = "Scores are over the task's prompts; the reward that its responses are trained on is {rewards}."
+TASK_NOTE = "{prompts} test prompts. The reward of this task is {rewards}."
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def table_of(groups: Sequence[RunGroup], place: Place, task: str = "") -> Table 
         for name in dict.fromkeys(name for _, figures in rows for name in figures.get(part, {}))
     ]  # fmt: skip
     columns += [
-        Column(("judges", name), JUDGES, name, decimals=1, has_interval=True, prefix="passes ") for name in names
+        Column(("judges", name), JUDGES, f"{name} %", decimals=1, has_interval=True, prefix="passes ") for name in names
     ]
     rows = [(group, figures) for group, figures in rows if any(c.value(figures)[0] is not None for c in columns)]
     return fill_table(columns, rows) if rows and columns else None
@@ -115,6 +115,7 @@ def plot_verdicts(groups: Sequence[RunGroup], places: Sequence[Place], path: Pat
             axes.text(column, row, text, ha="center", va="center", fontsize=9, color="#222222")
         axes.set_yticks(range(len(groups)), [group.name.method for group in groups])
         axes.set_xticks(range(len(columns)), [f"{place.title}\n{name}" for place, name in columns])
+        axes.set_title("responses that pass a judge, %", loc="left")
         axes.tick_params(length=0, labeltop=True, labelbottom=False, labelcolor="#222222")
         axes.grid(False)
         for edge in [n for n, (one, other) in enumerate(zip(columns, columns[1:], strict=False)) if one[0] != other[0]]:
@@ -151,7 +152,7 @@ def condition_blocks(
         if tasks:
             blocks += [
                 Heading(f"Task {place.title}"),
-                Text([TASK_NOTE.format(rewards=rewards_of(groups, place.title))]),
+                Text([TASK_NOTE.format(**described(groups, place.title))]),
             ]
         blocks.append(long_figures(table))
     if not blocks:
@@ -159,10 +160,13 @@ def condition_blocks(
     return [*report.headed(condition_title(condition)), *blocks, Text([describe_spread(groups)], note=True)]
 
 
-def rewards_of(groups: Sequence[RunGroup], task: str) -> str:
-    """'helpfulness', or '1 harmlessness + 0.2 helpfulness'."""
+def described(groups: Sequence[RunGroup], task: str) -> dict[str, str]:
+    """'prompts': how many; 'rewards': 'helpfulness', or '1 harmlessness + 0.2 helpfulness'."""
     tasks = (run.evaluation.get("tasks") or {} for group in groups for run in group.runs)
-    rewards = next(found[task]["rewards"] for found in tasks if task in found)
-    if len(rewards) == 1:
-        return next(iter(rewards))
-    return " + ".join(f"{weight:g} {name}" for name, weight in rewards.items())
+    found = [tasks_of_run[task] for tasks_of_run in tasks if task in tasks_of_run]
+    rewards = found[0]["rewards"]
+    worth = " + ".join(f"{weight:g} {name}" for name, weight in rewards.items())
+    return {
+        "prompts": count_range(e["prompts"] for e in found),
+        "rewards": worth if len(rewards) > 1 else next(iter(rewards)),
+    }
