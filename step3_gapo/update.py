@@ -69,7 +69,8 @@ class ActorUpdate:
         self.actor, self.algorithm, self.needs, self.args = actor, algorithm, needs, args
         self.names, self.policy_loss = needs.losses, policy_loss_of(args)
         self.kl_coeff = args.kl_coeff if kl_in(args) == "loss" else 0.0
-        self.weigher = Weigher(algorithm, self.names, needs.gram, args.gram_every or 1)
+        warns = not self.policy_loss.by_task  # tasks that teach nothing are warned of by rollouts
+        self.weigher = Weigher(algorithm, self.names, needs.gram, args.gram_every or 1, warns)
 
     def accumulate(self, batches: StepBatches, on_policy: bool = False) -> Scalars | None:
         """Leave the gradient of one optimizer step on this rank's micro-batches in the policy's engine.

@@ -15,7 +15,7 @@ from step3_gapo.arguments import parse_args
 from step3_gapo.critic_free import group_relative, leave_one_out
 from step3_gapo.experience import Experience
 from step3_gapo.needs import METHODS, needs_of
-from step3_gapo.policy_losses import clipped_surrogate
+from step3_gapo.policy_losses import ClippedSurrogate
 from step3_gapo.rollout import add_advantages, training_scores
 from step3_gapo.update import ActorUpdate
 from tests.helpers import flags
@@ -387,7 +387,7 @@ def test_the_penalty_of_padding_is_nothing() -> None:
     log_probs = torch.tensor([[-1.0, -200.0]], requires_grad=True)
     mask = torch.tensor([[1.0, 0.0]])
     batch = Namespace(mask=mask, log_probs=log_probs.detach() * mask, ref_log_probs=torch.tensor([[-1.5, 0.0]]))
-    update = Namespace(policy_loss=clipped_surrogate, kl_coeff=0.5, args=Namespace(clip_range_ratio=0.2))
+    update = Namespace(policy_loss=ClippedSurrogate(), kl_coeff=0.5, args=Namespace(clip_range_ratio=0.2))
     loss = ActorUpdate.loss(update, log_probs, batch, torch.zeros(1, 2), mask, torch.tensor(1.0))
     (slope,) = torch.autograd.grad(loss, log_probs)
     close(loss.detach().double(), 0.5 * (math.exp(-0.5) + 0.5 - 1))

@@ -15,7 +15,7 @@ from step3_gapo.experience import Experience
 from step3_gapo.rollout import make_rollout
 from step3_gapo.update import StepBatches, optimizer_step
 from tests.cases import cases
-from tests.helpers import ROOT, Workshop, flags, run_function, run_script
+from tests.helpers import ROOT, Workshop, default_signals, flags, run_function, run_script
 from tests.test_resume import STEP1, supervised_flags
 from tests.test_step3_engine import build
 from utils.data.encoding import Encoded
@@ -148,5 +148,7 @@ def test_a_perplexity_beyond_floats_is_no_traceback(workshop: Workshop, tmp_path
 def test_an_interrupted_command_says_so_in_a_line_and_ends_by_the_signal() -> None:
     program = "import os, signal; from utils.process.errors import run_main;"
     program += " run_main(lambda: os.kill(os.getpid(), signal.SIGINT))"
-    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    process = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, preexec_fn=default_signals
+    )
     assert process.returncode == -signal.SIGINT and process.stderr == "error: interrupted\n"

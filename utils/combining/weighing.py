@@ -53,10 +53,19 @@ class Weigher:
         names: [m] of the losses.
         compares: whether Gram matrices are made, to weigh by them or to log them.
         every: optimizer steps that coefficients serve for.
+        warns_of_absent: whether a loss that a step has nothing of is to be warned of like one whose gradient vanishes.
     """
 
-    def __init__(self, algorithm: Algorithm, names: list[str], compares: bool, every: int = 1):
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        names: list[str],
+        compares: bool,
+        every: int = 1,
+        warns_of_absent: bool = False,
+    ):
         self.algorithm, self.names, self.compares = algorithm, names, compares
+        self.warns_of_absent = warns_of_absent
         self.kept = KeptCoefficients(every)
         self.warned: set[str] = set()
         self.gram: torch.Tensor | None = None
@@ -125,7 +134,7 @@ class Weigher:
     def warn_of_zero_gradients(self, gram: torch.Tensor, present: Sequence[bool]) -> None:
         """One line, once an objective: it has weight 0 as long as its gradient vanishes."""
         for name, square, there in zip(self.names, gram.diagonal().tolist(), present, strict=True):
-            if there and square == 0 and name not in self.warned:
+            if (there or self.warns_of_absent) and square == 0 and name not in self.warned:
                 self.warned.add(name)
                 print_main(f"warning: the gradient of {name} is zero; it has weight 0 until it is not")
 

@@ -1,4 +1,4 @@
-"""Binary judges: what a response must pass, whatever it scores (CGPO, arXiv 2409.20370, section 4.1).
+"""Binary judges: what a response must pass, whatever it scores (CGPO, arXiv 2409.20370).
 
 A judge passes a response, fails it, or does not judge it. It is a rule, that is, a function of prompts and responses
 that returns True, False or None for each, or a threshold on the value of an objective, or what a program can check of
