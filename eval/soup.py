@@ -30,6 +30,7 @@ from eval.results.runs import SETTINGS, read_json_object
 from eval.results.shapes import OBJECT, Shape
 from utils.cli.arguments import Parser
 from utils.cli.types import named_number, named_value
+from utils.models.card import write_card
 from utils.models.fingerprint import INDEX, find_tensors, load_tensor, weights_fingerprint
 from utils.output.files import check_writable, finished_directory, write_json
 from utils.process.errors import UserError, run_main
@@ -285,6 +286,7 @@ def main() -> None:
     with finished_directory(output_dir) as folder:
         write_soup(folder, experts, list(weights.values()))
         write_json(folder / "args.json", settings)
+        write_card(folder, output_dir, settings, {})
     recipe = " + ".join(f"{weight:g} {name}" for name, weight in weights.items())
     print(f"{output_dir}: {recipe}", flush=True)
 

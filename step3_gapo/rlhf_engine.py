@@ -12,6 +12,7 @@ from step3_gapo.needs import Needs
 from utils.engines.arrival import arriving, copy_of
 from utils.engines.engines import Engine, engine_config, gathered_weights, make_frozen_engine
 from utils.engines.parking import park
+from utils.models.card import last_figures, write_card
 from utils.models.configs import DTYPES
 from utils.models.loading import load_causal_lm
 from utils.models.lora import export_trained, with_adapters
@@ -73,4 +74,5 @@ class RLHFEngine:
         if is_main():
             with finished_files(directory) as folder:
                 export_trained(model, self.tokenizer, folder, weights, args)
+                write_card(folder, directory, vars(args), last_figures(directory))
             mark_finished(directory)

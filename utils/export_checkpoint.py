@@ -27,6 +27,7 @@ from utils.checkpoints.manifest import BEST, ENGINES, read_manifest, step_folder
 from utils.checkpoints.reshape import read_saved, whole_shapes
 from utils.cli.arguments import Parser, add_loading_arguments
 from utils.engines.arrival import persistent_buffers
+from utils.models.card import write_card
 from utils.models.checking import check_causal_lm
 from utils.models.configs import (
     DTYPES,
@@ -69,6 +70,7 @@ def main() -> None:
                 export_adapted_model(model, tokenizer, temporary, weights, manifest["flags"]["lora_export"], base)
             else:
                 export_model(model, tokenizer, temporary, weights)
+            write_card(temporary, output, manifest["flags"], {"step": manifest["step"]})
     except (OSError, SafetensorError) as error:
         raise Failure(
             f"--output_dir {output}: cannot be written ({first_line(error)}); nothing is left there"

@@ -12,6 +12,7 @@ from step2_reward.armorm import figures
 from step2_reward.armorm.attributes import Fitted
 from step2_reward.armorm.gate import GatedPairs
 from utils.engines.engines import gathered_weights
+from utils.models.card import figures_of, write_card
 from utils.models.export import export_model
 from utils.output.files import finished_files, write_json
 from utils.process.distributed import is_main, print_main
@@ -49,6 +50,7 @@ def export_armorm(
             write_json(folder / "evaluation.json", evaluation)
             figures.plot(evaluation, folder)
             export_model(whole, tokenizer, folder, weights)
+            write_card(folder, args.output_dir, vars(args) | {"kind": "ArmoRM"}, figures_of(evaluation))
     print_main("\n".join(figures.lines(evaluation)))
 
 

@@ -19,6 +19,7 @@ from utils.cli.arguments import note_warmup
 from utils.data.encoding import Encoded, data_fingerprint
 from utils.engines.engines import Engine, gathered_weights, restore_weights
 from utils.memory.dry_run import Described, longest_of, optimizer_lines, print_dry_run, surroundings
+from utils.models.card import figures_of, write_card
 from utils.models.export import describe_model
 from utils.models.fingerprint import model_facts
 from utils.models.lora import export_trained
@@ -270,6 +271,7 @@ def export(
             if write_more:
                 write_more(folder)
             export_trained(model, tokenizer, folder, weights, args)
+            write_card(folder, args.output_dir, vars(args), figures_of(evaluation))
 
 
 def print_summary(args: argparse.Namespace, outcome: Outcome, examples: int, figure: str) -> None:
