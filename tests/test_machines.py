@@ -176,6 +176,35 @@ def test_a_host_file_starts_a_launcher_on_every_machine(tmp_path: Path) -> None:
     assert said == f"error: HOSTFILE={tmp_path}/hosts: ssh does not reach lost without a password\n"
 
 
+SRUN = r"""#!/usr/bin/env bash
+if [ "$1" = --kill-on-bad-exit=1 ]; then shift; fi
+for ((node = 0; node < SLURM_JOB_NUM_NODES; node++)); do SLURM_NODEID=$node "$@" & done
+wait
+"""
+
+
+@pytest.mark.parametrize("machines", [1, 2])
+def test_a_slurm_job_starts_a_launcher_on_every_machine(machines: int, tmp_path: Path) -> None:
+    scontrol = '#!/bin/sh\n[ "$*" = "show hostnames localhost,other" ] && printf "localhost\\nother\\n"\n'
+    for name, content in (("srun", SRUN), ("scontrol", scontrol), ("rank.py", RANK)):
+        (tmp_path / name).write_text(content)
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "7123456", "SLURM_JOB_NODELIST": "localhost,other", "SLURM_JOB_NUM_NODES": str(machines)}
+    launch = f"source utils/launch/launch.sh; launch {tmp_path}/rank.py {tmp_path}/log --a 'b c'"
+    command = ["bash", "examples/slurm.sh", "bash", "-c", launch, "utils/launch/launch.sh"]
+    environment = os.environ | {"PYTHON": sys.executable, "PATH": f"{tmp_path}:{os.environ['PATH']}", "RANKS": "2"}
+    run = subprocess.run(command, cwd=ROOT, env=environment | job, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stdout + run.stderr
+    ranks = sorted(line for line in run.stdout.splitlines() if line.startswith("is "))
+    assert [line.split()[1:4] for line in ranks] == [
+        [str(rank), str(rank % 2), str(2 * machines)] for rank in range(2 * machines)
+    ]
+    assert all("['--a', 'b c']" in line for line in ranks)
+    assert machines == 1 or all(" 23456 " in line for line in ranks)  # the port comes from the job
+    outside = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert outside.returncode == 2 and outside.stderr.startswith("error: not in a Slurm job: sbatch ")
+
+
 def test_more_ranks_than_devices_are_refused() -> None:
     check_local_ranks(2, 2)
     with pytest.raises(UserError, match="--num_accelerators 3: there are 2 CUDA devices on this machine"):
