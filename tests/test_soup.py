@@ -11,11 +11,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from tests.helpers import Result, Workshop, flags, read_weights, run_script
+from utils.models.card import CARD
 from utils.models.fingerprint import weights_fingerprint
 
 pytestmark = pytest.mark.slow
 
 HEAD = "lm_head.weight"
+TELLS_ITS_ORIGIN = ("args.json", CARD)
 
 
 def soup(output: Path, experts: dict[str, Path], weights: dict[str, float], **changes: Any) -> Result:
@@ -93,7 +95,7 @@ def test_weight_one_is_the_expert(experts: dict[str, Path], tmp_path: Path, chos
     (experts[chosen] / "metrics.jsonl").write_text("{}\n")
     result = soup(tmp_path / "soup", experts, {name: float(name == chosen) for name in experts})
     assert result.code == 0, result.stderr
-    expert, made = ({file.name: file.read_bytes() for file in folder.iterdir() if file.name != "args.json"}
+    expert, made = ({file.name: file.read_bytes() for file in folder.iterdir() if file.name not in TELLS_ITS_ORIGIN}
                     for folder in (experts[chosen], tmp_path / "soup"))  # fmt: skip
     assert made == {name: content for name, content in expert.items() if name != "metrics.jsonl"}
     assert {"config.json", "model.safetensors", "tokenizer.json"} < made.keys()

@@ -54,8 +54,9 @@ def figures_of(evaluation: Mapping[str, Any]) -> dict[str, float]:
 
 
 def last_figures(directory: str | Path) -> dict[str, float]:
-    """What the last rollout of a run was worth, of its metrics.jsonl."""
-    lines = (Path(directory) / METRICS).read_text(encoding="utf-8").splitlines()
+    """What the last rollout of a run was worth, of its metrics.jsonl, if it has one."""
+    path = Path(directory) / METRICS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     last = json.loads(lines[-1]) if lines else {}
     kept = {tag: value for tag, value in last.items() if tag.startswith(("reward/", "judge/all")) or tag == "kl"}
     return {f"{tag} (last rollout)": value for tag, value in kept.items()}
