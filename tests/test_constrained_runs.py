@@ -196,8 +196,8 @@ def test_other_tasks_go_on_with_no_checkpoint(workshop: Workshop, folder: Path, 
 def test_another_number_of_ranks_goes_on(workshop: Workshop, folder: Path) -> None:
     """What a micro-batch holds is no matter, where a step is on a whole rollout."""
     given = settings(folder, "crraft", max_steps=3, checkpoint_interval=1, per_device_train_batch_size=4)
-    words = lambda **changes: workshop.step3_flags("other_ranks", **given | changes)
-    output = workshop.folder / "other_ranks"
+    words = lambda **changes: workshop.step3_flags("cgpo_other_ranks", **given | changes)
+    output = workshop.folder / "cgpo_other_ranks"
     run_killed(STEP3, words(fresh=True, per_device_prompt_batch_size=10), 1, lambda: metrics_lines(output) >= 2)
     result = run_script(STEP3, words(per_device_prompt_batch_size=5), 2)
     assert result.code == 0 and "going on from" in result.stdout, result.stderr
