@@ -23,20 +23,23 @@ from eval.chatting.conversation import Policy, system_turns, take_turn
 from eval.results.explanations import add_explain_argument, note_unexplained
 from eval.results.grading import grade, load_gold
 from utils.cli.arguments import Parser, add_loading_arguments
-from utils.cli.types import named_value, positive_int, seed, temperature
+from utils.cli.types import by_name, named_number, named_value, positive_int, seed, temperature
 from utils.data.encoding import encode_prompt
 from utils.models.checking import check_causal_lm, check_positions
-from utils.models.configs import DTYPES, allow, load_tokenizer
+from utils.models.configs import DTYPES, allow, load_config, load_tokenizer
 from utils.models.loading import load_causal_lm
 from utils.process.distributed import device
 from utils.process.errors import UserError, run_main
 from utils.process.plain_text import printable
 from utils.scoring.objectives import Objective, add_score_arguments, are_given, by_source, named_objectives
 from utils.scoring.scorers import RowScorer, load_row_scorer
+from utils.steering.arguments import add_direction_argument, direction_of
+from utils.steering.directions import steering_of
 
 HELP = """\
 /reset     forget the conversation
 /policies  the policies and where they come from
+/direction NAME=W ...  where to steered policies go from here on; without weights, where they go now
 /help      this list
 /quit      end (also Ctrl-D); Ctrl-C ends an answer"""
 
@@ -52,6 +55,7 @@ def parse_args() -> argparse.Namespace:
         metavar="NAME=PATH",
         help="name and model folder; several answer one after the other",
     )
+    add_direction_argument(parser)
     add_score_arguments(parser)
     parser.add_argument("--gold", metavar="MODULE:FUNCTION", help="(prompts, responses) -> {objective: values}")
     add_explain_argument(parser)
@@ -86,6 +90,8 @@ def load_policies(args: argparse.Namespace) -> list[Policy]:
             load_causal_lm(path, f"--policy {name}", DTYPES[args.dtype]).to(device()).eval(),
             load_tokenizer(path, f"--policy {name}"),
             system_turns(args),
+            steering_of(load_config(path, f"--policy {name}"), f"--policy {name} {path}"),
+            (direction_of(path, f"--policy {name}", args.direction) or (None, None))[1],
         )
         for name, path in args.policy
     ]
@@ -100,6 +106,7 @@ def check_policies(args: argparse.Namespace) -> None:
             raise UserError(f"{flag}: given twice")
         check_causal_lm(path, flag)
         check_positions(path, flag, args.max_new_tokens + 1, f"--max_new_tokens {args.max_new_tokens} and a prompt")
+        direction_of(path, flag, args.direction)
         if args.system is not None:
             check_system(path, flag, args)
 
@@ -137,12 +144,31 @@ def obey(command: str, policies: list[Policy]) -> bool:
             print("the conversation is forgotten")
         case "/policies":
             for policy in policies:
-                print(f"{policy.name}: {policy.path}, {len(policy.history) // 2} exchanges")
+                goes = f", {policy.direction.said()}" if policy.direction else ""
+                print(f"{policy.name}: {policy.path}, {len(policy.history) // 2} exchanges{goes}")
         case "/help":
             print(HELP)
+        case _ if command.split()[0] == "/direction":
+            steer_policies(command.split()[1:], policies)
         case _:
             print(f"{command}: no such command (/help lists them)")
     return True
+
+
+def steer_policies(words: list[str], policies: list[Policy]) -> None:
+    """Take weights as a new direction of the policies that are steered, and say where each goes."""
+    steered = [policy for policy in policies if policy.steering]
+    try:
+        weights = by_name("/direction", [named_number(word) for word in words])
+        found = [policy.steering.direction(weights, "/direction") if words else policy.direction for policy in steered]
+    except (UserError, argparse.ArgumentTypeError) as error:
+        print(error)
+        return
+    for policy, direction in zip(steered, found, strict=True):
+        policy.direction = direction
+        print(f"{policy.name}: {direction.said() if direction else 'no direction'}")
+    if not steered:
+        print("no policy here is steered by a direction (step3_dpa makes them)")
 
 
 def read_line() -> str | None:

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from eval.results.answers import Answers, add_sampling_arguments, is_current, load_test_prompts, settings_of
 from eval.results.partial import partial_path
+from eval.results.steered import steer
 from utils.cli.arguments import Parser, add_data_arguments, add_loading_arguments, check_output_file
 from utils.cli.types import named_value
 from utils.data.encoding import Encoded
@@ -32,6 +33,7 @@ from utils.output.metrics import Progress
 from utils.process.distributed import device
 from utils.process.errors import UserError, run_main
 from utils.scoring.tasks import add_tasks_argument
+from utils.steering.arguments import add_direction_argument, direction_of
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,6 +50,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--reference_model", required=True, metavar="PATH", help="policy that the KL is measured from")
     add_data_arguments(parser, "test prompts")
     add_tasks_argument(parser, "note the task of every prompt, which a field of its row tells")
+    add_direction_argument(parser)
     parser.add_argument("--output_dir", required=True, help="responses go to <output_dir>/responses/<run>.jsonl")
     add_sampling_arguments(parser)
     add_loading_arguments(parser)
@@ -78,18 +81,29 @@ def check_policies(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase)
     return min(rows)
 
 
+def as_asked(
+    prompts: list[Encoded], name: str, path: str, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace
+) -> list[Encoded]:
+    """The prompts as a policy gets them: with `--direction`, if it is given.
+
+    Raises:
+        UserError: see `direction_of`.
+    """
+    found = direction_of(path, f"--policy {name}", args.direction)
+    return steer(prompts, *found, tokenizer) if found else prompts
+
+
 def generate_all(
-    todo: list[tuple[str, str, Answers]],
-    prompts: list[Encoded],
+    todo: list[tuple[str, str, list[Encoded], Answers]],
     args: argparse.Namespace,
 ) -> None:
-    """Write the responses of every (name, policy, its answers)."""
+    """Write the responses of every (name, policy, what it is asked, its answers)."""
     dtype = DTYPES[args.dtype]
     reference = load_causal_lm(args.reference_model, "--reference_model", dtype).to(device()).eval()
-    total = -(-len(prompts) // args.batch_size) * len(todo)
-    done = sum(answers.batches for _, _, answers in todo)
+    total = sum(-(-len(prompts) // args.batch_size) for _, _, prompts, _ in todo)
+    done = sum(answers.batches for *_, answers in todo)
     progress = Progress(total, "generate", every=max(1, total // 20), done_before=done)
-    for name, path, answers in todo:
+    for name, path, prompts, answers in todo:
         policy = load_causal_lm(path, f"--policy {name}", dtype).to(device()).eval()
         tokenizer = load_tokenizer(path, f"--policy {name}")  # the reference's, but for what ends a response
         for _ in answers.generate(policy, reference, prompts, tokenizer, args):
@@ -105,8 +119,9 @@ def main() -> None:
     tokenizer = load_tokenizer(args.reference_model, "--reference_model")
     rows = check_policies(args, tokenizer)
     prompts = load_test_prompts(args, tokenizer, args.reference_model, "--reference_model", rows)
-    longest = max(len(prompt.prompt) for prompt in prompts) + args.max_new_tokens
+    asked = {name: as_asked(prompts, name, path, tokenizer, args) for name, path in args.policy}
     for name, path in args.policy:
+        longest = max(len(prompt.prompt) for prompt in asked[name]) + args.max_new_tokens
         check_positions(path, f"--policy {name}", longest, f"--max_new_tokens {args.max_new_tokens} and the prompts")
     folder = check_writable(Path(args.output_dir) / "responses")
     for name, _ in args.policy:
@@ -114,14 +129,14 @@ def main() -> None:
     todo = []
     for name, path in args.policy:
         file = folder / f"{name}.jsonl"
-        settings = settings_of(args, path, f"--policy {name}", prompts)
+        settings = settings_of(args, path, f"--policy {name}", asked[name])
         if not args.overwrite and is_current(file, prompts, settings):
             partial_path(file).unlink(missing_ok=True)
             print(f"{name}: {file} is complete, skipped (--overwrite generates it again)", flush=True)
         else:
-            todo.append((name, path, Answers(file, settings, len(prompts))))
+            todo.append((name, path, asked[name], Answers(file, settings, len(prompts))))
     if todo:
-        generate_all(todo, prompts, args)
+        generate_all(todo, args)
 
 
 if __name__ == "__main__":

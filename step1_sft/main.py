@@ -8,7 +8,6 @@ The result is a Hugging Face folder, chat template included: the policy that ste
 
 import argparse
 import gc
-import math
 import sys
 from pathlib import Path
 
@@ -16,8 +15,6 @@ if __name__ == "__main__":
     gc.disable()  # imports leave no garbage: a fifth less to start; `run_main` enables it
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from utils.cli.arguments import (
@@ -31,25 +28,20 @@ from utils.cli.arguments import (
     check_deepspeed_arguments,
 )
 from utils.data import load_dialogues
-from utils.data.batching import right_pad
-from utils.data.encoding import Encoded
 from utils.engines.arrival import arriving
-from utils.engines.engines import Engine, engine_config, make_training_engine
+from utils.engines.engines import engine_config, make_training_engine
 from utils.memory.dry_run import settle_ranks
 from utils.models.checking import check_causal_lm, check_dialogues
 from utils.models.configs import DTYPES, allow, load_config, load_tokenizer
-from utils.models.loading import load_causal_lm, position_ids_from_mask
+from utils.models.loading import load_causal_lm
 from utils.output.files import check_output
-from utils.process.distributed import device, init_distributed, seed_everything, shutdown_distributed
+from utils.process.distributed import init_distributed, seed_everything, shutdown_distributed
 from utils.process.errors import Problems, run_main
 from utils.process.rank_watch import watch_ranks
 from utils.supervised.examples import read_examples
+from utils.supervised.language import language_task, response_length
 from utils.supervised.run import Run, export, note_steps, print_summary, print_supervised_dry_run, train
-from utils.supervised.steps import per_example, steps_per_epoch
-from utils.supervised.task import Task
-
-MAX_EXPONENT = 700  # of a float
-IGNORED = -100  # label of a token that is not trained on
+from utils.supervised.steps import steps_per_epoch
 
 
 def main() -> None:
@@ -77,23 +69,7 @@ def main() -> None:
     engine = make_training_engine(model, args, args.learning_rate, total_steps)
 
     # Training, with perplexity on the validation data before, after every epoch and of what is exported.
-    def validate() -> dict[str, float]:
-        table = per_example(
-            engine,
-            validation_examples,
-            args.per_device_eval_batch_size,
-            lambda examples: response_nll(engine, examples, tokenizer.pad_token_id),
-        )
-        loss = (table[:, 0].sum() / sum(map(response_length, validation_examples))).item()
-        return {"loss": loss, "perplexity": math.exp(loss) if loss < MAX_EXPONENT else math.inf}
-
-    task = Task(
-        train=training_examples,
-        units=response_length,
-        sums=lambda examples: {"loss": response_nll(engine, examples, tokenizer.pad_token_id).sum()},
-        validate=validate,
-        shown=("perplexity",),
-    )
+    task = language_task(engine, (training_examples, validation_examples), tokenizer, args)
     outcome = train(engine, model, args, task, run)
 
     # The fine-tuned policy.
@@ -137,44 +113,6 @@ def check_start(
     architecture = problems.take(check_causal_lm, *model, tokenizer)
     usable = problems.passes(check_dialogues, tokenizer, model[1])
     return tokenizer if usable else None, architecture
-
-
-def response_length(example: Encoded) -> int:
-    """Response tokens, EOS included."""
-    return len(example.responses[0])
-
-
-def collate(examples: list[Encoded], pad_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Right-padded (input_ids, attention_mask, labels), each [b, t]; IGNORED labels prompt and padding."""
-    ids, mask = right_pad([example.prompt + example.responses[0] for example in examples], pad_id)
-    labels, _ = right_pad([[IGNORED] * len(e.prompt) + e.responses[0] for e in examples], IGNORED)
-    return ids.to(device()), mask.to(device()), labels.to(device())
-
-
-def response_nll(engine: Engine, examples: list[Encoded], pad_id: int) -> torch.Tensor:
-    """Negative log-likelihood of each response given its prompt, summed over its tokens; [b] float32."""
-    ids, mask, labels = collate(examples, pad_id)
-    logits = engine(
-        input_ids=ids, attention_mask=mask, position_ids=position_ids_from_mask(mask), use_cache=False
-    ).logits
-    return label_nll(logits, labels)
-
-
-def label_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Sum of −log softmax(logits_t)[labels_{t+1}] over the labels that are not IGNORED, in float32.
-
-    Args:
-        logits: [b, t, vocabulary].
-        labels: [b, t].
-
-    Returns:
-        [b].
-    """
-    targets = labels[:, 1:]
-    losses = cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return losses.view_as(targets).sum(dim=-1)
 
 
 if __name__ == "__main__":

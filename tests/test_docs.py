@@ -7,6 +7,7 @@ import pytest
 
 import step1_sft.main
 import step2_reward.main
+import step3_dpa.arguments
 import step3_dpo.arguments
 import step3_gapo.arguments
 from tests.helpers import ROOT
@@ -22,6 +23,7 @@ FOREIGN = {"--num_accelerators", "--logdir", "--nodes", "--gpus-per-node", "--al
 STAGES = {
     "step1_sft": step1_sft.main.parse_args,
     "step2_reward": step2_reward.main.parse_args,
+    "step3_dpa": step3_dpa.arguments.parse_args,
     "step3_dpo": step3_dpo.arguments.parse_args,
     "step3_gapo": step3_gapo.arguments.parse_args,
 }

@@ -20,6 +20,7 @@ from utils.models.configs import load_tokenizer
 from utils.models.export import export_model
 from utils.models.loading import new_score_model
 from utils.process.errors import UserError, run_main
+from utils.supervised import language
 from utils.supervised.examples import hold_out
 from utils.supervised.steps import epoch_steps, split_evenly
 
@@ -176,16 +177,16 @@ def test_label_nll_by_hand():
     logits = torch.log(torch.tensor([0.25, 0.75])).expand(2, 4, 2)
     labels = torch.tensor([[-100, -100, 0, 1], [-100, 1, -100, -100]])
     expected = torch.tensor([math.log(4) + math.log(4 / 3), math.log(4 / 3)])
-    torch.testing.assert_close(step1.label_nll(logits, labels), expected)
+    torch.testing.assert_close(language.label_nll(logits, labels), expected)
 
 
 def test_prompt_and_padding_get_no_gradient():
     record = Dialogue([{"role": "user", "content": "x"}], "y", "file:1")
     examples = [Encoded(record, [5, 6, 7], ([8, 9],)), Encoded(record, [5], ([4],))]
-    ids, mask, labels = step1.collate(examples, pad_id=0)
+    ids, mask, labels = language.collate(examples, pad_id=0)
     assert ids.tolist() == [[5, 6, 7, 8, 9], [5, 4, 0, 0, 0]] and mask.tolist() == [[1] * 5, [1, 1, 0, 0, 0]]
     logits = torch.randn(2, 5, 10, requires_grad=True)
-    step1.label_nll(logits, labels).sum().backward()
+    language.label_nll(logits, labels).sum().backward()
     trained = logits.grad.abs().sum(dim=-1) > 0
     # Position t predicts token t + 1: 8 and 9 of the first row, 4 of the second, and nothing else.
     assert trained.tolist() == [[False, False, True, True, False], [True, False, False, False, False]]

@@ -17,6 +17,7 @@ from utils.process.distributed import device, seed_everything
 from utils.process.errors import UserError
 from utils.process.plain_text import printable
 from utils.scoring.scorers import RowScorer
+from utils.steering.directions import Direction, Steering
 
 
 @dataclass
@@ -25,7 +26,9 @@ class Policy:
 
     Attributes:
         system: what every conversation begins with: a system turn, or nothing.
-        history: begins with it and, between two questions, ends with an answer.
+        steering: of a policy that follows directions.
+        direction: the present one, which the history does not hold.
+        history: begins with the system turn and, between two questions, ends with an answer.
     """
 
     name: str
@@ -33,6 +36,8 @@ class Policy:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     system: list[Message]
+    steering: Steering | None = None
+    direction: Direction | None = None
     history: list[Message] = field(init=False)
 
     def __post_init__(self):
@@ -41,6 +46,12 @@ class Policy:
     def forget(self) -> None:
         """Begin anew."""
         self.history = [*self.system]
+
+    def encode(self, messages: list[Message]) -> list[int]:
+        """Ids of turns as the policy reads them: with its direction, if it has one."""
+        if self.steering and self.direction:
+            messages = self.steering.steered(messages, self.direction)
+        return encode_prompt(self.tokenizer, messages)
 
 
 class PageStreamer(TextStreamer):
@@ -91,13 +102,13 @@ def fit_history(
     """
     messages = [*policy.history, {"role": "user", "content": question}]
     room, dropped, first = room_for_prompt(policy.model, max_new_tokens), 0, len(policy.system)
-    ids = encode_prompt(policy.tokenizer, messages)
+    ids = policy.encode(messages)
     while room is not None and len(ids) > room:
         if len(messages) < first + 3:
-            what = "the system turn and the question have" if policy.system else "the question has"
+            what = "the system turn and the question have" if policy.system or policy.direction else "the question has"
             raise UserError(f"{what} {len(ids)} tokens, there is room for {room}")
         messages, dropped = [*policy.system, *messages[first + 2 :]], dropped + 1
-        ids = encode_prompt(policy.tokenizer, messages)
+        ids = policy.encode(messages)
     if dropped:
         total = len(policy.history) // 2
         page.note(f"(the history got too long: without the oldest {dropped} of {total} exchanges)")

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.results.partial import PartialFile, model_identity
 from eval.results.runs import read_json, read_json_lines
+from eval.results.steered import SteeredPrompt, without_direction
 from utils.cli.types import positive_int, seed, temperature
 from utils.data import load_prompts
 from utils.data.encoding import Encoded, fit_lengths
@@ -134,11 +135,26 @@ def answer_prompts(
         sampled = sample(policy, batch, tokenizer, args)
         lines = dict(zip(indices, describe(sampled), strict=True))
         if reference is not None:
-            read = sampled.input_ids, sampled.attention_mask, sampled.mask.shape[1], args.temperature
-            ratio = response_log_probs(policy, *read) - response_log_probs(reference, *read)
-            for line, kl in zip(lines.values(), (ratio * sampled.mask).sum(dim=-1).tolist(), strict=True):
+            for line, kl in zip(lines.values(), kls(policy, reference, sampled, tokenizer, args), strict=True):
                 line["kl"] = kl
         yield lines
+
+
+def kls(
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    sampled: Sampled,
+    tokenizer: PreTrainedTokenizerBase,
+    args: argparse.Namespace,
+) -> list[float]:
+    """log π(response) − log π₀(response) of each; π₀ reads prompts without a direction."""
+    read = lambda each: (each.input_ids, each.attention_mask, each.mask.shape[1], args.temperature)
+    steered = isinstance(sampled.prompts[0], SteeredPrompt)
+    plain = without_direction(sampled, tokenizer) if steered else sampled
+    own, other = response_log_probs(policy, *read(sampled)), response_log_probs(reference, *read(plain))
+    if own.shape != other.shape:
+        return ((own * sampled.mask).sum(dim=-1) - (other * plain.mask).sum(dim=-1)).tolist()
+    return ((own - other) * sampled.mask).sum(dim=-1).tolist()
 
 
 class Answers:

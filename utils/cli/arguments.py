@@ -183,10 +183,17 @@ def add_supervised_arguments(parser: argparse.ArgumentParser) -> None:
     add_loading_arguments(parser)
 
 
-def add_epoch_arguments(group: argparse._ArgumentGroup, batch: str) -> None:
-    """Epochs over a data set, part of which is held out; `batch` says what a batch size counts."""
+def add_epoch_arguments(group: argparse._ArgumentGroup, batch: str, max_length: bool = True) -> None:
+    """Epochs over a data set, part of which is held out.
+
+    Args:
+        batch: what a batch size counts; max_length: whether the data has lengths of its own.
+    """
     group.add_argument("--validation_fraction", type=fraction, default=0.05, help="share of the prompts held out")
-    group.add_argument("--max_length", type=positive_int, default=512, help="tokens of prompt and response together")
+    if max_length:
+        group.add_argument(
+            "--max_length", type=positive_int, default=512, help="tokens of prompt and response together"
+        )
     group.add_argument("--num_train_epochs", type=positive_int, default=1, help="passes over the data")
     group.add_argument("--per_device_train_batch_size", type=positive_int, default=16, help=batch)
     add_free(group, "--per_device_eval_batch_size", type=positive_int, default=32, help=f"{batch}, evaluation")

@@ -129,6 +129,17 @@ def temperature(text: str) -> float:
     return value
 
 
+def degrees(text: str) -> float:
+    """argparse type of an angle from -180 to 180."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not -180 <= value <= 180:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an angle from -180 to 180 degrees")
+    return value
+
+
 def seconds(text: str) -> float:
     """argparse type of a time to wait, 0 included."""
     value = non_negative_float(text)

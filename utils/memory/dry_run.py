@@ -128,7 +128,7 @@ def print_dry_run(
     lines = ["", "dry run: nothing is written, no weights are read", "", *model_table(args, models), ""]
     lines += aligned([[name, str(value)] for name, value in batches.items()])
     planned = [PlannedModel(use, shape_of(m.model)) for m in models for use in m.uses]
-    planned.sort(key=lambda model: model.use not in ("policy", "dpo", "sft", "reward"))
+    planned.sort(key=lambda model: model.use not in ("policy", "dpo", "dpa", "sft", "reward"))
     phases = phases_of(planned, args, around)
     lines += ["", *memory_table(phases, around), *verdict(planned, args, around, phases)]
     print("\n".join(lines), flush=True)

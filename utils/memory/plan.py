@@ -5,11 +5,13 @@ counted of weights, optimizers and activations.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from utils.data.batching import accumulates
 from utils.memory.sizes import DEVICE, FLOAT, HEAD_CHUNK, HOST, MARGINS, Ledger, Memory, PlannedModel, Surroundings
+
+Moments = Callable[[Memory], Iterator[Ledger]]
 
 
 @dataclass(frozen=True)
@@ -294,6 +296,22 @@ def pair_export_moments(memory: Memory) -> Iterator[Ledger]:
     yield from export_moments(without_margins(memory))
 
 
+def rejection_sampling_moments(memory: Memory) -> Iterator[Ledger]:
+    """A policy that nothing else is beside, whole on every rank, answers prompts several times each."""
+    policy, args = memory.models[0], memory.args
+    rows = args.per_device_prompt_batch_size * args.samples_per_direction
+    now = Ledger({(DEVICE, "frozen weights"): memory.width * policy.shape.parameters})
+    now[DEVICE, "keys and values"] = memory.key_values(policy, rows)
+    now[DEVICE, "logits"] = rows * policy.shape.vocabulary * (memory.width + 3 * FLOAT)
+    now[DEVICE, "activations"] = memory.working(policy, args.per_device_prompt_batch_size * memory.around.longest[0])
+    yield memory.libraries() + now
+
+
+def without_scores(moments: Moments) -> Moments:
+    """What is there once replies have their scores."""
+    return lambda memory: moments(without_margins(memory))
+
+
 def supervised_moments(memory: Memory) -> Iterator[Ledger]:
     (model,), args = memory.models, memory.args
     rows = args.per_device_train_batch_size * memory.around.sequences
@@ -350,4 +368,8 @@ PAIR_MOMENTS = {
     "margins": margin_moments, "loading": pair_loading_moments, "pairs read": pair_reading_moments,
     "policy update": pair_update_moments, "optimizer step": pair_step_moments, "export": pair_export_moments,
 }  # fmt: skip
-MOMENTS = {"policy": GAPO_MOMENTS, "backbone": BACKBONE_MOMENTS, "dpo": PAIR_MOMENTS}
+REJECTION_MOMENTS = {
+    "sampling": rejection_sampling_moments, "scoring": margin_moments,
+    **{name: without_scores(moments) for name, moments in SUPERVISED_MOMENTS.items()},
+}  # fmt: skip
+MOMENTS = {"dpa": REJECTION_MOMENTS, "policy": GAPO_MOMENTS, "backbone": BACKBONE_MOMENTS, "dpo": PAIR_MOMENTS}

@@ -29,6 +29,11 @@ TOLD = (
     "rescale_power",
     "gradient_scope",
     "tasks",
+    "min_angle",
+    "max_angle",
+    "message",
+    "iterations",
+    "samples_per_direction",
     "lora_dim",
     "seed",
 )
@@ -79,7 +84,7 @@ def front_matter(settings: Mapping[str, Any]) -> str:
     sources = [each.partition(":")[0] for each in str(settings.get("data") or "").split(",")]
     scores = "kind" in settings and "algorithm" not in settings
     adapters = settings.get("lora_dim") and settings.get("lora_export") == "adapter"
-    tags = ["alignment" if "algorithm" in settings else "reward-model" if scores else "sft"]
+    tags = ["alignment" if is_aligned(settings) else "reward-model" if scores else "sft"]
     tags += [settings["algorithm"]] if str(settings.get("algorithm", ":")).isidentifier() else []
     data = ModelCardData(
         base_model=base.partition("@")[0] if base and not is_local(base) else None,
@@ -96,10 +101,17 @@ def base_of(settings: Mapping[str, Any]) -> str:
     return next((settings[flag] for flag in MODELS if settings.get(flag)), "")
 
 
+def is_aligned(settings: Mapping[str, Any]) -> bool:
+    """Whether the settings are those of a stage 3, or of a soup."""
+    return "algorithm" in settings or "samples_per_direction" in settings
+
+
 def kind_of(settings: Mapping[str, Any]) -> str:
     """What the model is, in a few words."""
     if "algorithm" in settings:
         return f"A language model that is aligned to several objectives by {settings['algorithm']}"
+    if "samples_per_direction" in settings:
+        return "A language model that is steered by directions over several attributes, written into its system turn"
     if "kind" in settings:
         return f"A {settings['kind']} model" + (f" of {settings['objective']}" if settings.get("objective") else "")
     return "A language model after supervised fine-tuning"
@@ -110,7 +122,7 @@ def objectives_of(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     monitored = settings.get("monitor") or []
     found = []
     for flag in OBJECTIVES:
-        values = settings.get(flag) if "algorithm" in settings else None
+        values = settings.get(flag) if is_aligned(settings) else None
         for name, place in values or []:
             found.append((f"objective {name}" + " (only scored)" * (name in monitored), f"{flag}: {place}"))
     return found
