@@ -16,7 +16,8 @@ train_policy() {
         --actor_model "${ACTOR_MODEL:-$OUTPUT/sft}" \
         "${OBJECTIVE_FLAGS[@]}" \
         --data "$DATA" --overlong drop \
-        --min_angle $MIN_ANGLE --max_angle $MAX_ANGLE \
+        --min_angle $MIN_ANGLE --max_angle $MAX_ANGLE --direction_draw ${DIRECTION_DRAW:-uniform} \
+        ${MESSAGE:+--message "$MESSAGE"} \
         --iterations $ITERATIONS \
         ${ITERATION_PROMPTS:+--prompts_per_iteration $ITERATION_PROMPTS} \
         --samples_per_direction $SAMPLES \
