@@ -10,11 +10,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # that lie in the folders themselves; stages and examples import nothing of each other.
 ORDER = [
     "utils.process", "utils.output", "utils.cli", "utils.engines", "utils.data", "utils.instructions", "utils.models",
-    "utils.checkpoints", "utils.memory", "utils.policy", "utils.gradients", "utils.combining", "utils.scoring",
-    "utils.supervised", "utils.launch", "utils.safe_rlhf_mini", "utils", "eval.results", "eval.chatting",
-    "eval.judging", "eval.reporting", "eval",
+    "utils.steering", "utils.checkpoints", "utils.memory", "utils.policy", "utils.gradients", "utils.combining",
+    "utils.scoring", "utils.supervised", "utils.launch", "utils.safe_rlhf_mini", "utils", "eval.results",
+    "eval.chatting", "eval.judging", "eval.reporting", "eval",
 ]  # fmt: skip
-TOP = ["examples", "step1_sft", "step2_reward", "step3_gapo"]
+TOP = ["examples", "step1_sft", "step2_reward", "step3_dpa", "step3_dpo", "step3_gapo"]
 MOST_ENTRIES = 12  # of utils/ and eval/ beside their rooms
 
 
