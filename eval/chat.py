@@ -26,7 +26,7 @@ from utils.cli.arguments import Parser, add_loading_arguments
 from utils.cli.types import by_name, named_number, named_value, positive_int, seed, temperature
 from utils.data.encoding import encode_prompt
 from utils.models.checking import check_causal_lm, check_positions
-from utils.models.configs import DTYPES, allow, load_config, load_tokenizer
+from utils.models.configs import DTYPES, allow, load_tokenizer
 from utils.models.loading import load_causal_lm
 from utils.process.distributed import device
 from utils.process.errors import UserError, run_main
@@ -34,7 +34,6 @@ from utils.process.plain_text import printable
 from utils.scoring.objectives import Objective, add_score_arguments, are_given, by_source, named_objectives
 from utils.scoring.scorers import RowScorer, load_row_scorer
 from utils.steering.arguments import add_direction_argument, direction_of
-from utils.steering.directions import steering_of
 
 HELP = """\
 /reset     forget the conversation
@@ -90,8 +89,7 @@ def load_policies(args: argparse.Namespace) -> list[Policy]:
             load_causal_lm(path, f"--policy {name}", DTYPES[args.dtype]).to(device()).eval(),
             load_tokenizer(path, f"--policy {name}"),
             system_turns(args),
-            steering_of(load_config(path, f"--policy {name}"), f"--policy {name} {path}"),
-            (direction_of(path, f"--policy {name}", args.direction) or (None, None))[1],
+            *direction_of(path, f"--policy {name}", args.direction),
         )
         for name, path in args.policy
     ]

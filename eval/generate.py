@@ -89,8 +89,8 @@ def as_asked(
     Raises:
         UserError: see `direction_of`.
     """
-    found = direction_of(path, f"--policy {name}", args.direction)
-    return steer(prompts, *found, tokenizer) if found else prompts
+    steering, direction = direction_of(path, f"--policy {name}", args.direction)
+    return steer(prompts, steering, direction, tokenizer) if direction else prompts
 
 
 def generate_all(

@@ -319,9 +319,9 @@ def cases() -> dict[str, Case]:
     """{what is wrong: the case}."""
     groups = (data_files, data_rows, data_as_a_whole, policies, files_of_policies, score_models,
               score_models_of_others, models_with_a_gate, heads, held_out_pairs, reward_functions,
-              calls_of_reward_functions, adapters, pairs_of_objectives, tasks_of_prompts, tasks_of_responses,
-              foreign_code, names, variables, config_files, numbers, plans, many_mistakes, hub_names, responses,
-              evaluations, judgements, outputs)  # fmt: skip
+              calls_of_reward_functions, adapters, pairs_of_objectives, tasks_of_prompts, entries_of_tasks,
+              policy_losses, tasks_of_responses, foreign_code, names, variables, config_files, numbers, plans,
+              many_mistakes, hub_names, responses, evaluations, judgements, outputs)  # fmt: skip
     return {name: Case(*case) for group in groups for name, case in group().items()}
 
 
@@ -333,27 +333,31 @@ RISKY = {"prompts": {"risky": True}, "objectives": {"harmlessness": 2}}
 UNEVEN = {"micro_batch_tokens": 900, "gram_fraction": 0.5, "per_device_train_batch_size": 2}
 
 
-def tasks_of_prompts() -> dict[str, tuple]:
-    """CGPO's losses in step 3."""
-    plain = {"policy_loss": "crpg", "algorithm": "cgpo"}
+PLAIN = {"policy_loss": "crpg", "algorithm": "cgpo"}
 
-    def with_tasks(tasks: Any, **more: Any) -> Callable[[Bench], dict[str, Any]]:
-        def change(b: Bench) -> dict[str, Any]:
-            return (
-                plain | {"tasks": b.file("tasks.json", tasks if isinstance(tasks, str) else json.dumps(tasks))} | more
-            )
 
-        return change
+def with_tasks(tasks: Any, **more: Any) -> Callable[[Bench], dict[str, Any]]:
+    """Flags with a file of tasks: its text, or what it holds."""
+    text = tasks if isinstance(tasks, str) else json.dumps(tasks)
+    return lambda b: PLAIN | {"tasks": b.file("tasks.json", text)} | more
 
-    one = lambda **changes: with_tasks({"howto": HOWTO | changes, "risky": RISKY})
-    rule = lambda code: (
-        lambda b: (
-            plain
-            | {"judge": f"mine={b.file('rules.py', 'def rule(prompts, responses):' + chr(10) + '    ' + code)}:rule"}
-        )
+
+def howto(**changes: Any) -> Callable[[Bench], dict[str, Any]]:
+    """Two tasks, of which the first has other entries."""
+    return with_tasks({"howto": HOWTO | changes, "risky": RISKY})
+
+
+def with_rule(code: str) -> Callable[[Bench], dict[str, Any]]:
+    """Flags with a judge that does this."""
+    return lambda b: (
+        PLAIN | {"judge": f"mine={b.file('rules.py', f'def rule(prompts, responses):{chr(10)}    {code}')}:rule"}
     )
+
+
+def tasks_of_prompts() -> dict[str, tuple]:
+    """Which prompts the tasks of step 3 have."""
     return {
-        "tasks: no such file": (step3, lambda b: plain | {"tasks": b.folder / "x"}, ("--tasks", "cannot be read")),
+        "tasks: no such file": (step3, lambda b: PLAIN | {"tasks": b.folder / "x"}, ("--tasks", "cannot be read")),
         "tasks: no JSON": (step3, with_tasks("{"), ("--tasks", "cannot be read")),
         "tasks: a list": (step3, with_tasks([]), ("--tasks", "must be an object")),
         "tasks: one without prompts": (step3, with_tasks({"a": {"objectives": "helpfulness"}}), ("a: has no prompts",)),
@@ -378,20 +382,26 @@ def tasks_of_prompts() -> dict[str, tuple]:
             step3, with_tasks({"howto": HOWTO | {"responses": 2}, "risky": RISKY}, algorithm="gapo", dry_run=True,
                               gradient_scope="full", plan_ranks=2, **{flag: value}), (f"--{flag}",))
            for flag, value in UNEVEN.items()},
-        "policy loss: nothing to combine": (
-            step3, lambda b: plain | {"algorithm": "gapo"}, ("--algorithm gapo: has nothing to combine",)),
+    }  # fmt: skip
+
+
+def entries_of_tasks() -> dict[str, tuple]:
+    """What else a file of tasks says."""
+    return {
         "tasks: two fields": (
-            step3, one(prompts={"category": "x"}), ("one field of the rows", "category in one task, risky in another")),
-        "tasks: an unknown entry": (step3, one(reward="x"), ("howto: no such entry as reward",)),
-        "tasks: an unknown objective": (step3, one(objectives="wit"), ("howto: no such objective as wit",)),
-        "tasks: an unknown judge": (step3, one(judges=["kind"]), ("howto: no such judge as kind",)),
-        "tasks: a weight of no objective": (step3, one(objectives={"helpfulness": 0}), ("howto: objectives must be",)),
-        "tasks: no cap": (step3, one(kl_max=0), ("howto: kl_max must be a positive number, found 0",)),
-        "tasks: half a response": (step3, one(responses=0.5), ("howto: responses must be",)),
-        "tasks: a weight below 0": (step3, one(weight=-1), ("howto: weight must be",)),
+            step3, howto(prompts={"category": "x"}),
+            ("one field of the rows", "category in one task, risky in another")),
+        "tasks: an unknown entry": (step3, howto(reward="x"), ("howto: no such entry as reward",)),
+        "tasks: an unknown objective": (step3, howto(objectives="wit"), ("howto: no such objective as wit",)),
+        "tasks: an unknown judge": (step3, howto(judges=["kind"]), ("howto: no such judge as kind",)),
+        "tasks: a weight of no objective": (
+            step3, howto(objectives={"helpfulness": 0}), ("howto: objectives must be",)),
+        "tasks: no cap": (step3, howto(kl_max=0), ("howto: kl_max must be a positive number, found 0",)),
+        "tasks: half a response": (step3, howto(responses=0.5), ("howto: responses must be",)),
+        "tasks: a weight below 0": (step3, howto(weight=-1), ("howto: weight must be",)),
         "tasks: shares": (step3, with_tasks({"a": HOWTO | {"share": 0.5}, "b": RISKY | {"share": 0.2}}),
                           ("the shares sum to 0.7",)),
-        "tasks: a share of some": (step3, one(share=0.5), ("risky has no share",)),
+        "tasks: a share of some": (step3, howto(share=0.5), ("risky has no share",)),
         "tasks: a share of nothing": (
             step3, with_tasks({"a": HOWTO | {"share": 0.99}, "b": RISKY | {"share": 0.01}}),
             ("b: its share leaves it no prompt",)),
@@ -400,33 +410,41 @@ def tasks_of_prompts() -> dict[str, tuple]:
         "tasks: another policy loss": (
             step3, with_tasks({"howto": HOWTO, "risky": RISKY}, policy_loss=None, algorithm="gapo"),
             ("--tasks: --policy_loss clipped_surrogate knows none",)),
+    }  # fmt: skip
+
+
+def policy_losses() -> dict[str, tuple]:
+    """CGPO's losses, and judges, in step 3."""
+    return {
+        "policy loss: nothing to combine": (
+            step3, lambda b: PLAIN | {"algorithm": "gapo"}, ("--algorithm gapo: has nothing to combine",)),
         "policy loss: one response": (
             step3, with_tasks({"howto": HOWTO, "risky": RISKY | {"responses": 1}}, policy_loss="codpo"),
             ("--tasks: risky: --policy_loss codpo", "2 or more are needed")),
         "policy loss: one response to all": (
-            step3, lambda b: plain | {"policy_loss": "codpo", "responses_per_prompt": 1},
+            step3, lambda b: PLAIN | {"policy_loss": "codpo", "responses_per_prompt": 1},
             ("--responses_per_prompt: --policy_loss codpo",)),
         "policy loss: what mixes scores": (
-            step3, lambda b: plain | {"algorithm": "grpo"}, ("--policy_loss crpg", "--algorithm grpo")),
+            step3, lambda b: PLAIN | {"algorithm": "grpo"}, ("--policy_loss crpg", "--algorithm grpo")),
         "policy loss: what mixes advantages": (
-            step3, lambda b: plain | {"algorithm": "morlhf"}, ("--policy_loss crpg", "--algorithm morlhf")),
+            step3, lambda b: PLAIN | {"algorithm": "morlhf"}, ("--policy_loss crpg", "--algorithm morlhf")),
         "policy loss: an advantage": (
-            step3, lambda b: plain | {"advantage": "group"}, ("--advantage: --policy_loss crpg",)),
-        "policy loss: a second pass": (step3, lambda b: plain | {"ppo_epochs": 2}, ("--ppo_epochs:",)),
-        "policy loss: kept graphs": (step3, lambda b: plain | {"keep_graphs": True}, ("--keep_graphs:",)),
+            step3, lambda b: PLAIN | {"advantage": "group"}, ("--advantage: --policy_loss crpg",)),
+        "policy loss: a second pass": (step3, lambda b: PLAIN | {"ppo_epochs": 2}, ("--ppo_epochs:",)),
+        "policy loss: kept graphs": (step3, lambda b: PLAIN | {"keep_graphs": True}, ("--keep_graphs:",)),
         "policy loss: a cap of PPO": (
             step3, lambda b: {"kl_max": 3}, ("--kl_max: --policy_loss clipped_surrogate has none",)),
-        "policy loss: a cap of 0": (step3, lambda b: plain | {"kl_max": 0}, ("--kl_max",)),
+        "policy loss: a cap of 0": (step3, lambda b: PLAIN | {"kl_max": 0}, ("--kl_max",)),
         "policy loss: an option of another": (
-            step3, lambda b: plain | {"codpo_beta": 1}, ("--codpo_beta: --policy_loss crpg has none",)),
+            step3, lambda b: PLAIN | {"codpo_beta": 1}, ("--codpo_beta: --policy_loss crpg has none",)),
         "policy loss: half a pair": (
-            step3, lambda b: plain | {"policy_loss": "codpo", "per_device_train_batch_size": 3},
+            step3, lambda b: PLAIN | {"policy_loss": "codpo", "per_device_train_batch_size": 3},
             ("--per_device_train_batch_size 3", "pairs of rows")),
         "policy loss: no reference answers": (
-            step3, lambda b: plain | {"reference_answers": "answer"}, ("no reference answer in the field 'answer'",)),
-        "judge: another value": (step3, rule("return [1] * len(responses)"), ("--judge mine", "no truth values")),
-        "judge: too few values": (step3, rule("return []"), ("--judge mine", "0 values for 2 responses")),
-        "judge: a function that fails": (step3, rule("raise ValueError('no')"), ("--judge mine", "fails")),
+            step3, lambda b: PLAIN | {"reference_answers": "answer"}, ("no reference answer in the field 'answer'",)),
+        "judge: another value": (step3, with_rule("return [1] * len(responses)"), ("--judge mine", "no truth values")),
+        "judge: too few values": (step3, with_rule("return []"), ("--judge mine", "0 values for 2 responses")),
+        "judge: a function that fails": (step3, with_rule("raise ValueError('no')"), ("--judge mine", "fails")),
         "data: none for step 3": (step3, lambda b: {"data": None}, ("--data: needed",)),
     }  # fmt: skip
 

@@ -152,8 +152,6 @@ def kls(
     steered = isinstance(sampled.prompts[0], SteeredPrompt)
     plain = without_direction(sampled, tokenizer) if steered else sampled
     own, other = response_log_probs(policy, *read(sampled)), response_log_probs(reference, *read(plain))
-    if own.shape != other.shape:
-        return ((own * sampled.mask).sum(dim=-1) - (other * plain.mask).sum(dim=-1)).tolist()
     return ((own - other) * sampled.mask).sum(dim=-1).tolist()
 
 

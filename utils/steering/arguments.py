@@ -21,15 +21,17 @@ def add_direction_argument(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def direction_of(path: str, flag: str, weights: Sequence[tuple[str, float]]) -> tuple[Steering, Direction] | None:
-    """How a policy is steered, and the direction that `--direction` names; None where it names none.
+def direction_of(
+    path: str, flag: str, weights: Sequence[tuple[str, float]]
+) -> tuple[Steering | None, Direction | None]:
+    """How a policy is steered, if it is, and the direction that `--direction` names, if it names one.
 
     Raises:
         UserError: the policy is not steered, or not by these attributes; names `flag`, which named the policy.
     """
     steering = steering_of(load_config(path, flag), f"{flag} {path}")
     if not weights:
-        return None
+        return steering, None
     if steering is None:
         raise UserError(f"--direction: {flag} {path}: is no policy that is steered (step3_dpa makes them)")
     return steering, steering.direction(by_name("--direction", list(weights)), "--direction")
