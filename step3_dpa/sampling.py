@@ -52,7 +52,7 @@ def sample(
     if steering_of(load_config(policy, "the policy"), policy) is None:
         asked = [each.untold(tokenizer) for each in asked]
     settings = {name: getattr(args, name) for name in ("temperature", "max_new_tokens", "dtype", "seed")}
-    facts = prompts_of(asked) | settings | {"replies": args.samples_per_direction, "part": label}
+    facts = prompts_of(asked) | settings | {"replies": args.samples_per_direction}
     if is_main():
         facts |= model_facts(policy, "the policy")
     table = KeptTable(folder / "samples", asked, facts, PIECE_SIZE, None)
@@ -75,9 +75,10 @@ def compute_replies(
 ) -> None:
     """The missing pieces of the replies."""
     places = {id(each): place for place, each in enumerate(table.examples)}
+    part = "/".join(table.folder.parts[-3:-1])  # such as iteration_1/train: not how many iterations there are to be
 
     def measure(examples: list[Asked]) -> torch.Tensor:
-        seed_everything(seed_of(args.seed, label, places[id(examples[0])]))
+        seed_everything(seed_of(args.seed, part, places[id(examples[0])]))
         return replies_of(model, examples, tokenizer, args)
 
     table.compute(f"{label}: samples", None, args.per_device_prompt_batch_size, measure, torch.int32)
@@ -88,9 +89,9 @@ def prompts_of(asked: list[Asked]) -> dict[str, Any]:
     return {"prompts": data_fingerprint(asked)}
 
 
-def seed_of(seed: int, label: str, place: int) -> int:
+def seed_of(seed: int, part: str, place: int) -> int:
     """A seed of its own for the batch that begins with this prompt."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{label}/{place}".encode()).digest()[:4], "big")
+    return int.from_bytes(hashlib.sha256(f"{seed}/{part}/{place}".encode()).digest()[:4], "big")
 
 
 def replies_of(
